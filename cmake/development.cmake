@@ -1,0 +1,29 @@
+# moeskip_dev: how the project compiles its own programs. Users of the library never link it.
+include(CheckCXXCompilerFlag)
+
+set(moeskip_warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # g++ 12 finds the AVX-512 intrinsics of its own headers uninitialized, about 100 times with Eigen.
+  list(APPEND moeskip_warnings -Wno-maybe-uninitialized)
+endif()
+if(MOESKIP_WERROR)
+  list(APPEND moeskip_warnings -Werror)
+endif()
+
+add_library(moeskip_dev INTERFACE)
+target_link_libraries(moeskip_dev INTERFACE moeskip::moeskip)
+target_compile_options(moeskip_dev INTERFACE ${moeskip_warnings})
+
+if(MOESKIP_NATIVE)
+  check_cxx_compiler_flag(-march=native MOESKIP_HAS_MARCH_NATIVE)
+  if(NOT MOESKIP_HAS_MARCH_NATIVE)
+    message(FATAL_ERROR "${CMAKE_CXX_COMPILER} does not know -march=native: configure with -DMOESKIP_NATIVE=OFF.")
+  endif()
+  target_compile_options(moeskip_dev INTERFACE -march=native)
+endif()
+
+if(MOESKIP_SANITIZE)
+  set(sanitize -fsanitize=${MOESKIP_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(moeskip_dev INTERFACE ${sanitize})
+  target_link_options(moeskip_dev INTERFACE ${sanitize})
+endif()

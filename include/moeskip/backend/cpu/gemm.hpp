@@ -1,0 +1,262 @@
+// The matrix product of training and prefill, on the calling thread, for a tile of C that the caller chose:
+//   C(m,n) = [C(m,n) +] alpha * scale(m) * sum_k A(m,k) B(k,n)      in f32; A and B stored as f32 or bf16
+// A and B are copied ("packed") block by block into panels that the micro-kernel reads in order, which also
+// widens bf16, transposes, and gathers rows; the micro-kernel keeps a tile of C in registers (14 rows by 2
+// vectors with 32 registers, 6 by 2 with 16). After Goto and van de Geijn, "Anatomy of High-Performance
+// Matrix Multiplication", ACM TOMS 34(3), 2008. The sum runs over k in ascending order, cut at multiples of
+// the depth of a block: the bits of C(m,n) depend on k alone, not on which tile of C, of which size, the call
+// is given.
+//   m, n rows and columns of C · k summed · M_R, N_R the tile in registers
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "moeskip/backend/cpu/simd.hpp"
+#include "moeskip/base/check.hpp"
+
+namespace moeskip::cpu_kernels {
+
+/// A or B: stored row-major, its rows `stride` apart, element (r, c) at data[row(r) * stride + c]; row(r) =
+/// rows[r] where there is a list (gather), else r. `transposed`: the factor is the transpose of what is
+/// stored.
+template <class T> struct factor {
+  const T* data;
+  index_t stride;
+  bool transposed = false;
+  const std::int32_t* rows = nullptr;
+
+  const T* row(index_t r) const { return data + (rows ? index_t(rows[r]) : r) * stride; }
+};
+
+/// C and what happens to the sums on their way into it.
+struct product {
+  float* data;  // (m, n), or (rows[m], n)
+  index_t stride;
+  bool accumulate = false;  // C += …, else C = …
+  float alpha = 1.0f;
+  const float* scale = nullptr;        // (m): one more factor for each row, such as a routing weight
+  const std::int32_t* rows = nullptr;  // (m): row of C for each m (scatter)
+};
+
+/// Part of C: rows m.first … m.last-1, columns n.first … n.last-1.
+struct part {
+  index_t m_first, m_last, n_first, n_last;
+};
+
+namespace detail {
+
+template <class Arch> struct gemm_tile {
+  static constexpr index_t N = simd::width<Arch>, vectors = 2, n = vectors * N;
+  static constexpr index_t m =
+      simd::registers<Arch> == 32 ? 14 : 6;  // m * vectors sums, vectors of B, one of A
+  // Blocks: a panel of B (depth by n) stays in the first level of cache, a block of A (height by depth) and
+  // one of B (depth by breadth) in the second: 140 KB and 512 KB with AVX-512.
+  static constexpr index_t depth = 256, height = 10 * m, breadth = 16 * n;
+};
+
+constexpr index_t round_up(index_t x, index_t to) { return (x + to - 1) / to * to; }
+
+/// Scratch of the calling thread, at least `floats` long, 64-byte aligned; grows, never shrinks.
+template <class Arch> float* gemm_scratch(index_t floats) {
+  struct release {
+    void operator()(float* p) const { ::operator delete (p, std::align_val_t{alignment}); }
+  };
+  thread_local std::unique_ptr<float, release> buffer;
+  thread_local index_t size = 0;
+  if (size < floats) {
+    buffer.reset(static_cast<float*>(
+        ::operator new (std::size_t(floats) * sizeof(float), std::align_val_t{alignment})));
+    size = floats;
+  }
+  return buffer.get();
+}
+
+// ---- packing: a panel is `width` rows of A, or columns of B, as (depth, width), its last ones padding
+// -------------------
+
+/// Stored rows first … first+used-1, columns k … k+depth-1, as the columns of the panel (so this transposes,
+/// four by four). Padding repeats the last row; its sums are never stored.
+template <class Arch, class T> void pack_across(float* panel, index_t width, const factor<T>& f,
+                                                index_t first, index_t used, index_t k, index_t depth) {
+  using Q = simd::quad_arch<Arch>;
+  constexpr index_t step = 16 / index_t(sizeof(T));  // elements in four words
+  for (index_t start = 0; start < width; start += 4) {
+    const index_t r =
+        width < 4 ? 0 : std::min(start, width - 4);  // the last four may overlap the ones before
+    const T* source[4];
+    for (index_t i = 0; i < 4; ++i) source[i] = f.row(first + std::min(r + i, used - 1)) + k;
+    float* to = panel + r;
+    index_t j = 0;
+    if (width >= 4) {
+      for (; j + step <= depth; j += step, to += step * width) {
+        if constexpr (sizeof(T) == 4) {
+          auto a = simd::load<Q>(source[0] + j), b = simd::load<Q>(source[1] + j);
+          auto c = simd::load<Q>(source[2] + j), d = simd::load<Q>(source[3] + j);
+          simd::transpose(a, b, c, d);
+          simd::store(to, a), simd::store(to + width, b);
+          simd::store(to + 2 * width, c), simd::store(to + 3 * width, d);
+        } else {
+          const auto a = simd::load_words<Q>(source[0] + j), b = simd::load_words<Q>(source[1] + j);
+          const auto c = simd::load_words<Q>(source[2] + j), d = simd::load_words<Q>(source[3] + j);
+          auto a0 = simd::even(a), b0 = simd::even(b), c0 = simd::even(c), d0 = simd::even(d);
+          auto a1 = simd::odd(a), b1 = simd::odd(b), c1 = simd::odd(c), d1 = simd::odd(d);
+          simd::transpose(a0, b0, c0, d0);
+          simd::transpose(a1, b1, c1, d1);
+          simd::store(to, a0), simd::store(to + width, a1);
+          simd::store(to + 2 * width, b0), simd::store(to + 3 * width, b1);
+          simd::store(to + 4 * width, c0), simd::store(to + 5 * width, c1);
+          simd::store(to + 6 * width, d0), simd::store(to + 7 * width, d1);
+        }
+      }
+    }
+    for (; j < depth; ++j, to += width)
+      for (index_t i = 0; i < std::min<index_t>(4, width); ++i) to[i] = static_cast<float>(source[i][j]);
+  }
+}
+
+/// Stored rows k … k+depth-1, columns first … first+used-1, as the rows of the panel. Padding is zero.
+template <class Arch, class T> void pack_along(float* panel, index_t width, const factor<T>& f, index_t first,
+                                               index_t used, index_t k, index_t depth) {
+  using Q = simd::quad_arch<Arch>;
+  constexpr index_t step = 16 / index_t(sizeof(T));
+  for (index_t j = 0; j < depth; ++j, panel += width) {
+    const T* source = f.row(k + j) + first;
+    index_t i = 0;
+    for (; i + step <= used; i += step) {
+      if constexpr (sizeof(T) == 4) {
+        simd::store(panel + i, simd::load<Q>(source + i));
+      } else {
+        const auto words = simd::load_words<Q>(source + i);
+        auto low = simd::even(words), high = simd::odd(words);
+        simd::interleave(low, high);
+        simd::store(panel + i, low), simd::store(panel + i + 4, high);
+      }
+    }
+    for (; i < used; ++i) panel[i] = static_cast<float>(source[i]);
+    for (; i < width; ++i) panel[i] = 0.0f;
+  }
+}
+
+/// Rows m … m_end-1 of A, panels of M_R rows, the last one of as many as are left, made even.
+template <class Arch, class T>
+void pack_block_a(float* block, const factor<T>& a, index_t m, index_t m_end, index_t k, index_t depth) {
+  constexpr index_t M = gemm_tile<Arch>::m;
+  for (index_t i = m; i < m_end; i += M, block += M * depth) {
+    const index_t used = std::min(M, m_end - i), width = round_up(used, 2);
+    if (a.transposed)
+      pack_along<Arch>(block, width, a, i, used, k, depth);
+    else
+      pack_across<Arch>(block, width, a, i, used, k, depth);
+  }
+}
+
+/// Columns n … n_end-1 of B, panels of two vectors, the last one of one where that is enough.
+template <class Arch, class T>
+void pack_block_b(float* block, const factor<T>& b, index_t n, index_t n_end, index_t k, index_t depth) {
+  constexpr index_t N = simd::width<Arch>;
+  for (index_t j = n; j < n_end; j += 2 * N, block += 2 * N * depth) {
+    const index_t used = std::min(2 * N, n_end - j), width = round_up(used, N);
+    if (b.transposed)
+      pack_across<Arch>(block, width, b, j, used, k, depth);
+    else
+      pack_along<Arch>(block, width, b, j, used, k, depth);
+  }
+}
+
+// ---- the micro-kernel
+// ----------------------------------------------------------------------------------------------------
+
+/// C(rows m … m+used-1, columns n … n+columns-1) from a panel of A (depth, M) and one of B (depth, V
+/// vectors).
+template <class Arch, int M, int V> void gemm_micro(const product& c, index_t m, index_t used, index_t n,
+                                                    index_t columns, const float* a, const float* b,
+                                                    index_t depth, bool accumulate) {
+  constexpr index_t N = simd::width<Arch>;
+  simd::lanes<Arch> sum[M][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < M; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) sum[r][v] = simd::zero<Arch>();
+
+  for (index_t k = 0; k < depth; ++k, a += M, b += V * N) {
+    simd::lanes<Arch> columns_of_b[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) columns_of_b[v] = simd::load<Arch>(b + v * N), simd::hold(columns_of_b[v]);
+#pragma GCC unroll 16
+    for (int r = 0; r < M; ++r) {
+      simd::lanes<Arch> row_of_a(a[r]);
+      simd::hold(row_of_a);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[r][v] = simd::fma(row_of_a, columns_of_b[v], sum[r][v]);
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int r = 0; r < M; ++r) {
+    if (r >= used) break;
+    float* row = c.data + (c.rows ? index_t(c.rows[m + r]) : m + r) * c.stride + n;
+    const simd::lanes<Arch> factor(c.scale ? c.alpha * c.scale[m + r] : c.alpha);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const index_t left = columns - v * N;
+      float* to = row + v * N;
+      if (left >= N) {
+        simd::store(to, accumulate ? simd::fma(factor, sum[r][v], simd::load<Arch>(to)) : factor * sum[r][v]);
+      } else if (left > 0) {  // the same arithmetic, so the same bits
+        const auto old = accumulate ? simd::load_part<Arch>(to, left) : simd::zero<Arch>();
+        simd::store_part(to, accumulate ? simd::fma(factor, sum[r][v], old) : factor * sum[r][v], left);
+      }
+    }
+  }
+}
+
+/// The smallest kernel, of M, M - 2, …, 2 rows and 1 or 2 vectors, that holds the tile.
+template <class Arch, int M> void gemm_tile_of(const product& c, index_t m, index_t used, index_t n,
+                                               index_t columns, const float* a, const float* b, index_t depth,
+                                               bool accumulate) {
+  if constexpr (M > 2)
+    if (used <= M - 2) return gemm_tile_of<Arch, M - 2>(c, m, used, n, columns, a, b, depth, accumulate);
+  if (columns <= simd::width<Arch>)
+    gemm_micro<Arch, M, 1>(c, m, used, n, columns, a, b, depth, accumulate);
+  else
+    gemm_micro<Arch, M, 2>(c, m, used, n, columns, a, b, depth, accumulate);
+}
+
+}  // namespace detail
+
+/// The kernel. k: the length of the sums. Shapes of the factors: A (m, k), B (k, n), after transposition; the
+/// indices of `p` count in the whole C, A and B.
+template <class Arch, class TA, class TB>
+void gemm(const product& c, const factor<TA>& a, const factor<TB>& b, const part& p, index_t k) {
+  using tile = detail::gemm_tile<Arch>;
+  using detail::round_up;
+  if (p.m_first >= p.m_last || p.n_first >= p.n_last) return;
+  const index_t height = std::min(tile::height, round_up(p.m_last - p.m_first, 2));
+  const index_t breadth = std::min(tile::breadth, round_up(p.n_last - p.n_first, tile::n));
+  const index_t deepest = std::min(tile::depth, k), size_a = round_up(deepest * height, 16);
+  float* const block_a = detail::gemm_scratch<Arch>(size_a + deepest * breadth);
+  float* const block_b = block_a + size_a;
+
+  for (index_t n = p.n_first; n < p.n_last; n += breadth) {
+    const index_t n_end = std::min(n + breadth, p.n_last);
+    index_t k0 = 0;
+    do {  // once where k is 0, for C = 0
+      const index_t depth = std::min(tile::depth, k - k0);
+      detail::pack_block_b<Arch>(block_b, b, n, n_end, k0, depth);
+      for (index_t m = p.m_first; m < p.m_last; m += height) {
+        const index_t m_end = std::min(m + height, p.m_last);
+        detail::pack_block_a<Arch>(block_a, a, m, m_end, k0, depth);
+        for (index_t j = n; j < n_end; j += tile::n)
+          for (index_t i = m; i < m_end; i += tile::m)
+            detail::gemm_tile_of<Arch, int(tile::m)>(
+                c, i, std::min(tile::m, m_end - i), j, std::min(tile::n, n_end - j),
+                block_a + (i - m) * depth, block_b + (j - n) * depth, depth, c.accumulate || k0 > 0);
+      }
+    } while ((k0 += tile::depth) < k);
+  }
+}
+
+}  // namespace moeskip::cpu_kernels

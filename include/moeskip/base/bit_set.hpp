@@ -1,0 +1,49 @@
+// Small sets of layers and experts as flat values: usable in constant expressions and on the device.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "moeskip/base/config.hpp"
+
+namespace moeskip {
+
+/// A set of integers in [0, N).
+template <int N> struct bit_set {
+  static constexpr int capacity = N;
+  std::uint64_t words[(N + 63) / 64] = {};
+
+  MOESKIP_HD static constexpr bit_set first(int count) {  // {0, …, count-1}
+    bit_set s;
+    for (int i = 0; i < count; ++i) s.insert(i);
+    return s;
+  }
+  MOESKIP_HD constexpr bool contains(int i) const { return words[i / 64] >> (i % 64) & 1u; }
+  MOESKIP_HD constexpr bit_set& insert(int i) { return words[i / 64] |= std::uint64_t{1} << (i % 64), *this; }
+  MOESKIP_HD constexpr bit_set& erase(int i) { return words[i / 64] &= ~(std::uint64_t{1} << (i % 64)), *this; }
+  MOESKIP_HD constexpr int size() const {
+    int n = 0;
+    for (const std::uint64_t word : words) n += std::popcount(word);
+    return n;
+  }
+  friend constexpr bool operator==(const bit_set&, const bit_set&) = default;
+};
+
+using layer_set = bit_set<128>;   // exit layers: e is a member when there is an exit after e layers
+using expert_set = bit_set<512>;  // experts that survive dropout
+
+/// Exits after the given numbers of layers: exits_after(4, 8).
+template <class... Layers> constexpr layer_set exits_after(Layers... layers) {
+  layer_set s;
+  (s.insert(layers), ...);
+  return s;
+}
+
+/// Exits after every n layers below the top: exits_every(2, 8) is {2, 4, 6}.
+constexpr layer_set exits_every(int n, int layers) {
+  layer_set s;
+  for (int e = n; n > 0 && e < layers; e += n) s.insert(e);
+  return s;
+}
+
+}  // namespace moeskip

@@ -1,0 +1,67 @@
+// Decoder and its parts. A decoder continues a session by one round of at least one token; a speculative one is
+// composed of
+//   Draft          proposes tokens
+//   DraftLength    says how many
+//   Acceptance     decides which of them stand
+#pragma once
+
+#include <concepts>
+#include <span>
+#include <string_view>
+
+#include "moeskip/base/bit_set.hpp"
+#include "moeskip/tensor/view.hpp"
+
+namespace moeskip {
+
+namespace detail {
+struct any_sink {
+  void operator()(const auto&) const {}
+};
+}  // namespace detail
+
+/// on<Session> holds scratch for one generation; round(session, sampler, most, sink) emits 1 to `most` tokens.
+template <class P, class Session, class Sampler>
+concept Decoder = requires(typename P::template on<Session>& d, Session& s, Sampler& sampler, detail::any_sink sink) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  d.round(s, sampler, int{}, sink);
+};
+
+/// on<Session>: begin(session) starts a round; next(session, logits) runs the last token one draft step further and
+/// writes the draft's logits (V); verify(session, logits) runs what the draft left undone for all tokens so far and
+/// writes the full model's logits, one row for each.
+template <class P, class Session>
+concept Draft = requires(typename P::template on<Session>& d, Session& s, vec<float> row, mat<float> rows, int token) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  d.begin(s);
+  d.next(s, token, row);
+  d.verify(s, std::span<const int>{}, rows);
+};
+
+/// more(drafted, confidence): whether to draft another token after `drafted`, the last with this probability;
+/// observe(drafted, accepted) tells the outcome of a round.
+template <class P>
+concept DraftLength = requires(P& p, int n, double confidence) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  { p.longest() } -> std::convertible_to<int>;
+  { p.more(n, confidence) } -> std::convertible_to<bool>;
+  p.observe(n, n);
+};
+
+/// p, q (V): what the full model and the draft would draw from. accepts(p, q, token, u) with u uniform in [0, 1);
+/// residual(out, p, q) is what to draw from after a rejection.
+template <class P>
+concept Acceptance = requires(const P& a, vec<const float> p, vec<const float> q, vec<float> out) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  { a.accepts(p, q, int{}, double{}) } -> std::convertible_to<bool>;
+  a.residual(out, p, q);
+};
+
+/// Says when a token may leave early: leaves(probabilities (V), exit_layer).
+template <class P>
+concept ExitRule = requires(const P& r, vec<const float> logits, int exit_layer) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  { r.leaves(logits, exit_layer) } -> std::convertible_to<bool>;
+};
+
+}  // namespace moeskip

@@ -1,0 +1,33 @@
+// ExitHead: how the residual stream after e layers becomes logits. A head is always a norm and a projection; the
+// policy says whose.
+#pragma once
+
+#include <concepts>
+
+#include "moeskip/base/bit_set.hpp"
+#include "moeskip/concepts/router.hpp"
+#include "moeskip/tensor/view.hpp"
+
+namespace moeskip {
+
+template <class W> struct head_weights {
+  vec<W> norm;        // (D)
+  mat<W> projection;  // (V, D)
+};
+
+namespace detail {
+template <class P>
+concept has_head_weights = requires { typename P::template weights<float>; };
+template <class P>
+concept finds_head = requires(const typename P::template weights<float>& w, const head_weights<float>& top) {
+  { w.has(int{}) } -> std::convertible_to<bool>;
+  { w.at(int{}, top) } -> std::same_as<head_weights<float>>;
+};
+}  // namespace detail
+
+/// weights<W>::tensors(sizes, exits, tensor) lists what the exits own; has(e) says whether logits can be taken after e
+/// layers, and at(e, top) is the head there, where `top` is the head of the full model.
+template <class P>
+concept ExitHead = detail::names_itself<P> && detail::comparable<P> && detail::has_head_weights<P> && detail::finds_head<P>;
+
+}  // namespace moeskip

@@ -1,0 +1,37 @@
+// Plain decoding: one full pass for each token. What every other decoder is measured against.
+#pragma once
+
+#include <string_view>
+
+#include "moeskip/decode/sampler.hpp"
+#include "moeskip/decode/session.hpp"
+
+namespace moeskip::decoder {
+
+struct autoregressive {
+  static constexpr std::string_view name = "autoregressive";
+
+  template <class Session> struct on {
+    using T = typename Session::T;
+    explicit on(const autoregressive&, Session&) {}
+
+    template <class Sink> void round(Session& s, sampler& draw_from, int, Sink&& sink) {
+      const auto scope = s.memory().scope();
+      auto& m = s.model();
+      mat<T> x = s.memory().template take<T>(1, m.sizes().dim), logits = s.memory().template take<T>(1, m.sizes().vocab);
+      vec<T> p = s.memory().template take<T>(m.sizes().vocab);
+      const int at = s.position();
+      s.embed(x, s.pending());
+      s.run(0, m.layers(), x, at);
+      s.logits(logits, x, m.layers());
+      draw_from.distribution<T>(p, logits.row(0));
+      const draws draw{draw_from.options().seed, stream::sampling};
+      const int token = sampler::pick<T>(p, draw.uniform_double(std::uint64_t(at)));
+      ++s.stats.rounds;
+      s.push(token);
+      sink(emitted{token, m.layers(), false});
+    }
+  };
+};
+
+}  // namespace moeskip::decoder

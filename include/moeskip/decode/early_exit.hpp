@@ -1,0 +1,70 @@
+// Confidence-based early exit: a token leaves at the first exit whose rule is satisfied. Layers that it skipped get the
+// keys and values of its exit state, through their own projections (CALM's state propagation, arXiv:2207.07061,
+// section 4.1): cheap, since no expert is touched, and approximate, so early exit changes the text.
+#pragma once
+
+#include <cmath>
+#include <string_view>
+
+#include "moeskip/decode/sampler.hpp"
+#include "moeskip/decode/session.hpp"
+
+namespace moeskip {
+
+namespace exit_rule {
+
+/// Leave when the most likely token has at least this probability.
+struct max_probability {
+  static constexpr std::string_view name = "max_probability";
+  float threshold = 0.9f;
+
+  /// logits (V), before temperature.
+  template <class T> bool leaves(vec<const T> logits, int) const {
+    const T best = logits[argmax(logits)];
+    double total = 0;
+    for (const T& logit : logits) total += std::exp(double(logit - best));
+    return 1 / total >= double(threshold);
+  }
+};
+
+}  // namespace exit_rule
+
+namespace decoder {
+
+template <class Rule = exit_rule::max_probability> struct early_exit {
+  static constexpr std::string_view name = "early_exit";
+  Rule rule{};
+
+  template <class Session> struct on {
+    using T = typename Session::T;
+    early_exit options;
+    on(const early_exit& o, Session&) : options(o) {}
+
+    template <class Sink> void round(Session& s, sampler& draw_from, int, Sink&& sink) {
+      const auto scope = s.memory().scope();
+      auto& m = s.model();
+      mat<T> x = s.memory().template take<T>(1, m.sizes().dim), logits = s.memory().template take<T>(1, m.sizes().vocab);
+      vec<T> p = s.memory().template take<T>(m.sizes().vocab);
+      const int at = s.position();
+      s.embed(x, s.pending());
+      int depth = 0;
+      for (int e = 1; e <= m.layers(); ++e) {
+        if (e < m.layers() && !m.configuration().exits.contains(e)) continue;
+        s.run(depth, e, x, at);
+        s.logits(logits, x, e);
+        depth = e;
+        if (e < m.layers() && options.rule.template leaves<T>(logits.row(0), e)) break;
+      }
+      if (depth < m.layers()) s.propagate(depth, x, at);
+      draw_from.distribution<T>(p, logits.row(0));
+      const draws draw{draw_from.options().seed, stream::sampling};
+      const int token = sampler::pick<T>(p, draw.uniform_double(std::uint64_t(at)));
+      ++s.stats.rounds;
+      s.push(token);
+      sink(emitted{token, depth, false});
+    }
+  };
+};
+
+}  // namespace decoder
+}  // namespace moeskip

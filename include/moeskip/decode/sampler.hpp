@@ -1,0 +1,92 @@
+// From logits to a distribution, and from a distribution to a token.
+//   softmax(logits / temperature), cut to the top_k most likely, then to the smallest set of mass top_p
+// (Holtzman et al. 2020, arXiv:1904.09751), renormalised. Temperature 0 is greedy: all mass on the most likely token,
+// the lowest id among equals.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "moeskip/base/check.hpp"
+#include "moeskip/base/rng.hpp"
+#include "moeskip/tensor/view.hpp"
+
+namespace moeskip {
+
+struct sampling {
+  float temperature = 0.f;  // 0: greedy
+  int top_k = 0;            // 0: no limit
+  float top_p = 1.f;
+  moeskip::seed seed{0};
+
+  bool greedy() const { return temperature <= 0; }
+};
+
+/// Index of the largest; the lowest among equals. Throws config_error when no number is comparable (all NaN).
+template <class T> int argmax(vec<const T> values) {
+  index_t best = -1;
+  for (index_t i = 0; i < values.size(); ++i)
+    if (!std::isnan(values[i]) && (best < 0 || values[i] > values[best])) best = i;
+  MOESKIP_CHECK(config_error, best >= 0, "the model's logits are not numbers: its weights are damaged or diverged");
+  return int(best);
+}
+
+/// Makes distributions; keeps its scratch between calls.
+class sampler {
+ public:
+  /// Throws config_error for options that mean nothing.
+  explicit sampler(const sampling& options) : options_(options) {
+    MOESKIP_CHECK(config_error, options.temperature >= 0 && std::isfinite(options.temperature),
+                  "sampling.temperature must be 0 (greedy) or more, got ", options.temperature);
+    MOESKIP_CHECK(config_error, options.top_p > 0 && options.top_p <= 1, "sampling.top_p must be in (0, 1], got ",
+                  options.top_p);
+    MOESKIP_CHECK(config_error, options.top_k >= 0, "sampling.top_k must be 0 (no limit) or more, got ", options.top_k);
+  }
+  const sampling& options() const { return options_; }
+
+  /// p (V) = the distribution that tokens are drawn from, given logits (V).
+  template <class T> void distribution(vec<T> p, vec<const T> logits) {
+    const int best = argmax(logits);
+    std::fill(p.begin(), p.end(), T{});
+    if (options_.greedy()) return void(p[best] = T(1));
+    for (index_t i = 0; i < p.size(); ++i)
+      p[i] = std::isnan(logits[i]) ? T{} : T(std::exp((logits[i] - logits[best]) / T(options_.temperature)));
+    if (options_.top_k > 0 || options_.top_p < 1) cut(p);
+    const T total = std::accumulate(p.begin(), p.end(), T{});
+    for (T& x : p) x /= total;
+  }
+
+  /// The token at height u in [0, 1) of the cumulative distribution.
+  template <class T> static int pick(vec<const T> p, double u) {
+    double below = 0;
+    index_t last = 0;
+    for (index_t i = 0; i < p.size(); ++i) {
+      if (p[i] <= 0) continue;
+      below += double(p[i]), last = i;
+      if (u < below) return int(i);
+    }
+    return int(last);  // rounding left the sum a little under one
+  }
+
+ private:
+  template <class T> void cut(vec<T> p) {
+    order_.resize(std::size_t(p.size()));
+    std::iota(order_.begin(), order_.end(), 0);
+    const auto likelier = [&](int a, int b) { return p[a] != p[b] ? p[a] > p[b] : a < b; };
+    std::sort(order_.begin(), order_.end(), likelier);
+    std::size_t keep = order_.size();
+    if (options_.top_k > 0) keep = std::min(keep, std::size_t(options_.top_k));
+    double total = 0, mass = 0;
+    for (std::size_t i = 0; i < keep; ++i) total += double(p[order_[i]]);
+    std::size_t inside = 0;
+    while (inside < keep && mass < double(options_.top_p) * total) mass += double(p[order_[inside++]]);
+    for (std::size_t i = std::max<std::size_t>(inside, 1); i < order_.size(); ++i) p[order_[i]] = T{};
+  }
+
+  sampling options_;
+  std::vector<int> order_;
+};
+
+}  // namespace moeskip

@@ -1,0 +1,119 @@
+// One sequence being continued: its tokens, and the keys and values of all but the last. That last token is pending:
+// every round begins by running it through the model.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "moeskip/model/model.hpp"
+
+namespace moeskip {
+
+/// A token as it leaves a decoder.
+struct emitted {
+  int token;
+  int exit_layer;      // layers that its logits came from
+  bool drafted;        // proposed by a draft and accepted
+};
+
+struct decode_stats {
+  int tokens = 0;             // emitted
+  int rounds = 0;             // full passes or verifications
+  int drafted = 0, accepted = 0;
+  long long layer_steps = 0;  // layers run, summed over tokens
+  double seconds = 0;         // from after the prefill to the last token
+
+  double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
+  double acceptance_rate() const { return drafted ? double(accepted) / drafted : 0; }
+};
+
+template <class V, class B> class session {
+ public:
+  using model_type = moeskip::model<V, B>;
+  using T = scalar_t<B>;
+  /// Prompts are run this many tokens at a time by every decoder, because a token's bits may depend on the size of a
+  /// call beyond `invariant_rows`.
+  static constexpr int prefill_chunk = 128;
+  /// Calls of up to this many rows give each row the same bits as a call of its own.
+  static constexpr int invariant_rows = 16;
+
+  explicit session(model_type& m)
+      : model_(m), kv_(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size()),
+        tape_(memory_), slot_(std::size_t(m.sizes().context), 0), position_(std::size_t(m.sizes().context)) {
+    for (std::size_t i = 0; i < position_.size(); ++i) position_[i] = int(i);
+  }
+  session(const session&) = delete;
+
+  /// Forgets everything and runs the prompt but for its last token. Throws config_error for an empty prompt, one longer
+  /// than the context, or an id outside the vocabulary.
+  void prefill(std::span<const int> prompt) {
+    MOESKIP_CHECK(config_error, !prompt.empty(), "the prompt is empty: expected at least one token");
+    MOESKIP_CHECK(config_error, int(prompt.size()) <= context(), "the prompt is longer than the context: expected at most ",
+                  context(), " tokens, got ", prompt.size());
+    for (const int token : prompt)
+      MOESKIP_CHECK(config_error, token >= 0 && token < model_.sizes().vocab, "token id ", token,
+                    " is outside the vocabulary of ", model_.sizes().vocab);
+    tokens_.clear(), tokens_.reserve(std::size_t(context()) + 1);
+    const int known = int(prompt.size()) - 1;
+    for (int first = 0; first < known; first += prefill_chunk) {
+      const auto scope = memory_.scope();
+      const int count = std::min(prefill_chunk, known - first);
+      mat<T> x = memory_.template take<T>(count, model_.sizes().dim);
+      model_.embed(x, {prompt.data() + first, count});
+      model_.run_layers(0, model_.layers(), x, kv_, rows(first, count), tape_);
+    }
+    tokens_.assign(prompt.begin(), prompt.end());
+  }
+
+  int context() const { return kv_.capacity(); }
+  int position() const { return int(tokens_.size()) - 1; }  // of the pending token
+  int pending() const { return tokens_.back(); }
+  const std::vector<int>& tokens() const { return tokens_; }
+  /// Adds a token; it becomes the pending one.
+  void push(int token) { tokens_.push_back(token); }
+
+  /// Layers [first, last) on x (N, D): rows at consecutive positions from `at`.
+  mat<T> run(int first, int last, mat<T> x, int at) {
+    for (index_t n = 0; n < x.rows(); n += invariant_rows) {
+      const index_t count = std::min<index_t>(invariant_rows, x.rows() - n);
+      model_.run_layers(first, last, x.rows(n, count), kv_, rows(at + int(n), int(count)), tape_);
+      stats.layer_steps += count * (last - first);
+    }
+    return x;
+  }
+  /// The stream x (1, D) of `token` before the first layer.
+  void embed(mat<T> x, int token) { model_.embed(x, {&token, 1}); }
+  /// logits (N, V) of the streams x (N, D).
+  void logits(mat<T> out, mat<const T> x, int exit_layer) {
+    const auto scope = memory_.scope();
+    mat<T> normed = memory_.template take<T>(std::min<index_t>(x.rows(), invariant_rows), x.cols());
+    for (index_t n = 0; n < x.rows(); n += invariant_rows) {
+      const index_t count = std::min<index_t>(invariant_rows, x.rows() - n);
+      model_.head(out.rows(n, count), normed.rows(0, count), x.rows(n, count), exit_layer);
+    }
+  }
+  /// Fills keys and values of layers [first, L) for rows that exited with streams x (N, D) at positions from `at`.
+  void propagate(int first, mat<const T> x, int at) {
+    model_.propagate(first, model_.layers(), x, kv_, rows(at, int(x.rows())), memory_);
+  }
+
+  model_type& model() { return model_; }
+  arena& memory() { return memory_; }
+  decode_stats stats;
+
+ private:
+  token_rows rows(int at, int count) const {
+    MOESKIP_CHECK(config_error, at + count <= context(), "the context of ", context(), " tokens is exhausted: position ",
+                  at + count - 1, " is beyond it");
+    return {{slot_.data(), count}, {position_.data() + at, count}};
+  }
+
+  model_type& model_;
+  kv_cache<T> kv_;
+  arena memory_;
+  no_tape tape_;
+  std::vector<int> tokens_;
+  std::vector<int> slot_, position_;  // 0, 0, 0 … and 0, 1, 2 …: rows are windows of them
+};
+
+}  // namespace moeskip

@@ -1,0 +1,61 @@
+// Self-drafting: the model's own first E layers propose, the remaining ones verify. Keys, values and the streams that
+// left layer E are kept, so that a verification runs only layers E … L−1, for all drafted tokens at once.
+//                                                                     LayerSkip, arXiv:2404.16710, section 4.3
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "moeskip/decode/session.hpp"
+
+namespace moeskip::draft {
+
+struct self {
+  static constexpr std::string_view name = "self";
+  int exit_layer = 0;  // E; 0: the deepest trained exit at half depth or earlier, or half depth
+
+  template <class Session> struct on {
+    using T = typename Session::T;
+
+    on(const self& options, Session& s, int longest) : longest_(longest) {
+      auto& m = s.model();
+      exit_ = options.exit_layer ? options.exit_layer : default_exit(m);
+      MOESKIP_CHECK(config_error, exit_ < m.layers(), "exit layer ", exit_, " is out of range: a draft must leave below "
+                    "the full depth of ", m.layers(), " layers");
+      m.check_exit(exit_);
+    }
+    int exit_layer() const { return exit_; }
+
+    void begin(Session& s) {
+      states_ = s.memory().template take<T>(longest_ + 1, s.model().sizes().dim);
+      count_ = 0;
+      at_ = s.position();
+    }
+    /// Runs `token`, the next of the round, through the first E layers; logits (V) are the draft's, unless empty.
+    void next(Session& s, int token, vec<T> logits) {
+      const mat<T> x = states_.rows(count_, 1);
+      s.embed(x, token);
+      s.run(0, exit_, x, at_ + count_);
+      ++count_;
+      if (logits.data()) s.logits({logits.data(), 1, logits.size()}, x, exit_);
+    }
+    /// logits (n, V) of the full model for the n tokens of the round; those that next() has not seen run first.
+    void verify(Session& s, std::span<const int> tokens, mat<T> logits) {
+      while (count_ < int(tokens.size())) next(s, tokens[std::size_t(count_)], {});
+      const mat<T> x = states_.rows(0, count_);
+      s.run(exit_, s.model().layers(), x, at_);
+      s.logits(logits, x, s.model().layers());
+    }
+
+   private:
+    template <class M> static int default_exit(const M& m) {
+      for (int e = m.layers() / 2; e > 0; --e)
+        if (m.configuration().exits.contains(e)) return e;
+      return m.layers() / 2;
+    }
+    int longest_, exit_ = 0, count_ = 0, at_ = 0;
+    mat<T> states_;  // (d + 1, D) streams after layer E
+  };
+};
+
+}  // namespace moeskip::draft

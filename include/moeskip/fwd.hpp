@@ -1,0 +1,24 @@
+// Forward declarations: the only home of default template arguments.
+#pragma once
+
+#include "moeskip/base/config.hpp"
+#include "moeskip/base/scalar.hpp"
+
+namespace moeskip {
+
+template <Scalar T = double> struct reference;
+template <Storage W = float, class Isa = isa::native> struct cpu;
+
+template <class V> struct config;
+template <class V, class B> class model;
+
+namespace curriculum { struct all; }
+namespace draft { struct self; }
+namespace acceptance { struct exact; }
+namespace draft_length { struct fixed; }
+namespace speculative_decoder {
+template <class Draft = draft::self, class Acceptance = acceptance::exact, class DraftLength = draft_length::fixed>
+struct compose;
+}
+
+}  // namespace moeskip

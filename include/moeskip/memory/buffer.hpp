@@ -1,0 +1,55 @@
+// Owned, aligned, zeroed memory on the host.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "moeskip/base/config.hpp"
+#include "moeskip/tensor/view.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace moeskip {
+
+/// `size` elements of a trivial T, zeroed. From 4 MiB on they stand on huge pages where the system has them: reading
+/// gigabytes of weights through 4 KiB pages costs the hardware prefetcher its run at every page end.
+template <class T> class buffer {
+  static_assert(std::is_trivially_copyable_v<T>);
+  static constexpr std::size_t huge_page = std::size_t{2} << 20;
+
+ public:
+  buffer() = default;
+  explicit buffer(index_t size) : size_(size) {
+    if (size == 0) return;
+    const std::size_t bytes = std::size_t(size) * sizeof(T);
+    const std::size_t align = bytes >= 2 * huge_page ? huge_page : alignment;
+    data_.reset(static_cast<T*>(::operator new(bytes, std::align_val_t{align})));
+    data_.get_deleter().align = align;
+#if defined(__linux__)
+    if (align == huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+#endif
+    std::fill_n(data_.get(), size, T{});
+  }
+
+  index_t size() const { return size_; }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  vec<T> view() { return {data(), size_}; }
+  vec<const T> view() const { return {data(), size_}; }
+  T& operator[](index_t i) { return data_[std::size_t(i)]; }
+  const T& operator[](index_t i) const { return data_[std::size_t(i)]; }
+
+ private:
+  struct release {
+    std::size_t align = alignment;
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t{align}); }
+  };
+  std::unique_ptr<T[], release> data_;
+  index_t size_ = 0;
+};
+
+}  // namespace moeskip

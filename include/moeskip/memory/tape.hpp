@@ -1,0 +1,75 @@
+// The tape is a policy: one forward serves training and inference.
+//   tape      keeps what backward needs, in the order it was made; backward pops it in reverse
+//   no_tape   keeps nothing: the saving code vanishes, and a layer's temporaries go when the layer ends
+#pragma once
+
+#include <cstdint>
+#include <new>
+#include <type_traits>
+
+#include "moeskip/base/rng.hpp"
+#include "moeskip/memory/arena.hpp"
+
+namespace moeskip {
+
+/// Inference: activations are updated in place and temporaries are returned at the end of each layer.
+class no_tape {
+ public:
+  static constexpr bool records = false;
+  explicit no_tape(arena& memory) : memory_(memory) {}
+
+  arena& memory() { return memory_; }
+  auto layer_scope() { return memory_.scope(); }
+  /// Where the successor of the residual stream x is written: over x itself.
+  template <class T> mat<T> successor(mat<T> x) { return x; }
+  template <class Record> void save(const Record&) {}
+
+ private:
+  arena& memory_;
+};
+
+/// Training: what is taken while a layer runs stays until the step ends. `from` and `step` key every random mask of
+/// the forward pass. T: scalar of the activations.
+template <class T> class tape {
+ public:
+  static constexpr bool records = true;
+  tape(arena& memory, seed key, std::uint64_t step_number) : from(key), step(step_number), memory_(memory) {}
+
+  arena& memory() { return memory_; }
+  struct nothing {
+    nothing() {}  // user-provided, so that an unused scope is no warning
+    ~nothing() {}
+  };
+  nothing layer_scope() { return {}; }
+  /// The residual stream before each sublayer is needed by that sublayer's backward: the successor is new memory.
+  mat<T> successor(mat<T> x) { return memory_.take<T>(x.rows(), x.cols()); }
+
+  template <class Record> void save(const Record& record) {
+    static_assert(std::is_trivially_copyable_v<Record>);
+    top_ = new (memory_.take<node<Record>>(1).data()) node<Record>{{&tag<Record>, top_}, record};
+  }
+  template <class Record> Record pop() {
+    MOESKIP_CHECK(error, top_ && top_->kind == &tag<Record>, "tape: backward pops another record than forward saved");
+    const Record record = static_cast<const node<Record>*>(top_)->record;
+    top_ = top_->below;
+    return record;
+  }
+
+  const seed from;
+  const std::uint64_t step;
+  T balance{}, z{};  // auxiliary losses of the routers, unweighted, summed over layers
+
+ private:
+  template <class Record> static inline const char tag = 0;  // its address names the type
+  struct link {
+    const char* kind;
+    const link* below;
+  };
+  template <class Record> struct node : link {
+    Record record;
+  };
+  arena& memory_;
+  const link* top_ = nullptr;
+};
+
+}  // namespace moeskip

@@ -1,0 +1,54 @@
+// Checkpoints: safetensors files whose metadata holds the variant and its sizes. Opt-in: brings nlohmann-json.
+#pragma once
+
+#include <filesystem>
+
+#include "moeskip/formats/safetensors.hpp"
+#include "moeskip/model/metadata.hpp"
+#include "moeskip/model/model.hpp"
+
+namespace moeskip {
+
+namespace detail {
+
+/// Adds every tensor of a block to the writer, under its name behind a prefix.
+template <class T>
+void add_block(safetensors_writer& file, const std::vector<tensor_info>& tensors, vec<const T> block,
+               const std::string& prefix = {}) {
+  for (const tensor_info& t : tensors)
+    file.add(prefix + t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()),
+             std::span<const T>(block.data() + t.offset, std::size_t(t.size)));
+}
+
+/// Reads them back; shapes and names must fit.
+template <class T>
+void read_block(const safetensors_file& file, const std::vector<tensor_info>& tensors, vec<T> block,
+                const std::string& prefix = {}) {
+  for (const tensor_info& t : tensors) {
+    const std::vector<std::int64_t> shape(t.shape.begin(), t.shape.end());
+    file.read<T>(prefix + t.name, std::span<const std::int64_t>(shape),
+                 std::span<T>(block.data() + t.offset, std::size_t(t.size)));
+  }
+}
+
+}  // namespace detail
+
+/// Writes the weights as they are stored. All or nothing: see formats/atomic_file.hpp. Throws file_error.
+template <class V, class B> void save(const model<V, B>& m, const std::filesystem::path& path) {
+  safetensors_writer file;
+  for (const auto& [key, value] : to_metadata(m.configuration())) file.metadata(key, value);
+  detail::add_block<weight_t<B>>(file, m.tensors(), m.block());
+  file.write(path);
+}
+
+/// The model in a file; sizes and numbers come from its metadata, weights are converted to what B stores. Tensors that
+/// the model does not have (an optimizer's state) are ignored. Throws file_error that names every difference between
+/// the file's variant and V.
+template <class V, class B> model<V, B> load(const std::filesystem::path& path) {
+  const safetensors_file file(path);
+  model<V, B> m(from_metadata<V>(file.metadata(), path.string()), typename model<V, B>::uninitialised{});
+  detail::read_block<weight_t<B>>(file, m.tensors(), m.block());
+  return m;
+}
+
+}  // namespace moeskip

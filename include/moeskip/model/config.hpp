@@ -1,0 +1,64 @@
+// A model's numbers: sizes, exits, and the hyper-parameters of the variant's policies.
+#pragma once
+
+#include "moeskip/model/variant.hpp"
+#include "moeskip/parts/sizes.hpp"
+
+namespace moeskip {
+
+template <class V> struct config {
+  moeskip::sizes sizes{};
+  layer_set exits{};  // exits after these numbers of layers; the full depth is always one
+  typename V::router router{};
+  typename V::expert_dropout expert_dropout{};
+  typename V::layer_dropout layer_dropout{};
+  typename V::exit_head exit_head{};
+
+  friend constexpr bool operator==(const config&, const config&) = default;
+};
+
+/// What is wrong with a config, in a sentence that names field and value; empty where it is sound.
+template <class V> constexpr std::string_view problem(const config<V>& c) {
+  const sizes& s = c.sizes;
+  if (s.layers < 1 || s.layers >= layer_set::capacity) return "sizes.layers must be from 1 to 127";
+  if (s.dim < 1) return "sizes.dim must be at least 1";
+  if (s.heads < 1) return "sizes.heads must be at least 1";
+  if (s.head_dim == 0 && s.dim % s.heads) return "sizes.dim must be a multiple of sizes.heads unless sizes.head_dim is given";
+  if (s.head_size() % 2 || s.head_size() < 2) return "sizes.head_dim must be even: rotary positions turn pairs";
+  if (s.kv_groups() < 1 || s.heads % s.kv_groups()) return "sizes.heads must be a multiple of sizes.kv_heads";
+  if (s.vocab < 1) return "sizes.vocab must be at least 1";
+  if (s.context < 1) return "sizes.context must be at least 1";
+  if (s.moe_every < 0) return "sizes.moe_every must be 0 (no MoE layer) or more";
+  if (s.moe_layers() > 0 && s.ffn < 1) return "sizes.ffn must be at least 1";
+  if (s.moe_layers() < s.layers && s.dense_width() < 1) return "sizes.dense_ffn or sizes.ffn must be at least 1";
+  if (s.moe_layers() > 0 && s.experts < V::router::experts_per_token)
+    return "sizes.experts must be at least the router's experts_per_token";
+  if (s.experts > expert_set::capacity) return "sizes.experts must be at most 512";
+  if (!(s.norm_eps > 0)) return "sizes.norm_eps must be positive";
+  for (int e = 0; e < layer_set::capacity; ++e)
+    if (c.exits.contains(e) && (e < 1 || e >= s.layers)) return "exits must lie from 1 to sizes.layers - 1";
+  return {};
+}
+
+/// For static_assert(ms::valid(config)): sizes that do not fit together fail to compile.
+template <class V> constexpr bool valid(const config<V>& c) { return problem(c).empty(); }
+
+/// Calls f(slot, field, value) for every number of a config: how it is printed, saved and compared. Policies without
+/// `fields` have none.
+template <class C, class F> void visit_fields(C& c, F&& f) {
+  const auto slot = [&](std::string_view name, auto& values) {
+    if constexpr (requires { values.fields(values, [](std::string_view, auto&) {}); })
+      values.fields(values, [&](std::string_view field, auto& value) { f(name, field, value); });
+  };
+  slot("sizes", c.sizes), slot("router", c.router), slot("expert_dropout", c.expert_dropout);
+  slot("layer_dropout", c.layer_dropout), slot("exit_head", c.exit_head);
+}
+
+/// "router=top_k<2> expert_dropout=none …": the policies of a variant by name.
+template <class V> std::string variant_name() {
+  return text("router=", V::router::name, "<", V::router::experts_per_token, ">",
+              " expert_dropout=", V::expert_dropout::name, " layer_dropout=", V::layer_dropout::name,
+              " exit_head=", V::exit_head::name);
+}
+
+}  // namespace moeskip

@@ -1,0 +1,62 @@
+// describe(model): what a model is, in a few lines.
+#pragma once
+
+#include "moeskip/base/parallel.hpp"
+#include "moeskip/model/model.hpp"
+
+namespace moeskip {
+
+/// Parameters, and what one token touches of them. Embedding rows are looked up, not multiplied: a token reads one.
+struct model_footprint {
+  index_t parameters = 0;         // all
+  index_t active_parameters = 0;  // multiplied for one token at full depth, K experts a MoE layer, one head
+  index_t bytes_per_token = 0;    // of weights, read for one token at full depth
+};
+
+template <class V, class B> model_footprint footprint(const model<V, B>& m) {
+  const sizes& s = m.sizes();
+  model_footprint f;
+  for (const tensor_info& t : m.tensors()) f.parameters += t.size;
+  const index_t d = s.head_size(), D = s.dim, heads = s.heads, groups = s.kv_groups();
+  for (int l = 0; l < s.layers; ++l) {
+    f.active_parameters += 2 * D + D * d * (2 * heads + 2 * groups);
+    f.active_parameters += s.is_moe(l) ? index_t(s.experts) * D + 3 * D * s.ffn * V::router::experts_per_token
+                                       : 3 * D * s.dense_width();
+  }
+  f.active_parameters += D + D * s.vocab;
+  f.bytes_per_token = (f.active_parameters + D) * index_t(sizeof(weight_t<B>));
+  return f;
+}
+
+/// "1,234,567"
+inline std::string grouped(index_t n) {
+  std::string digits = text(n);
+  for (index_t i = index_t(digits.size()) - 3; i > 0; i -= 3) digits.insert(std::size_t(i), ",");
+  return digits;
+}
+
+/// Variant, sizes, exits, footprint, backend; a warning where the CPU offers more than was compiled for.
+template <class V, class B> std::string describe(const model<V, B>& m) {
+  const sizes& s = m.sizes();
+  const model_footprint f = footprint(m);
+  std::string out = text("variant    ", variant_name<V>(), "\n");
+  out += text("layers     ", s.layers, ", of which ", s.moe_layers(), " MoE with ", s.experts, " experts of width ", s.ffn,
+              ", ", V::router::experts_per_token, " per token\n");
+  out += text("width      ", s.dim, ", ", s.heads, " heads of ", s.head_size(), " over ", s.kv_groups(),
+              " key/value heads, context ", s.context, ", vocabulary ", s.vocab, "\n");
+  out += "exits      ";
+  for (int e = 1; e < s.layers; ++e)
+    if (m.configuration().exits.contains(e)) out += text(e, ", ");
+  out += text(s.layers, "\n");
+  out += text("weights    ", grouped(f.parameters), " in all, ", grouped(f.active_parameters), " active for one token, ",
+              grouped(f.bytes_per_token), " bytes read per token\n");
+  out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");
+  if constexpr (requires { typename B::isa; }) {
+    if (std::string_view(isa::offered()) != B::isa::name)
+      out += text("warning    compiled for ", B::isa::name, ", this CPU offers ", isa::offered(),
+                  ": compile with -march=native to use it\n");
+  }
+  return out;
+}
+
+}  // namespace moeskip

@@ -1,0 +1,109 @@
+// A config as strings, as it stands in a checkpoint's metadata, and the comparison of two.
+#pragma once
+
+#include <charconv>
+#include <map>
+#include <string>
+#include <type_traits>
+
+#include "moeskip/model/config.hpp"
+#include "moeskip/version.hpp"
+
+namespace moeskip {
+
+using string_map = std::map<std::string, std::string>;
+
+namespace detail {
+
+template <class T> std::string to_text(const T& value) {
+  if constexpr (std::is_enum_v<T>) return text(static_cast<int>(value));
+  else return text(value);
+}
+
+/// Whether all of `from` is a T.
+template <class T> bool parse(const std::string& from, T& value) {
+  if constexpr (std::is_same_v<T, bool>) {
+    value = from == "true";
+    return from == "true" || from == "false";
+  } else if constexpr (std::is_enum_v<T>) {
+    int number = 0;
+    const bool good = parse(from, number);
+    value = static_cast<T>(number);
+    return good;
+  } else {
+    const char* end = from.data() + from.size();
+    const auto result = std::from_chars(from.data(), end, value);
+    return result.ec == std::errc{} && result.ptr == end;
+  }
+}
+
+}  // namespace detail
+
+/// The policies of V by name.
+template <class V> string_map policy_names() {
+  return {{"router", text(V::router::name, "<", V::router::experts_per_token, ">")},
+          {"expert_dropout", std::string(V::expert_dropout::name)},
+          {"layer_dropout", std::string(V::layer_dropout::name)},
+          {"exit_head", std::string(V::exit_head::name)}};
+}
+
+/// Everything that describes a config: "router" -> "top_k<2>", "sizes.dim" -> "128", "exits" -> "2 4 6".
+template <class V> string_map to_metadata(const config<V>& c) {
+  string_map map = policy_names<V>();
+  map["format"] = "moeskip";
+  map["moeskip_version"] = text(MOESKIP_VERSION_MAJOR, ".", MOESKIP_VERSION_MINOR, ".", MOESKIP_VERSION_PATCH);
+  std::string exits;
+  for (int e = 0; e < layer_set::capacity; ++e)
+    if (c.exits.contains(e)) exits += text(exits.empty() ? "" : " ", e);
+  map["exits"] = exits;
+  visit_fields(c, [&](std::string_view slot, std::string_view field, const auto& value) {
+    map[text(slot, ".", field)] = detail::to_text(value);
+  });
+  return map;
+}
+
+/// "sizes.dim: expected 128, got 64" for every key of `expected` that `got` lacks or has otherwise, joined by "; ".
+inline std::string differences(const string_map& expected, const string_map& got) {
+  std::string out;
+  for (const auto& [key, value] : expected) {
+    const auto found = got.find(key);
+    if (found != got.end() && found->second == value) continue;
+    out += text(out.empty() ? "" : "; ", key, ": expected ", value.empty() ? "none" : value, ", got ",
+                found == got.end() ? "nothing" : found->second.empty() ? "none" : found->second);
+  }
+  return out;
+}
+
+/// The config that metadata describes. Throws file_error that names `path` and every slot or field at fault.
+template <class V> config<V> from_metadata(const string_map& map, const std::string& path) {
+  const auto format = map.find("format");
+  MOESKIP_CHECK(file_error, format != map.end() && format->second == "moeskip", path,
+                ": expected a moeskip checkpoint (metadata format=moeskip), got ",
+                format == map.end() ? "none" : format->second);
+  const std::string wrong = differences(policy_names<V>(), map);
+  MOESKIP_CHECK(file_error, wrong.empty(), path, ": the file holds another variant: ", wrong);
+  config<V> c;
+  std::string bad;
+  visit_fields(c, [&](std::string_view slot, std::string_view field, auto& value) {
+    const std::string key = text(slot, ".", field);
+    const auto found = map.find(key);
+    if (found == map.end() || !detail::parse(found->second, value))
+      bad += text(bad.empty() ? "" : "; ", key, ": expected a value, got ",
+                  found == map.end() ? "nothing" : "'" + found->second + "'");
+  });
+  const auto exits = map.find("exits");
+  if (exits == map.end()) bad += text(bad.empty() ? "" : "; ", "exits: expected a list, got nothing");
+  for (std::size_t at = 0; exits != map.end() && at < exits->second.size();) {
+    const std::size_t end = std::min(exits->second.find(' ', at), exits->second.size());
+    const std::string one = exits->second.substr(at, end - at);
+    int layer = 0;
+    if (detail::parse(one, layer) && layer > 0 && layer < layer_set::capacity) c.exits.insert(layer);
+    else bad += text(bad.empty() ? "" : "; ", "exits: expected layers from 1 to 127, got '", one, "'");
+    at = end + 1;
+  }
+  MOESKIP_CHECK(file_error, bad.empty(), path, ": metadata: ", bad);
+  MOESKIP_CHECK(file_error, valid(c), path, ": metadata: ", problem(c));
+  return c;
+}
+
+}  // namespace moeskip

@@ -1,0 +1,204 @@
+// The model: embedding, layers, heads. One forward serves training, prefill, decode and verify; they differ in the rows
+// they pass, the keys and values they see, and whether the tape records.
+#pragma once
+
+#include <cmath>
+
+#include "moeskip/base/parallel.hpp"
+#include "moeskip/memory/kv_cache.hpp"
+#include "moeskip/model/weights.hpp"
+#include "moeskip/ops/embed.hpp"
+#include "moeskip/ops/select_rows.hpp"
+
+namespace moeskip {
+
+template <class V, class B> class model {
+  static_assert(check_variant<V>::passed);
+  static_assert(Backend<B>);
+
+ public:
+  using variant_type = V;
+  using backend_type = B;
+  using T = scalar_t<B>;
+  using W = weight_t<B>;
+
+  /// Draws the first weights from the seed. Throws config_error where the sizes do not fit together.
+  explicit model(const config<V>& c, seed first_weights = {0}) : model(c, uninitialised{}) { draw(first_weights); }
+
+  /// Zero weights, to be loaded.
+  struct uninitialised {};
+  model(const config<V>& c, uninitialised) : config_(c) {
+    MOESKIP_CHECK(config_error, valid(c), "config: ", problem(c));
+    tensors_ = bind_weights<V, W>(c, mutable_weights_, nullptr);
+    block_ = buffer<W>(block_size(tensors_));
+    bind_weights<V, W>(config_, mutable_weights_, block_.data());
+    bind_weights<V, const W>(config_, weights_, block_.data());
+  }
+  model(const model&) = delete;
+  model& operator=(const model&) = delete;
+  model(model&&) = default;
+
+  const config<V>& configuration() const { return config_; }
+  const moeskip::sizes& sizes() const { return config_.sizes; }
+  int layers() const { return config_.sizes.layers; }
+  B& backend() { return backend_; }
+  const std::vector<tensor_info>& tensors() const { return tensors_; }
+  vec<W> block() { return block_.view(); }  // all weights, in the order of tensors()
+  vec<const W> block() const { return block_.view(); }
+  const model_weights<V, const W>& weights() const { return weights_; }
+
+  /// Whether logits can be taken after this many layers.
+  bool has_exit(int exit_layer) const {
+    return exit_layer == layers() || (exit_layer > 0 && exit_layer < layers() && weights_.exits.has(exit_layer));
+  }
+
+  /// x (N, D) = embedding of tokens (N).
+  void embed(mat<T> x, vec<const int> tokens) { moeskip::embed(backend_, x, tokens, weights_.embedding); }
+
+  /// Layers [first, last) on x (N, D); returns the residual stream after them. `kv.layer(l)` holds keys and values.
+  template <class KeysValues, class Tape>
+  mat<T> run_layers(int first, int last, mat<T> x, KeysValues& kv, const token_rows& rows, Tape& tape) {
+    for (int l = first; l < last; ++l) {
+      auto scope = tape.layer_scope();
+      x = run_layer(l, x, kv.layer(l), rows, tape);
+    }
+    return x;
+  }
+
+  /// Backward of layer l: dx (N, D) is the gradient after it on entry, before it on return. The tape's topmost records
+  /// must be that layer's. auxiliary: weight of each MoE layer's balance and z losses in the total.
+  template <class Tape> void layer_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
+    const auto scope = tape.memory().scope();
+    const participation part = tape.template pop<participation>();
+    if (part.everyone) return block_backward(l, dx, grads, tape, auxiliary);
+    if (part.selected.empty()) return;
+    mat<T> few = tape.memory().template take<T>(part.selected.size(), dx.cols());
+    gather_rows(backend_, few, dx, part.selected);
+    block_backward(l, few, grads, tape, auxiliary);
+    scatter_rows(backend_, dx, few, part.selected);
+  }
+
+  /// logits (N, V) of the residual stream x (N, D) after exit_layer layers; normed (N, D) keeps the normalised stream.
+  void head(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
+    check_exit(exit_layer);
+    const head_weights<const W> w = weights_.head(exit_layer);
+    norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
+  }
+
+  /// Keys and values of layers [first, last) for tokens that left the model after `first` layers with stream x (N, D).
+  template <class KeysValues>
+  void propagate(int first, int last, mat<const T> x, KeysValues& kv, const token_rows& rows, arena& memory) {
+    for (int l = first; l < last; ++l)
+      attention_of(l).append_keys_values(backend_, x, kv.layer(l), rows, memory);
+  }
+
+  /// Throws config_error unless logits can be taken after this many layers.
+  void check_exit(int exit_layer) const {
+    if (has_exit(exit_layer)) return;
+    std::string names;
+    for (int e = 1; e < layers(); ++e)
+      if (has_exit(e)) names += text(e, ", ");
+    fail<config_error>("exit layer ", exit_layer, " is out of range: this model of ", layers(),
+                       " layers has exits after ", names, layers());
+  }
+
+ private:
+  /// Which rows a layer worked on while training; the others passed by.
+  struct participation {
+    bool everyone;
+    vec<const int> selected;  // (M) rows
+  };
+
+  attention<B> attention_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].attention}; }
+  moe<V, B> moe_of(int l) const {
+    return {config_.sizes, weights_.layers[std::size_t(l)].moe, config_.router, config_.expert_dropout};
+  }
+  dense<B> dense_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].dense}; }
+
+  template <class Tape> mat<T> run_layer(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
+    if constexpr (Tape::records) {
+      const participation part = draw_participants(l, rows, tape);
+      if (!part.everyone) return run_selected(l, x, kv, rows, part, tape);
+      mat<T> y = block_forward(l, x, kv, rows, tape);
+      tape.save(part);
+      return y;
+    } else {
+      return block_forward(l, x, kv, rows, tape);
+    }
+  }
+
+  template <class Tape> mat<T> block_forward(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
+    x = attention_of(l).forward(backend_, x, kv, rows, tape);
+    return sizes().is_moe(l) ? moe_of(l).forward(backend_, l, x, tape) : dense_of(l).forward(backend_, x, tape);
+  }
+
+  template <class Tape>
+  void block_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
+    layer_weights<T>& dw = grads.layers[std::size_t(l)];
+    if (sizes().is_moe(l)) moe_of(l).backward(backend_, dx, dw.moe, tape, auxiliary);
+    else dense_of(l).backward(backend_, dx, dw.dense, tape);
+    attention_of(l).backward(backend_, dx, dw.attention, tape);
+  }
+
+  /// Layer dropout: each sequence skips the layer with the policy's probability (no rescaling; LayerSkip, eq. 1).
+  template <class Tape> participation draw_participants(int l, const token_rows& rows, Tape& tape) {
+    const float p = config_.layer_dropout.probability(l, layers());
+    if (p <= 0) return {true, {}};
+    const draws draw{tape.from, stream::layer_dropout};
+    vec<int> selected = tape.memory().template take<int>(rows.size());
+    index_t count = 0;
+    for (index_t n = 0; n < rows.size(); ++n)
+      if (draw.uniform(tape.step, std::uint64_t(l), std::uint64_t(rows.slot[n])) >= p) selected[count++] = int(n);
+    return {count == rows.size(), {selected.data(), count}};
+  }
+
+  template <class Tape>
+  mat<T> run_selected(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, const participation& part, Tape& tape) {
+    arena& memory = tape.memory();
+    mat<T> y = memory.template take<T>(x.rows(), x.cols());
+    std::copy(x.begin(), x.end(), y.begin());
+    if (const index_t M = part.selected.size(); M > 0) {
+      mat<T> few = memory.template take<T>(M, x.cols());
+      gather_rows(backend_, few, x, part.selected);
+      vec<int> slot = memory.template take<int>(M), position = memory.template take<int>(M);
+      for (index_t m = 0; m < M; ++m)
+        slot[m] = rows.slot[part.selected[m]], position[m] = rows.position[part.selected[m]];
+      few = block_forward(l, few, kv, {slot, position}, tape);
+      scatter_rows(backend_, y, few, part.selected);
+    }
+    tape.save(part);
+    return y;
+  }
+
+  void draw(seed from) {
+    const draws draw{from, stream::weights};
+    const double depth = std::sqrt(2.0 * layers());
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      const tensor_info& t = tensors_[i];
+      W* w = block_.data() + t.offset;
+      // Uniform on ±√3·std has that standard deviation; one block of the generator gives four numbers.
+      double bound = std::sqrt(3.0 / double(t.shape.back()));
+      if (t.start == initial::residual) bound /= depth;
+      if (t.start == initial::ones) {
+        std::fill_n(w, t.size, W(1.f));
+        continue;
+      }
+      parallel_for((t.size + 3) / 4, [&](index_t first, index_t last) {
+        for (index_t q = first; q < last; ++q) {
+          const philox_block random = draw.block(i, 0, std::uint64_t(q));
+          for (index_t j = 0; j < 4 && 4 * q + j < t.size; ++j)
+            w[4 * q + j] = W(float(bound * (double(random.word[j]) * 0x1p-31 - 1)));
+        }
+      }, 4096);
+    }
+  }
+
+  config<V> config_;
+  B backend_{};
+  std::vector<tensor_info> tensors_;
+  buffer<W> block_;
+  model_weights<V, W> mutable_weights_;
+  model_weights<V, const W> weights_;
+};
+
+}  // namespace moeskip

@@ -1,0 +1,22 @@
+// The default of every slot. A user's variant derives from this and names only what differs.
+#pragma once
+
+#include "moeskip/concepts/variant.hpp"
+#include "moeskip/fwd.hpp"
+#include "moeskip/parts/exit_head/shared.hpp"
+#include "moeskip/parts/expert_dropout/none.hpp"
+#include "moeskip/parts/layer_dropout/none.hpp"
+#include "moeskip/parts/router/top_k.hpp"
+
+namespace moeskip {
+
+struct variant {
+  using router = moeskip::router::top_k<2>;
+  using expert_dropout = moeskip::expert_dropout::none;
+  using layer_dropout = moeskip::layer_dropout::none;
+  using exit_head = moeskip::exit_head::shared;
+  using curriculum = moeskip::curriculum::all;           // which exits learn in a step
+  using decoder = moeskip::speculative_decoder::compose<>;  // used by generate() unless it is told otherwise
+};
+
+}  // namespace moeskip

@@ -1,0 +1,80 @@
+// All weights of a model as views into one block of memory. The same walk over the parts measures the block, binds the
+// views, draws the first values, and names tensors for checkpoints; weights, gradients and optimizer state of one
+// model share their offsets.
+#pragma once
+
+#include <vector>
+
+#include "moeskip/model/config.hpp"
+#include "moeskip/parts/attention.hpp"
+#include "moeskip/parts/dense.hpp"
+#include "moeskip/parts/moe.hpp"
+
+namespace moeskip {
+
+/// One named tensor: where it stands in the block, and its shape.
+struct tensor_info {
+  std::string name;
+  std::vector<index_t> shape;
+  index_t offset, size;  // elements
+  initial start;
+};
+
+template <class W> struct layer_weights {
+  attention_weights<W> attention;
+  moe_weights<W> moe;      // bound where the layer is MoE
+  dense_weights<W> dense;  // bound where it is not
+};
+
+template <class V, class W> struct model_weights {
+  mat<W> embedding;  // (V, D)
+  std::vector<layer_weights<W>> layers;
+  head_weights<W> top;  // norm (D), unembedding (V, D)
+  typename V::exit_head::template weights<W> exits;
+
+  head_weights<W> head(int exit_layer) const { return exits.at(exit_layer, top); }
+};
+
+/// Walks over all tensors in the order in which they stand in memory; calls tensor(spec, view, extents...).
+template <class V, class W, class Tensor>
+void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) {
+  const sizes& s = c.sizes;
+  tensor(tensor_spec{"model.embed_tokens.weight"}, w.embedding, s.vocab, s.dim);
+  w.layers.resize(std::size_t(s.layers));
+  for (int l = 0; l < s.layers; ++l) {
+    const auto prefixed = [&](tensor_spec spec, auto& view, auto... extents) {
+      spec.name = text("model.layers.", l, ".", spec.name);
+      tensor(std::move(spec), view, extents...);
+    };
+    layer_weights<W>& layer = w.layers[std::size_t(l)];
+    layer.attention.tensors(s, prefixed);
+    if (s.is_moe(l)) layer.moe.tensors(s, prefixed);
+    else layer.dense.tensors(s, prefixed);
+  }
+  tensor(tensor_spec{"model.norm.weight", initial::ones}, w.top.norm, s.dim);
+  if (s.tied) w.top.projection = w.embedding;
+  else tensor(tensor_spec{"lm_head.weight"}, w.top.projection, s.vocab, s.dim);
+  w.exits.tensors(s, c.exits, tensor);
+}
+
+/// Binds the views of w to the block at `base` and lists its tensors. With base = nullptr it only measures. Tensors
+/// start at multiples of 64 elements unless they are joined to the one before.
+template <class V, class W>
+std::vector<tensor_info> bind_weights(const config<V>& c, model_weights<V, W>& w, W* base) {
+  std::vector<tensor_info> listing;
+  index_t end = 0;
+  const auto tensor = [&](tensor_spec spec, auto& view, auto... extents) {
+    if (!spec.joined) end = (end + 63) / 64 * 64;
+    view = std::remove_reference_t<decltype(view)>(base ? base + end : nullptr, extents...);
+    listing.push_back({std::move(spec.name), {index_t(extents)...}, end, view.size(), spec.start});
+    end += view.size();
+  };
+  visit_tensors(c, w, tensor);
+  return listing;
+}
+
+inline index_t block_size(const std::vector<tensor_info>& listing) {
+  return listing.empty() ? 0 : (listing.back().offset + listing.back().size + 63) / 64 * 64;
+}
+
+}  // namespace moeskip

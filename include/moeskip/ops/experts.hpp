@@ -1,0 +1,128 @@
+// The chosen experts of every row, weighted and added to the residual stream.
+//   y_n = residual_n + Σ_k gate_n,k · down_e (silu(gate_e h_n) · up_e h_n),   e = chosen_n,k, in order of expert id
+//   h, y, residual (N, D)   gate_up (M, 2F): kept for backward
+// Backward, with o = down act and do = dy:   dgate = dy · o = (downᵀ dy) · act, so the outputs o need not be kept.
+#pragma once
+
+#include "moeskip/base/math.hpp"
+#include "moeskip/ops/contract.hpp"
+#include "moeskip/tensor/routing.hpp"
+
+namespace moeskip {
+
+/// Sorts the assignments of `chosen` (N, K) by expert, on the host. With a capacity (assignments per expert, 0: no
+/// limit) the overflow is dropped; all first choices come before any second one, and within a rank rows come in order
+/// (OpenMoE's priority).
+template <class Memory>
+dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
+  dispatch d{memory.template take_zeroed<int>(experts + 1), {}, {}, memory.template take<int>(chosen.size())};
+  for (index_t k = 0; k < chosen.cols(); ++k)
+    for (index_t n = 0; n < chosen.rows(); ++n) {
+      int& count = d.first[chosen(n, k) + 1];
+      const bool dropped = capacity > 0 && count >= capacity;
+      count += !dropped;
+      d.assignment[n * chosen.cols() + k] = dropped ? -1 : 0;
+    }
+  for (int e = 0; e < experts; ++e) d.first[e + 1] += d.first[e];
+  const int size = d.first[experts];
+  d.row = memory.template take<int>(size), d.choice = memory.template take<int>(size);
+  for (index_t c = 0; c < chosen.size(); ++c) {
+    int& m = d.assignment[c];
+    if (m < 0) continue;
+    m = d.first[chosen.data()[c]]++;
+    d.row[m] = int(c / chosen.cols()), d.choice[m] = int(c);
+  }
+  for (int e = experts; e > 0; --e) d.first[e] = d.first[e - 1];  // the sort moved each start to the next one's
+  d.first[0] = 0;
+  return d;
+}
+
+/// On cpu, calls of 1 to 16 rows give every row the same bits whatever the other rows are.
+struct experts_t {
+  static constexpr const char* name = "experts";
+  template <class B, class Memory>
+  void operator()(B& b, mat<scalar_t<B>> y, mat<scalar_t<B>> gate_up, mat<const scalar_t<B>> residual,
+                  mat<const scalar_t<B>> h, const routing<scalar_t<B>>& r, const dispatch& d,
+                  const expert_weights<const weight_t<B>>& w, Memory& memory) const {
+    expect_shape(name, "y", y, h.rows(), h.cols());
+    expect_shape(name, "residual", residual, h.rows(), h.cols());
+    expect_shape(name, "gate_up", gate_up, d.size(), w.gate_up.rows());
+    expect_shape(name, "w.gate_up", w.gate_up, d.experts(), w.gate_up.rows(), h.cols());
+    expect_shape(name, "w.down", w.down, d.experts(), h.cols(), w.gate_up.rows() / 2);
+    run_kernel<experts_t>(b, y, gate_up, residual, h, r, d, w, memory);
+  }
+};
+inline constexpr experts_t experts{};
+
+/// dh(N,D) = …, dgate(N,K) = … (0 where dropped), dw += …. gate_up (M, 2F) is overwritten with its own gradient.
+struct experts_backward_t {
+  static constexpr const char* name = "experts_backward";
+  template <class B, class Memory>
+  void operator()(B& b, mat<scalar_t<B>> dh, mat<scalar_t<B>> dgate, const expert_weights<scalar_t<B>>& dw,
+                  mat<const scalar_t<B>> dy, mat<scalar_t<B>> gate_up, mat<const scalar_t<B>> h,
+                  const routing<scalar_t<B>>& r, const dispatch& d, const expert_weights<const weight_t<B>>& w,
+                  Memory& memory) const {
+    expect_shape(name, "dh", dh, h.rows(), h.cols());
+    expect_shape(name, "dy", dy, h.rows(), h.cols());
+    expect_shape(name, "dgate", dgate, r.gate.rows(), r.gate.cols());
+    expect_shape(name, "gate_up", gate_up, d.size(), w.gate_up.rows());
+    run_kernel<experts_backward_t>(b, dh, dgate, dw, dy, gate_up, h, r, d, w, memory);
+  }
+};
+inline constexpr experts_backward_t experts_backward{};
+
+template <> struct kernel<experts_t, on_reference> {
+  template <class B, class T, class W, class Memory>
+  static void run(B&, mat<T> y, mat<T> gate_up, mat<const T> residual, mat<const T> h, const routing<T>& r,
+                  const dispatch& d, const expert_weights<const W>& w, Memory&) {
+    const index_t D = h.cols(), F = w.down.cols();
+    for (index_t i = 0; i < y.size(); ++i) y.data()[i] = residual.data()[i];
+    for (int e = 0; e < d.experts(); ++e)
+      for (int m = d.first[e]; m < d.first[e + 1]; ++m) {
+        const mat<const W> up_rows = w.gate_up.plane(e), down = w.down.plane(e);
+        const T gate = r.gate.data()[d.choice[m]];
+        for (index_t f = 0; f < 2 * F; ++f) {
+          gate_up(m, f) = T{};
+          for (index_t i = 0; i < D; ++i) gate_up(m, f) += h(d.row[m], i) * to<T>(up_rows(f, i));
+        }
+        for (index_t i = 0; i < D; ++i) {
+          T out{};
+          for (index_t f = 0; f < F; ++f) out += silu(gate_up(m, f)) * gate_up(m, F + f) * to<T>(down(i, f));
+          y(d.row[m], i) += gate * out;
+        }
+      }
+  }
+};
+
+template <> struct kernel<experts_backward_t, on_reference> {
+  template <class B, class T, class W, class Memory>
+  static void run(B&, mat<T> dh, mat<T> dgate, const expert_weights<T>& dw, mat<const T> dy, mat<T> gate_up,
+                  mat<const T> h, const routing<T>& r, const dispatch& d, const expert_weights<const W>& w, Memory&) {
+    const index_t D = h.cols(), F = w.down.cols();
+    for (T& g : dh) g = T{};
+    for (T& g : dgate) g = T{};
+    for (int e = 0; e < d.experts(); ++e)
+      for (int m = d.first[e]; m < d.first[e + 1]; ++m) {
+        const int n = d.row[m];
+        const T gate = r.gate.data()[d.choice[m]];
+        for (index_t f = 0; f < F; ++f) {
+          const T a = gate_up(m, f), up = gate_up(m, F + f), act = silu(a) * up;
+          T back{};  // (downᵀ dy)_f
+          for (index_t i = 0; i < D; ++i) {
+            back += dy(n, i) * to<T>(w.down.plane(e)(i, f));
+            dw.down.plane(e)(i, f) += gate * dy(n, i) * act;
+          }
+          dgate.data()[d.choice[m]] += back * act;
+          gate_up(m, f) = gate * back * up * silu_derivative(a);
+          gate_up(m, F + f) = gate * back * silu(a);
+        }
+        for (index_t f = 0; f < 2 * F; ++f)
+          for (index_t i = 0; i < D; ++i) {
+            dh(n, i) += gate_up(m, f) * to<T>(w.gate_up.plane(e)(f, i));
+            dw.gate_up.plane(e)(f, i) += gate_up(m, f) * h(n, i);
+          }
+      }
+  }
+};
+
+}  // namespace moeskip

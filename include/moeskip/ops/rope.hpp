@@ -1,0 +1,120 @@
+// Splits a fused projection into queries, keys and values, rotates queries and keys by their position, and appends
+// keys and values to the cache.                                          RoPE: Su et al. 2021, arXiv:2104.09864
+//   qkv (N, (H + 2G)·d)   q (N, H·d)   keys, values (S, C, G·d)
+// Rotate-half convention: element i of a head is paired with i + d/2, at the angle position · theta^(-2i/d).
+#pragma once
+
+#include <cmath>
+
+#include "moeskip/ops/contract.hpp"
+#include "moeskip/tensor/rows.hpp"
+
+namespace moeskip {
+
+/// The numbers of an attention: H query heads share G key/value heads of size d.
+struct attention_shape {
+  int heads = 0, kv_heads = 0, head_dim = 0;
+  float rope_theta = 10000.f;
+  float scale = 0.f;  // multiplies the scores; 1/sqrt(d) in most models
+
+  constexpr int q_dim() const { return heads * head_dim; }
+  constexpr int kv_dim() const { return kv_heads * head_dim; }
+};
+
+/// q may be empty: then qkv (N, 2G·d) holds keys and values only (an early exit that fills in skipped layers).
+/// Throws config_error for a position beyond the cache.
+struct rope_append_t {
+  static constexpr const char* name = "rope_append";
+  template <class B>
+  void operator()(B& b, mat<scalar_t<B>> q, kv_layer<scalar_t<B>> kv, mat<const scalar_t<B>> qkv,
+                  const token_rows& rows, const attention_shape& shape) const {
+    const bool with_queries = q.data() != nullptr;
+    expect_shape(name, "qkv", qkv, rows.size(), (with_queries ? shape.q_dim() : 0) + 2 * shape.kv_dim());
+    if (with_queries) expect_shape(name, "q", q, rows.size(), shape.q_dim());
+    expect_shape(name, "keys", kv.keys, kv.keys.extent(0), kv.keys.extent(1), shape.kv_dim());
+    for (index_t n = 0; n < rows.size(); ++n)
+      MOESKIP_CHECK(config_error, rows.position[n] >= 0 && rows.position[n] < kv.keys.extent(1), "position ",
+                    rows.position[n], " is beyond the key/value cache of ", kv.keys.extent(1), " tokens");
+    run_kernel<rope_append_t>(b, q, kv, qkv, rows, shape);
+  }
+};
+inline constexpr rope_append_t rope_append{};
+
+/// dqkv (N, (H + 2G)·d) = the gradients of q and of this call's keys and values, rotated back.
+struct rope_append_backward_t {
+  static constexpr const char* name = "rope_append_backward";
+  template <class B>
+  void operator()(B& b, mat<scalar_t<B>> dqkv, mat<const scalar_t<B>> dq, kv_layer<scalar_t<B>> dkv,
+                  const token_rows& rows, const attention_shape& shape) const {
+    expect_shape(name, "dqkv", dqkv, rows.size(), shape.q_dim() + 2 * shape.kv_dim());
+    expect_shape(name, "dq", dq, rows.size(), shape.q_dim());
+    run_kernel<rope_append_backward_t>(b, dqkv, dq, dkv, rows, shape);
+  }
+};
+inline constexpr rope_append_backward_t rope_append_backward{};
+
+/// The rotation of one pair: cosine and sine of position · theta^(-2i/d). Computed in double: float angles lose three
+/// digits by position 10,000.
+struct rotation {
+  double cosine, sine;
+  rotation(int position, int i, const attention_shape& s) {
+    const double angle = position * std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
+    cosine = std::cos(angle), sine = std::sin(angle);
+  }
+};
+
+template <> struct kernel<rope_append_t, on_reference> {
+  template <class T> static void rotate(T* out, const T* in, int heads, int position, const attention_shape& s) {
+    const int half = s.head_dim / 2;
+    for (int i = 0; i < half; ++i) {
+      const rotation r(position, i, s);
+      const T cosine(real_t<T>(r.cosine)), sine(real_t<T>(r.sine));
+      for (int h = 0; h < heads; ++h) {
+        const T a = in[h * s.head_dim + i], b = in[h * s.head_dim + i + half];
+        out[h * s.head_dim + i] = a * cosine - b * sine;
+        out[h * s.head_dim + i + half] = b * cosine + a * sine;
+      }
+    }
+  }
+  template <class B, class T>
+  static void run(B&, mat<T> q, kv_layer<T> kv, mat<const T> qkv, const token_rows& rows, const attention_shape& s) {
+    const int q_dim = q.data() ? s.q_dim() : 0, kv_dim = s.kv_dim();
+    for (index_t n = 0; n < rows.size(); ++n) {
+      const int slot = rows.slot[n], position = rows.position[n];
+      const T* in = qkv.row(n).data();
+      if (q_dim) rotate(q.row(n).data(), in, s.heads, position, s);
+      rotate(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, position, s);
+      T* value = kv.values.plane(slot).row(position).data();
+      for (int i = 0; i < kv_dim; ++i) value[i] = in[q_dim + kv_dim + i];
+    }
+  }
+};
+
+template <> struct kernel<rope_append_backward_t, on_reference> {
+  template <class T> static void rotate_back(T* out, const T* in, int heads, int position, const attention_shape& s) {
+    const int half = s.head_dim / 2;
+    for (int i = 0; i < half; ++i) {
+      const rotation r(position, i, s);
+      const T cosine(real_t<T>(r.cosine)), sine(real_t<T>(r.sine));
+      for (int h = 0; h < heads; ++h) {
+        const T a = in[h * s.head_dim + i], b = in[h * s.head_dim + i + half];
+        out[h * s.head_dim + i] = a * cosine + b * sine;
+        out[h * s.head_dim + i + half] = b * cosine - a * sine;
+      }
+    }
+  }
+  template <class B, class T>
+  static void run(B&, mat<T> dqkv, mat<const T> dq, kv_layer<T> dkv, const token_rows& rows,
+                  const attention_shape& s) {
+    for (index_t n = 0; n < rows.size(); ++n) {
+      const int slot = rows.slot[n], position = rows.position[n];
+      T* out = dqkv.row(n).data();
+      rotate_back<T>(out, dq.row(n).data(), s.heads, position, s);
+      rotate_back<T>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, position, s);
+      const T* dvalue = dkv.values.plane(slot).row(position).data();
+      for (int i = 0; i < s.kv_dim(); ++i) out[s.q_dim() + s.kv_dim() + i] = dvalue[i];
+    }
+  }
+};
+
+}  // namespace moeskip

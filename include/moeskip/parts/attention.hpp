@@ -1,0 +1,87 @@
+// Grouped-query attention with rotary positions: y = x + attend(rope(norm(x) W_qkv)) W_o
+#pragma once
+
+#include "moeskip/memory/tape.hpp"
+#include "moeskip/ops/attend.hpp"
+#include "moeskip/ops/norm_linear.hpp"
+#include "moeskip/parts/sizes.hpp"
+
+namespace moeskip {
+
+template <class W> struct attention_weights {
+  vec<W> norm;        // (D)
+  mat<W> q, k, v, o;  // (H·d, D) (G·d, D) (G·d, D) (D, H·d)
+
+  mat<W> qkv() const { return {q.data(), q.rows() + k.rows() + v.rows(), q.cols()}; }  // they are joined
+  mat<W> kv() const { return {k.data(), k.rows() + v.rows(), k.cols()}; }
+
+  template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
+    const int d = s.head_size();
+    tensor({"input_layernorm.weight", initial::ones}, norm, s.dim);
+    tensor({"self_attn.q_proj.weight"}, q, s.heads * d, s.dim);
+    tensor({"self_attn.k_proj.weight", initial::fan_in, true}, k, s.kv_groups() * d, s.dim);
+    tensor({"self_attn.v_proj.weight", initial::fan_in, true}, v, s.kv_groups() * d, s.dim);
+    tensor({"self_attn.o_proj.weight", initial::residual}, o, s.dim, s.heads * d);
+  }
+};
+
+template <class B> struct attention {
+  using T = scalar_t<B>;
+  const sizes& size;
+  const attention_weights<const weight_t<B>>& w;
+
+  struct saved {
+    mat<T> x, h, q, o;  // (N, D) (N, D) (N, H·d) (N, H·d)
+    kv_layer<T> kv;
+    token_rows rows;
+  };
+
+  /// x (N, D); keys and values of the rows are appended to kv.
+  template <class Tape>
+  mat<T> forward(B& b, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) const {
+    arena& memory = tape.memory();
+    const attention_shape shape = size.attention();
+    const index_t N = x.rows();
+    mat<T> h = memory.take<T>(N, size.dim), q = memory.take<T>(N, shape.q_dim()), o = memory.take<T>(N, shape.q_dim());
+    {
+      const auto scope = memory.scope();
+      mat<T> qkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
+      norm_linear(b, qkv, h, x, w.norm, w.qkv(), size.norm_eps);
+      rope_append(b, q, kv, qkv, rows, shape);
+    }
+    attend(b, o, q, kv, rows, shape, memory);
+    mat<T> y = tape.successor(x);
+    linear(b, y, o, w.o, x);
+    tape.save(saved{x, h, q, o, kv, rows});
+    return y;
+  }
+
+  /// dx (N, D): on entry the gradient of y, on return that of x.
+  template <class Tape> void backward(B& b, mat<T> dx, const attention_weights<T>& dw, Tape& tape) const {
+    arena& memory = tape.memory();
+    const saved s = tape.template pop<saved>();
+    const auto scope = memory.scope();
+    const attention_shape shape = size.attention();
+    const index_t N = dx.rows();
+    mat<T> d_o = memory.take<T>(N, shape.q_dim()), dq = memory.take<T>(N, shape.q_dim());
+    mat<T> dqkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim()), dh = memory.take<T>(N, size.dim);
+    const index_t S = s.kv.keys.extent(0), C = s.kv.keys.extent(1);
+    const kv_layer<T> dkv{memory.take_zeroed<T>(S, C, shape.kv_dim()), memory.take_zeroed<T>(S, C, shape.kv_dim())};
+    linear_backward(b, d_o, dw.o, dx, s.o, w.o);
+    attend_backward(b, dq, dkv, d_o, s.q, s.kv, s.rows, shape, memory);
+    rope_append_backward(b, dqkv, dq, dkv, s.rows, shape);
+    norm_linear_backward(b, dx, dh, dw.norm, dw.qkv(), dqkv, s.x, s.h, w.norm, w.qkv(), size.norm_eps);
+  }
+
+  /// Only keys and values of x (N, D), for a layer that an early exit skips (CALM's state propagation,
+  /// arXiv:2207.07061, section 4.1).
+  void append_keys_values(B& b, mat<const T> x, kv_layer<T> kv, const token_rows& rows, arena& memory) const {
+    const auto scope = memory.scope();
+    const attention_shape shape = size.attention();
+    mat<T> h = memory.take<T>(x.rows(), size.dim), projected = memory.take<T>(x.rows(), 2 * shape.kv_dim());
+    norm_linear(b, projected, h, x, w.norm, w.kv(), size.norm_eps);
+    rope_append(b, {}, kv, projected, rows, shape);
+  }
+};
+
+}  // namespace moeskip

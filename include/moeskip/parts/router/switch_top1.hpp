@@ -1,0 +1,46 @@
+// Switch routing: one expert per token, weighted by its probability.          Fedus et al. 2021, arXiv:2101.03961
+// While training an expert takes at most capacity_factor · N / E tokens; the rest pass by on the residual stream. At
+// inference nothing is dropped: a token's result must not depend on the tokens beside it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+
+#include "moeskip/parts/router/scoring.hpp"
+
+namespace moeskip::router {
+
+struct switch_top1 {
+  static constexpr std::string_view name = "switch_top1";
+  static constexpr int experts_per_token = 1;
+
+  float capacity_factor = 1.25f;  // 0: no limit
+  float balance_loss = 0.01f;
+  float z_loss = 0.001f;
+
+  /// Tokens that one expert takes out of a training call of `tokens`; at least 4, as OpenMoE has it. 0: no limit.
+  index_t capacity(index_t tokens, int experts) const {
+    if (capacity_factor <= 0) return 0;
+    return std::max<index_t>(4, index_t(std::ceil(double(capacity_factor) * double(tokens) / experts)));
+  }
+
+  template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const {
+    softmax_alive(t);
+    choose_best<1>(t, t.logits);
+    t.gate[0] = t.probability[t.chosen[0]];
+  }
+
+  template <class T>
+  MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
+    dprobability[t.chosen[0]] += dgate[0];
+    softmax_alive_backward(t, dprobability, dlogits);
+  }
+
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    f("capacity_factor", self.capacity_factor), f("balance_loss", self.balance_loss), f("z_loss", self.z_loss);
+  }
+  friend constexpr bool operator==(const switch_top1&, const switch_top1&) = default;
+};
+
+}  // namespace moeskip::router

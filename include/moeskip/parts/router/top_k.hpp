@@ -1,0 +1,62 @@
+// The K best experts by softmax score. With softmax before the selection, gates are probabilities over all experts
+// (OLMoE, OpenMoE), or these divided by their sum (Mixtral, Qwen3). With softmax after the selection, gates are the
+// softmax over the K chosen logits, the same function as the renormalised one.
+#pragma once
+
+#include <string_view>
+
+#include "moeskip/parts/router/scoring.hpp"
+
+namespace moeskip::router {
+
+enum class softmax_order { before_selection, after_selection };
+
+template <int K> struct top_k {
+  static constexpr std::string_view name = "top_k";
+  static constexpr int experts_per_token = K;
+
+  softmax_order order = softmax_order::before_selection;
+  bool renormalise = true;     // divide the gates by their sum (after_selection always sums to one)
+  float balance_loss = 0.01f;  // weights of the auxiliary losses (ops/route.hpp)
+  float z_loss = 0.001f;
+
+  template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const {
+    softmax_alive(t);
+    choose_best<K>(t, t.logits);
+    if (order == softmax_order::after_selection) {
+      for (int k = 0; k < K; ++k) t.gate[k] = t.logits[t.chosen[k]];
+      softmax(t.gate, t.gate, K);
+      return;
+    }
+    const T sum = renormalise ? chosen_probability(t) : T(1);
+    for (int k = 0; k < K; ++k) t.gate[k] = t.probability[t.chosen[k]] / sum;
+  }
+
+  template <class T>
+  MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
+    T mean{};  // Σ gate dgate: both softmax and division by the sum subtract it
+    for (int k = 0; k < K; ++k) mean += t.gate[k] * dgate[k];
+    if (order == softmax_order::after_selection) {
+      for (int k = 0; k < K; ++k) dlogits[t.chosen[k]] += t.gate[k] * (dgate[k] - mean);
+    } else {
+      const T sum = renormalise ? chosen_probability(t) : T(1);
+      for (int k = 0; k < K; ++k) dprobability[t.chosen[k]] += (dgate[k] - (renormalise ? mean : T{})) / sum;
+    }
+    softmax_alive_backward(t, dprobability, dlogits);
+  }
+
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    f("order", self.order), f("renormalise", self.renormalise);
+    f("balance_loss", self.balance_loss), f("z_loss", self.z_loss);
+  }
+  friend constexpr bool operator==(const top_k&, const top_k&) = default;
+
+ private:
+  template <class T> MOESKIP_HD static T chosen_probability(const routed_token<T>& t) {
+    T sum{};
+    for (int k = 0; k < K; ++k) sum += t.probability[t.chosen[k]];
+    return sum;
+  }
+};
+
+}  // namespace moeskip::router

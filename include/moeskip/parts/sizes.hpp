@@ -1,0 +1,62 @@
+// The numbers of a model, and how its weights are named and shaped.
+//   D dim   H heads   G kv_heads   d head_dim   F ffn   E experts   V vocab
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <string_view>
+
+#include "moeskip/ops/rope.hpp"
+
+namespace moeskip {
+
+/// Values left at 0 take the default beside them.
+struct sizes {
+  int layers = 0;
+  int dim = 0;         // width of the residual stream
+  int heads = 0;       // query heads
+  int kv_heads = 0;    // key/value heads; default: heads
+  int head_dim = 0;    // default: dim / heads
+  int ffn = 0;         // hidden width of one expert
+  int experts = 0;     // per MoE layer
+  int vocab = 0;
+  int context = 1024;  // longest sequence, tokens
+  int moe_every = 1;   // layer l is MoE where (l + 1) % moe_every == 0, the others are dense; 0: none is
+  int dense_ffn = 0;   // hidden width of a dense layer; default: ffn
+  bool tied = false;   // unembed with the embedding table
+  float norm_eps = 1e-5f;
+  float rope_theta = 10000.f;
+
+  constexpr bool is_moe(int layer) const { return moe_every > 0 && (layer + 1) % moe_every == 0; }
+  constexpr int moe_layers() const { return moe_every > 0 ? layers / moe_every : 0; }
+  constexpr int dense_width() const { return dense_ffn ? dense_ffn : ffn; }
+  attention_shape attention() const {
+    const int d = head_size();
+    return {heads, kv_groups(), d, rope_theta, 1.f / std::sqrt(float(d))};
+  }
+  constexpr int head_size() const { return head_dim ? head_dim : heads ? dim / heads : 0; }
+  constexpr int kv_groups() const { return kv_heads ? kv_heads : heads; }
+
+  template <class Self, class F> static constexpr void fields(Self& s, F&& f) {
+    f("layers", s.layers), f("dim", s.dim), f("heads", s.heads), f("kv_heads", s.kv_heads);
+    f("head_dim", s.head_dim), f("ffn", s.ffn), f("experts", s.experts), f("vocab", s.vocab);
+    f("context", s.context), f("moe_every", s.moe_every), f("dense_ffn", s.dense_ffn), f("tied", s.tied);
+    f("norm_eps", s.norm_eps), f("rope_theta", s.rope_theta);
+  }
+  friend constexpr bool operator==(const sizes&, const sizes&) = default;
+};
+
+/// How a weight starts: drawn with standard deviation 1/√fan_in, the same divided by √(2·layers) where it writes to the
+/// residual stream (GPT-2's rule), or ones.
+enum class initial { fan_in, residual, ones };
+
+/// Each part lists its weights once, in `tensors(weights, sizes, tensor)`: the listing names them, shapes them, binds
+/// views to memory, initialises, saves and loads. `joined` weights stand directly behind the one before, so that
+/// several may be read as one matrix.
+struct tensor_spec {
+  std::string name;
+  initial start = initial::fan_in;
+  bool joined = false;
+};
+
+}  // namespace moeskip

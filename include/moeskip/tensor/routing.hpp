@@ -1,0 +1,33 @@
+// Which experts the rows of a call go to, and the same sorted by expert.
+//   N rows   E experts   K experts per row   M <= N·K assignments that are not dropped
+#pragma once
+
+#include "moeskip/tensor/view.hpp"
+
+namespace moeskip {
+
+template <class T> struct routing {
+  mat<T> probability;  // (N, E)
+  mat<int> chosen;     // (N, K) distinct experts, best first
+  mat<T> gate;         // (N, K)
+  vec<T> load;         // (E) share of the N·K choices that fell on each expert; sums to 1
+};
+
+/// Assignments in order of expert, then of row: each expert's weights are read once, and every row's experts are
+/// added in the order of their ids.
+struct dispatch {
+  vec<int> first;       // (E+1) assignments of expert e are [first[e], first[e+1])
+  vec<int> row;         // (M) the row n of each assignment
+  vec<int> choice;      // (M) its place n·K + k in `chosen` and `gate`
+  vec<int> assignment;  // (N·K) the inverse: n·K + k -> m, or -1 where dropped over capacity
+  int experts() const { return int(first.size()) - 1; }
+  index_t size() const { return row.size(); }
+};
+
+/// The weights of E SwiGLU experts.
+template <class W> struct expert_weights {
+  cube<W> gate_up;  // (E, 2F, D): F rows of gate, then F rows of up
+  cube<W> down;     // (E, D, F)
+};
+
+}  // namespace moeskip

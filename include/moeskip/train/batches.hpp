@@ -1,0 +1,54 @@
+// Training data: windows of text at random places. Where step s reads is a pure function of (seed, s), so a resumed run
+// sees the same batches.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "moeskip/base/check.hpp"
+#include "moeskip/base/rng.hpp"
+#include "moeskip/tensor/view.hpp"
+
+namespace moeskip {
+
+/// S sequences of C tokens: inputs and targets (S·C), each target the token after its input.
+struct batch {
+  vec<const int> inputs, targets;
+  int sequences, length;
+};
+
+class random_windows {
+ public:
+  /// Throws config_error unless the text fills at least one batch.
+  random_windows(std::span<const int> tokens, int sequences, int length, seed from)
+      : tokens_(tokens), sequences_(sequences), length_(length), draw_{from, stream::data} {
+    MOESKIP_CHECK(config_error, sequences >= 1 && length >= 1, "a batch needs at least one sequence of one token, got ",
+                  sequences, " of ", length);
+    const index_t need = index_t(sequences) * length + 1;
+    MOESKIP_CHECK(config_error, index_t(tokens.size()) >= need, "the corpus is shorter than one batch: expected at least ",
+                  need, " tokens (", sequences, " sequences of ", length, " and one more), got ", tokens.size());
+    inputs_.resize(std::size_t(need - 1)), targets_.resize(std::size_t(need - 1));
+  }
+
+  int tokens_per_batch() const { return sequences_ * length_; }
+
+  /// The batch of a step and of its micro-batch; valid until the next call.
+  batch at(std::uint64_t step, std::uint64_t micro = 0) {
+    for (int s = 0; s < sequences_; ++s) {
+      const std::size_t from = draw_.below(tokens_.size() - std::size_t(length_), step, micro, std::uint64_t(s));
+      for (std::size_t i = 0; i < std::size_t(length_); ++i) {
+        inputs_[std::size_t(s * length_) + i] = tokens_[from + i];
+        targets_[std::size_t(s * length_) + i] = tokens_[from + i + 1];
+      }
+    }
+    return {{inputs_.data(), inputs_.size()}, {targets_.data(), targets_.size()}, sequences_, length_};
+  }
+
+ private:
+  std::span<const int> tokens_;
+  int sequences_, length_;
+  draws draw_;
+  std::vector<int> inputs_, targets_;
+};
+
+}  // namespace moeskip

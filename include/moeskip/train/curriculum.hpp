@@ -1,0 +1,35 @@
+// When the exits learn.                                                   LayerSkip, arXiv:2404.16710, section 4.1.2
+#pragma once
+
+#include <algorithm>
+#include <string_view>
+
+#include "moeskip/concepts/curriculum.hpp"
+
+namespace moeskip::curriculum {
+
+/// Every exit in every step.
+struct all {
+  static constexpr std::string_view name = "all";
+  layer_set enabled(const layer_set& exits, std::uint64_t) const { return exits; }
+  friend constexpr bool operator==(const all&, const all&) = default;
+};
+
+/// Each exit once in `every` steps: exits are numbered from below, and those whose number is step modulo `every` are
+/// on. Cheaper, and the last layer loses less.
+struct rotational {
+  static constexpr std::string_view name = "rotational";
+  int every = 2;
+
+  layer_set enabled(const layer_set& exits, std::uint64_t step) const {
+    layer_set on;
+    const std::uint64_t period = std::uint64_t(std::max(every, 1));
+    std::uint64_t number = 0;
+    for (int e = 0; e < layer_set::capacity; ++e)
+      if (exits.contains(e) && number++ % period == step % period) on.insert(e);
+    return on;
+  }
+  friend constexpr bool operator==(const rotational&, const rotational&) = default;
+};
+
+}  // namespace moeskip::curriculum

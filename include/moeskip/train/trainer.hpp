@@ -1,0 +1,128 @@
+// The trainer: batches in, updated weights out. The state between two steps is the weights, the optimizer's blocks and
+// the number of the next step; all randomness is drawn from (seed, step), so resuming is bit-exact.
+#pragma once
+
+#include <cmath>
+#include <numbers>
+
+#include "moeskip/train/curriculum.hpp"
+#include "moeskip/train/loss.hpp"
+#include "moeskip/train/optimizer/adamw.hpp"
+
+namespace moeskip {
+
+/// Learning rate over time: linear warm-up, then a half cosine down to `floor` of the peak.
+struct warmup_cosine {
+  int warmup = 20;
+  double floor = 0.1;
+  double at(std::uint64_t step, std::uint64_t steps) const {
+    if (step < std::uint64_t(warmup)) return double(step + 1) / double(warmup);
+    const double span = double(steps) - warmup;
+    const double done = span > 0 ? std::min(1.0, (double(step) - warmup) / span) : 1.0;
+    return floor + (1 - floor) * 0.5 * (1 + std::cos(std::numbers::pi * done));
+  }
+};
+
+template <class V, class O = adamw> struct training {
+  std::uint64_t steps = 1000;   // planned; the schedule ends here
+  int accumulate = 1;           // micro-batches whose gradients make one update
+  double clip = 1.0;            // largest norm of the gradient; 0: no limit
+  double exit_scale = 0.2;      // e_scale of LayerSkip; 0: only the top learns
+  typename V::curriculum curriculum{};
+  warmup_cosine schedule{};
+  O optimizer{};
+  seed masks{1};                // of expert and layer dropout
+};
+
+template <class T> struct step_report {
+  training_losses<T> losses;
+  double gradient_norm = 0;  // before clipping
+  double rate = 0;           // learning rate used
+};
+
+template <class V, class B, class O = adamw> class trainer {
+  using T = scalar_t<B>;
+  using W = weight_t<B>;
+  // Where weights are stored as the scalar itself, the model's own block is the master copy.
+  static constexpr bool separate_master = !std::is_same_v<T, W>;
+
+ public:
+  trainer(model<V, B>& m, const training<V, O>& options)
+      : model_(m), options_(options), gradients_(m.block().size()), state_(m.block().size()),
+        master_(separate_master ? m.block().size() : 0) {
+    MOESKIP_CHECK(config_error, options.accumulate >= 1, "training.accumulate must be at least 1, got ", options.accumulate);
+    MOESKIP_CHECK(config_error, options.exit_scale >= 0 && options.exit_scale <= 1,
+                  "training.exit_scale must be in [0, 1], got ", options.exit_scale);
+    bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
+    if constexpr (separate_master)
+      for (index_t i = 0; i < master_.size(); ++i) master_[i] = to<T>(m.block()[i]);
+  }
+
+  /// One update from `accumulate` batches: data(step, micro) returns each.
+  template <class Data> step_report<T> step(Data&& data) {
+    step_report<T> report;
+    std::fill(gradients_.view().begin(), gradients_.view().end(), T{});
+    for (int micro = 0; micro < options_.accumulate; ++micro) {
+      const exit_weights weights = exit_weights_now();
+      const auto losses = loss_and_gradient(model_, data(step_, std::uint64_t(micro)), weights, grads_, options_.masks,
+                                            step_ * std::uint64_t(options_.accumulate) + std::uint64_t(micro), memory_);
+      add(report.losses, losses, 1.0 / options_.accumulate);
+    }
+    const double average = 1.0 / options_.accumulate;
+    report.gradient_norm = average * std::sqrt(sum_of_squares(model_.backend(), gradients_.view()));
+    const double clip = options_.clip > 0 && report.gradient_norm > options_.clip ? options_.clip / report.gradient_norm : 1;
+    report.rate = options_.optimizer.lr * options_.schedule.at(step_, options_.steps);
+    ++step_;
+    const vec<T> w = master();
+    for (const tensor_info& t : model_.tensors())
+      state_.update(model_.backend(), options_.optimizer, {w.data() + t.offset, t.size},
+                    {gradients_.data() + t.offset, t.size}, t.offset, report.rate, step_, average * clip,
+                    t.start != initial::ones);
+    publish();
+    return report;
+  }
+  step_report<T> step(random_windows& data) {
+    return step([&](std::uint64_t at, std::uint64_t micro) { return data.at(at, micro); });
+  }
+
+  /// Exits that the curriculum turns on in the coming step, with their weights in the loss.
+  exit_weights exit_weights_now() const {
+    const layer_set on = options_.curriculum.enabled(model_.configuration().exits, step_);
+    return layerskip_weights(on, model_.layers(), options_.exit_scale);
+  }
+
+  model<V, B>& trained() { return model_; }
+  const training<V, O>& options() const { return options_; }
+  std::uint64_t next_step() const { return step_; }
+  const arena& memory() const { return memory_; }
+
+  // What a checkpoint of a run holds, beside the options (train/resume.hpp).
+  vec<T> master() {
+    if constexpr (separate_master) return master_.view();
+    else return model_.block();
+  }
+  typename O::template on<B>& optimizer_state() { return state_; }
+  /// Continues at `step` from weights and state that were written into master() and optimizer_state().
+  void continue_at(std::uint64_t step) { step_ = step, publish(); }
+
+ private:
+  void publish() {
+    if constexpr (separate_master) store_weights(model_.backend(), model_.block(), master_.view());
+  }
+  static void add(training_losses<T>& sum, const training_losses<T>& losses, double share) {
+    const T part = T(real_t<T>(share));
+    sum.total += part * losses.total, sum.balance += part * losses.balance, sum.z += part * losses.z;
+    for (std::size_t e = 0; e < sum.exits.size(); ++e) sum.exits[e] += part * losses.exits[e];
+  }
+
+  model<V, B>& model_;
+  training<V, O> options_;
+  buffer<T> gradients_;
+  model_weights<V, T> grads_;
+  typename O::template on<B> state_;
+  buffer<T> master_;
+  arena memory_;
+  std::uint64_t step_ = 0;
+};
+
+}  // namespace moeskip

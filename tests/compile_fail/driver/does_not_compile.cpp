@@ -1,0 +1,2 @@
+// expect-ok
+int answer = forty_two;

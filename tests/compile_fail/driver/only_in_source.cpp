@@ -1,0 +1,2 @@
+// expect: a sentence that only the source shows
+int answer = "a sentence that only the source shows";

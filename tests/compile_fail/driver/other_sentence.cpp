@@ -1,0 +1,2 @@
+// expect: a sentence that no compiler says
+static_assert(sizeof(char) == 2, "another sentence");

@@ -1,0 +1,54 @@
+// Speculation is lossless: greedy token for token, sampled in distribution.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "tiny.hpp"
+
+using namespace tests;
+
+namespace {
+
+struct small : ms::variant {};
+struct own_heads : ms::variant {
+  using exit_head = ms::exit_head::own;
+};
+
+ms::sizes random_sizes(std::uint64_t i) {
+  const auto pick = [&](int low, int high, std::uint64_t what) {
+    return low + int(ms::draws{{i}, ms::stream::user}.below(std::uint64_t(high - low + 1), what));
+  };
+  const int groups = pick(1, 3, 1), head = 2 * pick(1, 6, 2);
+  return {.layers = pick(2, 6, 0), .dim = pick(5, 40, 3), .heads = groups * pick(1, 3, 4), .kv_heads = groups,
+          .head_dim = head, .ffn = pick(3, 40, 5), .experts = pick(2, 9, 6), .vocab = pick(3, 60, 7), .context = 64,
+          .moe_every = pick(1, 3, 8), .dense_ffn = pick(3, 40, 9)};
+}
+
+template <class V, class B> void check_greedy(std::uint64_t i) {
+  ms::config<V> c{.sizes = random_sizes(i)};
+  c.exits = ms::exits_every(1, c.sizes.layers);
+  ms::model<V, B> m(c, ms::seed{i});
+  const auto pick = [&](int low, int high, std::uint64_t what) {
+    return low + int(ms::draws{{i}, ms::stream::user}.below(std::uint64_t(high - low + 1), what));
+  };
+  const std::vector<int> prompt = random_tokens(pick(1, 30, 20), c.sizes.vocab, i);
+  const ms::generation options{.max_new_tokens = pick(1, 30, 21)};
+  using speculative = ms::speculative_decoder::compose<>;
+  const speculative decoder{.draft = {.exit_layer = pick(1, c.sizes.layers - 1, 22)},
+                            .length = {.num_speculations = pick(1, 18, 23)}};
+  const auto ignore = [](const ms::emitted&) {};
+  const ms::generated plain = ms::generate(m, prompt, options, ms::decoder::autoregressive{}, ignore);
+  const ms::generated drafted = ms::generate(m, prompt, options, decoder, ignore);
+  CAPTURE(i);
+  CHECK(int(plain.tokens.size()) == options.max_new_tokens);
+  CHECK(plain.ids() == drafted.ids());
+}
+
+}  // namespace
+
+TEST_CASE("greedy self-speculation is token-identical to plain decoding: reference") {
+  for (std::uint64_t i = 0; i < 60; ++i) check_greedy<small, ms::reference<float>>(i);
+}
+TEST_CASE("greedy self-speculation is token-identical to plain decoding: own exit heads") {
+  for (std::uint64_t i = 0; i < 20; ++i) check_greedy<own_heads, ms::reference<float>>(1000 + i);
+}
