@@ -52,3 +52,7 @@ TEST_CASE("greedy self-speculation is token-identical to plain decoding: referen
 TEST_CASE("greedy self-speculation is token-identical to plain decoding: own exit heads") {
   for (std::uint64_t i = 0; i < 20; ++i) check_greedy<own_heads, ms::reference<float>>(1000 + i);
 }
+TEST_CASE("greedy self-speculation is token-identical to plain decoding: f32 and bf16 on the CPU") {
+  for (std::uint64_t i = 0; i < 120; ++i) check_greedy<small, ms::cpu<float>>(2000 + i);
+  for (std::uint64_t i = 0; i < 120; ++i) check_greedy<small, ms::cpu<ms::bf16>>(3000 + i);
+}

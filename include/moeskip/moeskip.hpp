@@ -5,6 +5,7 @@
 #include "moeskip/fwd.hpp"
 #include "moeskip/version.hpp"
 
+#include "moeskip/backend/cpu.hpp"
 #include "moeskip/model/config.hpp"
 #include "moeskip/model/describe.hpp"
 #include "moeskip/model/model.hpp"

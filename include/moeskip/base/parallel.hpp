@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "moeskip/base/config.hpp"
 
@@ -52,6 +53,15 @@ template <class Body> void parallel_for(index_t n, Body&& body, index_t worthwhi
   parallel([&](int thread, int threads) {
     const range mine = share(n, thread, threads, grain);
     if (mine.first < mine.last) body(mine.first, mine.last);
+  });
+}
+
+/// Runs body(task) for tasks [0, n) on all threads, each taking the next one: for tasks of unlike size. Which thread
+/// runs a task must not matter.
+template <class Body> void parallel_tasks(index_t n, Body&& body) {
+  std::atomic<index_t> next{0};
+  parallel([&](int, int) {
+    for (index_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(task);
   });
 }
 

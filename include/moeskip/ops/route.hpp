@@ -81,23 +81,28 @@ template <> struct kernel<route_backward_t, on_reference> {
   static void run(B&, mat<T> dlogits, mat<const T> dgate, mat<const T> logits, const routing<T>& r, const R& router,
                   const living_experts& alive, double balance_weight, double z_weight, Memory& memory) {
     const auto scope = memory.scope();
+    const vec<T> dprobability = memory.template take<T>(logits.cols());
+    for (index_t n = 0; n < logits.rows(); ++n)
+      row(dlogits, dgate, logits, r, router, alive, balance_weight, z_weight, n, dprobability);
+  }
+
+  /// One row; dprobability (E) is scratch.
+  template <class T, class R>
+  static void row(mat<T> dlogits, mat<const T> dgate, mat<const T> logits, const routing<T>& r, const R& router,
+                  const living_experts& alive, double balance_weight, double z_weight, index_t n, vec<T> dprobability) {
+    using std::exp;
     const int E = int(logits.cols());
     const T rows(real_t<T>(logits.rows()));
-    vec<T> dprobability = memory.template take<T>(E);
-    for (index_t n = 0; n < logits.rows(); ++n) {
-      const expert_set& living = alive.of(n);
-      const T balance = T(real_t<T>(balance_weight)) * T(real_t<T>(living.size())) / rows;
-      for (int e = 0; e < E; ++e) dprobability[e] = balance * r.load[e], dlogits(n, e) = T{};
-      const routed_token<T> token{logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(),
-                                  r.gate.row(n).data(), E, &living};
-      router.template backward<T>(token, dgate.row(n).data(), dprobability.data(), dlogits.row(n).data());
-      if (z_weight != 0) {
-        const T lse = log_sum_exp_of(logits.row(n), living), factor = T(real_t<T>(2 * z_weight)) * lse / rows;
-        using std::exp;
-        for (int e = 0; e < E; ++e)
-          if (living.contains(e)) dlogits(n, e) += factor * exp(logits(n, e) - lse);
-      }
-    }
+    const expert_set& living = alive.of(n);
+    const T balance = T(real_t<T>(balance_weight)) * T(real_t<T>(living.size())) / rows;
+    for (int e = 0; e < E; ++e) dprobability[e] = balance * r.load[e], dlogits(n, e) = T{};
+    const routed_token<T> token{logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(),
+                                r.gate.row(n).data(), E, &living};
+    router.template backward<T>(token, dgate.row(n).data(), dprobability.data(), dlogits.row(n).data());
+    if (z_weight == 0) return;
+    const T lse = log_sum_exp_of(logits.row(n), living), factor = T(real_t<T>(2 * z_weight)) * lse / rows;
+    for (int e = 0; e < E; ++e)
+      if (living.contains(e)) dlogits(n, e) += factor * exp(logits(n, e) - lse);
   }
 
   template <class T> static T log_sum_exp_of(vec<const T> logits, const expert_set& living) {

@@ -1,0 +1,31 @@
+// example_04_self_speculative [CHECKPOINT]: the first layers draft a few tokens, the remaining layers verify them all
+// at once. The text is exactly the one of plain decoding; what changes is how often the deep layers are run.
+#include "example.hpp"
+
+namespace ms = moeskip;
+
+int main(int argc, char** argv) {
+  return example::run(argc, argv, [](const example::arguments& given) {
+    auto model = example::trained(given);
+    const std::vector<int> prompt = ms::tokenizer::byte::encode("This is the farmer ");
+    const ms::generation options{.max_new_tokens = given.tiny ? 16 : 200};
+    const auto ignore = [](const ms::emitted&) {};
+
+    const ms::generated plain = ms::generate(model, prompt, options, ms::decoder::autoregressive{}, ignore);
+    example::print(ms::text("\n", ms::tokenizer::byte::decode(plain.ids()), "\n\nplain decoding: ", plain.stats.rounds,
+                            " passes, ", plain.stats.tokens_per_second(), " tokens/s\n"));
+
+    for (int exit_layer = 1; exit_layer < model.layers(); ++exit_layer) {
+      if (!model.configuration().exits.contains(exit_layer)) continue;  // others were not trained
+      for (const int num_speculations : {2, 4, 8}) {
+        const ms::speculative_decoder::compose<> decoder{.draft = {.exit_layer = exit_layer},
+                                                         .length = {.num_speculations = num_speculations}};
+        const ms::generated drafted = ms::generate(model, prompt, options, decoder, ignore);
+        example::print(ms::text("drafts of ", num_speculations, " after layer ", exit_layer, ": ", drafted.stats.rounds,
+                                " verifications, ", drafted.stats.accepted, " of ", drafted.stats.drafted,
+                                " accepted, ", drafted.stats.tokens_per_second(), " tokens/s, identical to plain: ",
+                                drafted.ids() == plain.ids() ? "yes" : "no", "\n"));
+      }
+    }
+  });
+}

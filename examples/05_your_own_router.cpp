@@ -1,0 +1,60 @@
+// A router of one's own: the two best experts, from a softmax with a temperature. Below 1 tokens are more decided, above
+// they spread.   p = softmax(logits / τ)   gate_k = p_k / (p_1 + p_2)
+// Both functions see one token and touch nothing else, so every backend can run them.
+#include "example.hpp"
+
+namespace ms = moeskip;
+
+struct tempered {
+  static constexpr std::string_view name = "tempered";  // checkpoints remember it
+  static constexpr int experts_per_token = 2;
+  float temperature = 1.f;
+  float balance_loss = 0.01f;  // keeps experts equally busy; optional
+
+  template <class T> MOESKIP_HD void forward(const ms::routed_token<T>& t) const {
+    for (int e = 0; e < t.experts; ++e) t.probability[e] = t.logits[e] / T(temperature);
+    ms::softmax(t.probability, t.probability, t.experts, [&](auto e) { return t.alive->contains(int(e)); });
+    ms::router::choose_best<2>(t, t.probability);
+    const T best = t.probability[t.chosen[0]], second = t.probability[t.chosen[1]];
+    t.gate[0] = best / (best + second), t.gate[1] = second / (best + second);
+  }
+  template <class T>
+  MOESKIP_HD void backward(const ms::routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
+    const T sum = t.probability[t.chosen[0]] + t.probability[t.chosen[1]];
+    const T mean = t.gate[0] * dgate[0] + t.gate[1] * dgate[1];
+    for (int k = 0; k < 2; ++k) dprobability[t.chosen[k]] += (dgate[k] - mean) / sum;
+    T through{};
+    for (int e = 0; e < t.experts; ++e) through += t.probability[e] * dprobability[e];
+    for (int e = 0; e < t.experts; ++e)
+      dlogits[e] += t.probability[e] * (dprobability[e] - through) / T(temperature);
+  }
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {  // saved in checkpoints; optional
+    f("temperature", self.temperature), f("balance_loss", self.balance_loss);
+  }
+  friend constexpr bool operator==(const tempered&, const tempered&) = default;
+};
+static_assert(ms::Router<tempered>);
+
+struct mine : ms::variant {
+  using router = tempered;
+};
+
+int main(int argc, char** argv) {
+  return example::run(argc, argv, [](const example::arguments& given) {
+    const std::vector<int> tokens = ms::tokenizer::byte::encode(example::rhyme());
+    for (const float temperature : {0.5f, 1.f, 2.f}) {
+      ms::config<mine> config = example::small_config<mine>(given.tiny);
+      config.router.temperature = temperature;
+      ms::model<mine, ms::cpu<float>> model{config, ms::seed{42}};
+      ms::random_windows batches(tokens, 2, 32, ms::seed{42});
+      const ms::training<mine> options{.steps = given.tiny ? 5u : 200u, .optimizer = {.lr = 3e-3}};
+      ms::trainer trainer(model, options);
+      while (trainer.next_step() < options.steps) trainer.step(batches);
+
+      const auto prompt = ms::tokenizer::byte::encode("This is the dog ");
+      const ms::generated out = ms::generate(model, prompt, {.max_new_tokens = given.tiny ? 16 : 64});
+      example::print(ms::text("temperature ", temperature, ": ", ms::evaluate(model, std::span(tokens), 32).back().bits_per_token,
+                              " bits per byte\n  This is the dog ", ms::tokenizer::byte::decode(out.ids()), "\n"));
+    }
+  });
+}

@@ -1,0 +1,109 @@
+// Rotary positions on the CPU: the angles of all positions up to the largest one seen are kept in a table, since
+// computing them (a sine and a cosine in double for each pair) would cost more than the rotation.
+#pragma once
+
+#include <vector>
+
+#include "moeskip/backend/cpu/rowwise.hpp"
+#include "moeskip/base/parallel.hpp"
+#include "moeskip/ops/rope.hpp"
+
+namespace moeskip {
+
+namespace cpu_kernels {
+
+/// cosines (d/2) and then sines (d/2) of each position, rows of d floats.
+class rope_table {
+ public:
+  /// At least `positions` rows for this shape, from the calling thread's table.
+  static const float* of(const attention_shape& s, int positions) {
+    thread_local rope_table table;
+    if (table.theta_ != s.rope_theta || table.head_dim_ != s.head_dim) table = rope_table(s);
+    table.extend(s, positions);
+    return table.rows_.data();
+  }
+
+ private:
+  rope_table() = default;
+  explicit rope_table(const attention_shape& s) : theta_(s.rope_theta), head_dim_(s.head_dim) {}
+
+  void extend(const attention_shape& s, int positions) {
+    const int half = s.head_dim / 2, known = int(rows_.size()) / s.head_dim;
+    if (positions <= known) return;
+    const int target = std::max(positions, 2 * known);
+    rows_.resize(std::size_t(target) * std::size_t(s.head_dim));
+    for (int p = known; p < target; ++p)
+      for (int i = 0; i < half; ++i) {
+        const rotation r(p, i, s);
+        rows_[std::size_t(p * s.head_dim + i)] = float(r.cosine);
+        rows_[std::size_t(p * s.head_dim + half + i)] = float(r.sine);
+      }
+  }
+  float theta_ = 0;
+  int head_dim_ = 0;
+  std::vector<float> rows_;
+};
+
+/// Turns each head of d floats by the angles of `table`; sign −1 turns back.
+template <class A>
+void rotate_heads(float* out, const float* in, int heads, int head_dim, const float* table, float sign) {
+  const int half = head_dim / 2;
+  const simd::lanes<A> direction(sign);
+  for (int h = 0; h < heads; ++h, out += head_dim, in += head_dim)
+    for_vectors<A>(half, [&](index_t i, auto n) {
+      const auto cosine = load<A>(table + i, n), sine = load<A>(table + half + i, n) * direction;
+      const auto a = load<A>(in + i, n), b = load<A>(in + half + i, n);
+      store<A>(out + i, a * cosine - b * sine, n);
+      store<A>(out + half + i, b * cosine + a * sine, n);
+    });
+}
+
+inline int last_position(const token_rows& rows) {
+  int last = 0;
+  for (const int p : rows.position) last = std::max(last, p);
+  return last;
+}
+
+}  // namespace cpu_kernels
+
+template <> struct kernel<rope_append_t, on_cpu> {
+  template <class W, class Isa>
+  static void run(cpu<W, Isa>&, mat<float> q, kv_layer<float> kv, mat<const float> qkv, const token_rows& rows,
+                  const attention_shape& s) {
+    namespace k = cpu_kernels;
+    using A = k::arch<Isa>;
+    const int q_dim = q.data() ? s.q_dim() : 0, kv_dim = s.kv_dim();
+    const float* table = k::rope_table::of(s, k::last_position(rows) + 1);
+    parallel_for(rows.size(), [&](index_t first, index_t last) {
+      for (index_t n = first; n < last; ++n) {
+        const int slot = rows.slot[n], position = rows.position[n];
+        const float *in = qkv.row(n).data(), *angles = table + index_t(position) * s.head_dim;
+        if (q_dim) k::rotate_heads<A>(q.row(n).data(), in, s.heads, s.head_dim, angles, 1.f);
+        k::rotate_heads<A>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, s.head_dim, angles, 1.f);
+        std::copy_n(in + q_dim + kv_dim, kv_dim, kv.values.plane(slot).row(position).data());
+      }
+    }, 64);
+  }
+};
+
+template <> struct kernel<rope_append_backward_t, on_cpu> {
+  template <class W, class Isa>
+  static void run(cpu<W, Isa>&, mat<float> dqkv, mat<const float> dq, kv_layer<float> dkv, const token_rows& rows,
+                  const attention_shape& s) {
+    namespace k = cpu_kernels;
+    using A = k::arch<Isa>;
+    const float* table = k::rope_table::of(s, k::last_position(rows) + 1);
+    parallel_for(rows.size(), [&](index_t first, index_t last) {
+      for (index_t n = first; n < last; ++n) {
+        const int slot = rows.slot[n], position = rows.position[n];
+        const float* angles = table + index_t(position) * s.head_dim;
+        float* out = dqkv.row(n).data();
+        k::rotate_heads<A>(out, dq.row(n).data(), s.heads, s.head_dim, angles, -1.f);
+        k::rotate_heads<A>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, s.head_dim, angles, -1.f);
+        std::copy_n(dkv.values.plane(slot).row(position).data(), s.kv_dim(), out + s.q_dim() + s.kv_dim());
+      }
+    }, 64);
+  }
+};
+
+}  // namespace moeskip
