@@ -1,5 +1,6 @@
-// example_03_generate_early_exit [CHECKPOINT]: a token leaves the model at the first exit that is sure enough. The
-// lower the threshold, the fewer layers are run, and the further the text strays from that of the full model.
+// example_03_generate_early_exit [CHECKPOINT]: a token leaves the model at the first exit that is sure
+// enough. The lower the threshold, the fewer layers are run, and the further the text strays from that of the
+// full model.
 #include "example.hpp"
 
 namespace ms = moeskip;
@@ -22,8 +23,9 @@ int main(int argc, char** argv) {
         ++left_after[std::size_t(e.exit_layer)];
       });
 
-      example::print(ms::text(text.flush(), "\n    ", out.stats.tokens_per_second(), " tokens/s, ",
-                              double(out.stats.layer_steps) / out.stats.tokens, " layers per token;"));
+      example::print(ms::text(text.flush(), "\n    ", example::fixed(out.stats.tokens_per_second(), 0), " tokens/s, ",
+                              example::fixed(double(out.stats.layer_steps) / out.stats.tokens, 2),
+                              " layers per token;"));
       for (std::size_t e = 1; e < left_after.size(); ++e)
         if (left_after[e]) example::print(ms::text(" ", left_after[e], " left after layer ", e));
       example::print("\n");

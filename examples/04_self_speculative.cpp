@@ -1,5 +1,6 @@
-// example_04_self_speculative [CHECKPOINT]: the first layers draft a few tokens, the remaining layers verify them all
-// at once. The text is exactly the one of plain decoding; what changes is how often the deep layers are run.
+// example_04_self_speculative [CHECKPOINT]: the first layers draft a few tokens, the remaining layers verify
+// them all at once. The text is exactly the one of plain decoding; what changes is how often the deep layers
+// are run.
 #include "example.hpp"
 
 namespace ms = moeskip;
@@ -12,8 +13,8 @@ int main(int argc, char** argv) {
     const auto ignore = [](const ms::emitted&) {};
 
     const ms::generated plain = ms::generate(model, prompt, options, ms::decoder::autoregressive{}, ignore);
-    example::print(ms::text("\n", ms::tokenizer::byte::decode(plain.ids()), "\n\nplain decoding: ", plain.stats.rounds,
-                            " passes, ", plain.stats.tokens_per_second(), " tokens/s\n"));
+    example::print(ms::text("\n", example::readable(plain.ids()), "\n\nplain decoding: ", plain.stats.rounds,
+                            " passes, ", example::fixed(plain.stats.tokens_per_second(), 0), " tokens/s\n"));
 
     for (int exit_layer = 1; exit_layer < model.layers(); ++exit_layer) {
       if (!model.configuration().exits.contains(exit_layer)) continue;  // others were not trained
@@ -22,9 +23,9 @@ int main(int argc, char** argv) {
                                                          .length = {.num_speculations = num_speculations}};
         const ms::generated drafted = ms::generate(model, prompt, options, decoder, ignore);
         example::print(ms::text("drafts of ", num_speculations, " after layer ", exit_layer, ": ", drafted.stats.rounds,
-                                " verifications, ", drafted.stats.accepted, " of ", drafted.stats.drafted,
-                                " accepted, ", drafted.stats.tokens_per_second(), " tokens/s, identical to plain: ",
-                                drafted.ids() == plain.ids() ? "yes" : "no", "\n"));
+                                " verifications, ", example::fixed(100 * drafted.stats.acceptance_rate(), 0),
+                                " % accepted, ", drafted.stats.tokens_per_second(),
+                                " tokens/s, identical to plain: ", drafted.ids() == plain.ids() ? "yes" : "no", "\n"));
       }
     }
   });

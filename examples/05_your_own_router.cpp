@@ -1,6 +1,6 @@
-// A router of one's own: the two best experts, from a softmax with a temperature. Below 1 tokens are more decided, above
-// they spread.   p = softmax(logits / τ)   gate_k = p_k / (p_1 + p_2)
-// Both functions see one token and touch nothing else, so every backend can run them.
+// A router of one's own: the two best experts, from a softmax with a temperature. Below 1 tokens are more
+// decided, above they spread.   p = softmax(logits / τ)   gate_k = p_k / (p_1 + p_2) Both functions see one
+// token and touch nothing else, so every backend can run them.
 #include "example.hpp"
 
 namespace ms = moeskip;
@@ -25,8 +25,7 @@ struct tempered {
     for (int k = 0; k < 2; ++k) dprobability[t.chosen[k]] += (dgate[k] - mean) / sum;
     T through{};
     for (int e = 0; e < t.experts; ++e) through += t.probability[e] * dprobability[e];
-    for (int e = 0; e < t.experts; ++e)
-      dlogits[e] += t.probability[e] * (dprobability[e] - through) / T(temperature);
+    for (int e = 0; e < t.experts; ++e) dlogits[e] += t.probability[e] * (dprobability[e] - through) / T(temperature);
   }
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {  // saved in checkpoints; optional
     f("temperature", self.temperature), f("balance_loss", self.balance_loss);
@@ -47,14 +46,16 @@ int main(int argc, char** argv) {
       config.router.temperature = temperature;
       ms::model<mine, ms::cpu<float>> model{config, ms::seed{42}};
       ms::random_windows batches(tokens, 2, 32, ms::seed{42});
-      const ms::training<mine> options{.steps = given.tiny ? 5u : 200u, .optimizer = {.lr = 3e-3}};
+      const ms::training<mine> options{.steps = given.tiny ? 5u : 100u, .optimizer = {.lr = 3e-3}};
       ms::trainer trainer(model, options);
       while (trainer.next_step() < options.steps) trainer.step(batches);
 
       const auto prompt = ms::tokenizer::byte::encode("This is the dog ");
       const ms::generated out = ms::generate(model, prompt, {.max_new_tokens = given.tiny ? 16 : 64});
-      example::print(ms::text("temperature ", temperature, ": ", ms::evaluate(model, std::span(tokens), 32).back().bits_per_token,
-                              " bits per byte\n  This is the dog ", ms::tokenizer::byte::decode(out.ids()), "\n"));
+      example::print(
+          ms::text("temperature ", temperature, ": ",
+                   example::fixed(ms::evaluate(model, std::span<const int>(tokens), 32).back().bits_per_token, 3),
+                   " bits per byte\nThis is the dog ", example::readable(out.ids()), "\n\n"));
     }
   });
 }

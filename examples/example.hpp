@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <exception>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +40,21 @@ template <class Body> int run(int argc, char** argv, Body&& body) {
 }
 
 inline void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout), std::fflush(stdout); }
+
+/// A number with so many decimals: "0.90".
+inline std::string fixed(double value, int decimals) {
+  char out[64];
+  std::snprintf(out, sizeof out, "%.*f", decimals, value);
+  return out;
+}
+
+/// Byte tokens as text that can be printed: what is not UTF-8 becomes U+FFFD.
+inline std::string readable(std::span<const int> tokens) {
+  ms::tokenizer::byte::stream characters;
+  std::string out;
+  for (const int token : tokens) out += characters.push(token);
+  return out + characters.flush();
+}
 
 /// The house that Jack built: 2.4 kB that repeat themselves, so that a tiny model learns them within seconds.
 inline std::string rhyme() {
@@ -83,7 +100,7 @@ inline ms::model<skipping, ms::cpu<float>> trained(const arguments& given) {
   ms::model<skipping, ms::cpu<float>> model{small_config<skipping>(given.tiny), ms::seed{42}};
   const std::vector<int> tokens = ms::tokenizer::byte::encode(rhyme());
   ms::random_windows batches(tokens, given.tiny ? 2 : 8, given.tiny ? 32 : 64, ms::seed{42});
-  const ms::training<skipping> options{.steps = given.tiny ? 10u : 400u, .optimizer = {.lr = 3e-3}};
+  const ms::training<skipping> options{.steps = given.tiny ? 10u : 200u, .optimizer = {.lr = 3e-3}};
   ms::trainer run(model, options);
   print(ms::text("training for ", options.steps, " steps …\n"));
   while (run.next_step() < options.steps) run.step(batches);

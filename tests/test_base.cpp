@@ -41,28 +41,24 @@ TEST_CASE("text joins strings and numbers") {
 TEST_CASE("a failed check throws the named error with the joined message") {
   const int rows = 2;
   CHECK_NOTHROW([&] { MOESKIP_CHECK(ms::shape_error, rows == 2, "not thrown"); }());
-  CHECK_THROWS_WITH_AS(
-      [&] { MOESKIP_CHECK(ms::shape_error, rows == 3, "expected ", 3, " rows, got ", rows); }(),
-      "expected 3 rows, got 2", ms::shape_error);
+  CHECK_THROWS_WITH_AS([&] { MOESKIP_CHECK(ms::shape_error, rows == 3, "expected ", 3, " rows, got ", rows); }(),
+                       "expected 3 rows, got 2", ms::shape_error);
 }
 
 TEST_CASE("bf16 rounds to nearest, ties to even, and keeps what is not finite") {
   for (std::uint32_t upper = 0; upper < 0x10000; ++upper) {  // every bf16, as a float, comes back
     const float exact = std::bit_cast<float>(upper << 16);
     const ms::bf16 back(exact);
-    if (std::isnan(exact))
-      CHECK(std::isnan(float(back)));
-    else if (back.bits != upper)
-      FAIL_CHECK("bf16 ", upper, " came back as ", back.bits);
+    if (std::isnan(exact)) CHECK(std::isnan(float(back)));
+    else if (back.bits != upper) FAIL_CHECK("bf16 ", upper, " came back as ", back.bits);
   }
   const auto rounded = [](std::uint32_t word) { return ms::bf16(std::bit_cast<float>(word)).bits; };
-  CHECK(rounded(0x3f807fffu) == 0x3f80);  // below the middle
-  CHECK(rounded(0x3f808000u) == 0x3f80);  // the middle, to even
-  CHECK(rounded(0x3f818000u) == 0x3f82);  // the middle, to even
-  CHECK(rounded(0x3f808001u) == 0x3f81);  // above the middle
-  CHECK(rounded(0x7f7fffffu) == 0x7f80);  // the largest float, to infinity
-  CHECK(
-      std::isnan(float(ms::bf16(std::bit_cast<float>(0x7f800001u)))));  // a NaN with only low bits stays one
+  CHECK(rounded(0x3f807fffu) == 0x3f80);                                  // below the middle
+  CHECK(rounded(0x3f808000u) == 0x3f80);                                  // the middle, to even
+  CHECK(rounded(0x3f818000u) == 0x3f82);                                  // the middle, to even
+  CHECK(rounded(0x3f808001u) == 0x3f81);                                  // above the middle
+  CHECK(rounded(0x7f7fffffu) == 0x7f80);                                  // the largest float, to infinity
+  CHECK(std::isnan(float(ms::bf16(std::bit_cast<float>(0x7f800001u)))));  // a NaN with only low bits stays one
 }
 
 TEST_CASE("shares cover everything once, in whole grains") {
@@ -200,8 +196,7 @@ TEST_CASE("complex steps through softmax give p_i (delta_ij - p_j)") {
 // --- rng --------------------------------------------------------------------------------------------------
 
 // Known answers that are published with the generator (Random123, kat_vectors).
-static_assert(ms::philox({{0, 0, 0, 0}}, 0) ==
-              ms::philox_block{{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}});
+static_assert(ms::philox({{0, 0, 0, 0}}, 0) == ms::philox_block{{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}});
 static_assert(ms::philox({{~0u, ~0u, ~0u, ~0u}}, ~std::uint64_t{0}) ==
               ms::philox_block{{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}});
 static_assert(ms::philox({{0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}}, 0x299f31d0a4093822u) ==
@@ -210,8 +205,7 @@ static_assert(ms::philox({{0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}},
 // Where the coordinates go in the counter is part of what makes an old run repeatable.
 static_assert(ms::draws{ms::seed{42}, ms::stream::expert_dropout}.block(7, 3, 12, 5) ==
               ms::philox({{12, 5u << 8, 7, 2u << 24 | 3u << 8}}, 42));
-static_assert(ms::draws{ms::seed{42}, ms::stream::user}.block(0x12'3456'789a, 0xfedc, 0x98'7654'3210,
-                                                              0xabcdef) ==
+static_assert(ms::draws{ms::seed{42}, ms::stream::user}.block(0x12'3456'789a, 0xfedc, 0x98'7654'3210, 0xabcdef) ==
               ms::philox({{0x76543210u, 0xabcdef98u, 0x3456789au, 0x07fedc12u}}, 42));
 
 TEST_CASE("the numbers of the purposes are fixed") {

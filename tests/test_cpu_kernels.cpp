@@ -28,9 +28,7 @@ constexpr index_t N = simd::width<A>;
 std::mt19937 random_bits(20261123);
 
 float draw() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(random_bits); }
-index_t draw(index_t low, index_t high) {
-  return std::uniform_int_distribution<index_t>(low, high)(random_bits);
-}
+index_t draw(index_t low, index_t high) { return std::uniform_int_distribution<index_t>(low, high)(random_bits); }
 
 template <class T = float> std::vector<T> random_vector(index_t n) {
   std::vector<T> v(static_cast<std::size_t>(n));
@@ -38,18 +36,14 @@ template <class T = float> std::vector<T> random_vector(index_t n) {
   return v;
 }
 
-bool same_bits(float a, float b) {
-  return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
-}
+bool same_bits(float a, float b) { return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b); }
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) { return same_bits(x, y); });
 }
 
 // Rounding errors of these sums stay under 1e-7 of the sum of magnitudes; one wrong term of a few hundred is
 // far above.
-bool close(float got, double want, double magnitude) {
-  return std::abs(got - want) <= 1e-6 * magnitude + 1e-30;
-}
+bool close(float got, double want, double magnitude) { return std::abs(got - want) <= 1e-6 * magnitude + 1e-30; }
 
 }  // namespace
 
@@ -142,22 +136,20 @@ TEST_CASE("simd: functions agree with the standard library") {
 namespace {
 
 // The product of one call, without residual or with.
-template <class W> std::vector<float> call_matvec(const float* x, index_t ldx, const W* w, index_t tokens,
-                                                  index_t in, index_t rows, const std::vector<index_t>& cuts,
+template <class W> std::vector<float> call_matvec(const float* x, index_t ldx, const W* w, index_t tokens, index_t in,
+                                                  index_t rows, const std::vector<index_t>& cuts,
                                                   const float* residual = nullptr) {
   std::vector<float> packed(static_cast<std::size_t>(kernels::packed_size<W, A>(tokens, in)));
   kernels::pack_tokens<W, A>(packed.data(), x, ldx, tokens, in);
   std::vector<float> y(static_cast<std::size_t>(tokens * rows), std::numeric_limits<float>::quiet_NaN());
   const kernels::matvec_args<W> args{y.data(), rows, w, in, tokens, residual, rows};
-  for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
-    kernels::matvec<A>(args, packed.data(), cuts[i], cuts[i + 1]);
+  for (std::size_t i = 0; i + 1 < cuts.size(); ++i) kernels::matvec<A>(args, packed.data(), cuts[i], cuts[i + 1]);
   return y;
 }
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("matvec: right, and the same bits for any number of tokens and any split of rows", W,
-                   float, bf16) {
+TEST_CASE_TEMPLATE("matvec: right, and the same bits for any number of tokens and any split of rows", W, float, bf16) {
   constexpr index_t most = kernels::max_matvec_tokens;
   std::vector<index_t> sizes;
   for (index_t in = 1; in <= 140; ++in) sizes.push_back(in);
@@ -223,8 +215,7 @@ TEST_CASE("matvec: leading strides, residual in place, and what it refuses") {
     }
   args.tokens = 17;
   CHECK_THROWS_WITH_AS(kernels::matvec<A>(args, packed.data(), 0, rows),
-                       "matvec: expected 1 to 16 tokens and at least 1 input, got 17 and 70",
-                       ms::shape_error);
+                       "matvec: expected 1 to 16 tokens and at least 1 input, got 17 and 70", ms::shape_error);
 }
 
 namespace {
@@ -241,15 +232,13 @@ template <class TA, class TB> struct product_case {
   kernels::factor<TB> B_;
   kernels::product C_;
 
-  product_case(index_t m_, index_t n_, index_t k_, bool at_, bool bt_)
-      : m(m_), n(n_), k(k_), at(at_), bt(bt_) {
+  product_case(index_t m_, index_t n_, index_t k_, bool at_, bool bt_) : m(m_), n(n_), k(k_), at(at_), bt(bt_) {
     const index_t stride_a = (at ? m : k) + draw(0, 5), stride_b = (bt ? k : n) + draw(0, 5);
     const index_t count_a = at ? k : m, stored_a = count_a + 3, stored_b = bt ? n : k;
     a = random_vector<TA>(stored_a * stride_a), b = random_vector<TB>(stored_b * stride_b);
     A_ = {a.data(), stride_a, at}, B_ = {b.data(), stride_b, bt};
     if (draw(0, 2) == 0) {  // gather
-      for (index_t i = 0; i < count_a; ++i)
-        rows_a.push_back(static_cast<std::int32_t>(draw(0, stored_a - 1)));
+      for (index_t i = 0; i < count_a; ++i) rows_a.push_back(static_cast<std::int32_t>(draw(0, stored_a - 1)));
       A_.rows = rows_a.data();
     }
     stride_c = n + draw(0, 5);
@@ -267,9 +256,7 @@ template <class TA, class TB> struct product_case {
     const index_t r = at ? j : i, s = at ? i : j;
     return static_cast<float>(a[(rows_a.empty() ? r : rows_a[r]) * A_.stride + s]);
   }
-  double at_b(index_t i, index_t j) const {
-    return static_cast<float>(b[(bt ? j : i) * B_.stride + (bt ? i : j)]);
-  }
+  double at_b(index_t i, index_t j) const { return static_cast<float>(b[(bt ? j : i) * B_.stride + (bt ? i : j)]); }
 };
 
 template <class TA, class TB> void check_product(index_t m, index_t n, index_t k, bool at, bool bt) {
@@ -325,9 +312,7 @@ template <class TA, class TB> void check_products() {
 
 }  // namespace
 
-TEST_CASE("gemm: f32 times f32, every transposition, list, scale and remainder") {
-  check_products<float, float>();
-}
+TEST_CASE("gemm: f32 times f32, every transposition, list, scale and remainder") { check_products<float, float>(); }
 TEST_CASE("gemm: f32 times bf16") { check_products<float, bf16>(); }
 TEST_CASE("gemm: bf16 times f32") { check_products<bf16, float>(); }
 TEST_CASE("gemm: bf16 times bf16") { check_products<bf16, bf16>(); }
@@ -336,10 +321,8 @@ TEST_CASE("gemm: parts that are empty, and infinities that stay in their row") {
   std::vector<float> a = random_vector(17 * 9), b = random_vector(9 * 33), c(17 * 33, 5.0f);
   a[3 * 9 + 4] = std::numeric_limits<float>::infinity();
   const kernels::product out{c.data(), 33};
-  kernels::gemm<A>(out, kernels::factor<float>{a.data(), 9}, kernels::factor<float>{b.data(), 33},
-                   {4, 4, 0, 33}, 9);
+  kernels::gemm<A>(out, kernels::factor<float>{a.data(), 9}, kernels::factor<float>{b.data(), 33}, {4, 4, 0, 33}, 9);
   CHECK(std::all_of(c.begin(), c.end(), [](float x) { return x == 5.0f; }));
-  kernels::gemm<A>(out, kernels::factor<float>{a.data(), 9}, kernels::factor<float>{b.data(), 33},
-                   {0, 17, 0, 33}, 9);
+  kernels::gemm<A>(out, kernels::factor<float>{a.data(), 9}, kernels::factor<float>{b.data(), 33}, {0, 17, 0, 33}, 9);
   for (index_t i = 0; i < 17 * 33; ++i) CHECK(std::isfinite(c[i]) == (i / 33 != 3));
 }

@@ -19,8 +19,8 @@ template <class B> struct outcome {
   std::vector<double> gradient;
 };
 
-template <class B> outcome<B> step(const ms::config<everything>& c, const std::vector<double>& weights, int sequences,
-                                   int length) {
+template <class B>
+outcome<B> step(const ms::config<everything>& c, const std::vector<double>& weights, int sequences, int length) {
   using T = ms::scalar_t<B>;
   using W = ms::weight_t<B>;
   ms::model<everything, B> m(c, typename ms::model<everything, B>::uninitialised{});
@@ -40,7 +40,9 @@ template <class B> outcome<B> step(const ms::config<everything>& c, const std::v
 }
 
 void compare(ms::sizes s, int sequences, int length) {
-  ms::config<everything> c{.sizes = s, .exits = ms::exits_every(1, s.layers), .expert_dropout = {.p = 0.3f},
+  ms::config<everything> c{.sizes = s,
+                           .exits = ms::exits_every(1, s.layers),
+                           .expert_dropout = {.p = 0.3f},
                            .layer_dropout = {.p_max = 0.4f}};
   ms::model<everything, ms::cpu<ms::bf16>> drawn(c, ms::seed{1});  // weights that bf16 holds exactly
   std::vector<double> weights;
@@ -68,6 +70,15 @@ void compare(ms::sizes s, int sequences, int length) {
 TEST_CASE("a training step on the CPU: few rows") { compare(tiny_sizes, 2, 6); }
 TEST_CASE("a training step on the CPU: many rows, odd sizes") { compare(tiny_sizes, 5, 31); }
 TEST_CASE("a training step on the CPU: sizes of whole vectors") {
-  compare({.layers = 3, .dim = 64, .heads = 4, .kv_heads = 2, .ffn = 48, .experts = 6, .vocab = 96, .context = 128,
-           .moe_every = 2, .dense_ffn = 80}, 3, 100);
+  compare({.layers = 3,
+           .dim = 64,
+           .heads = 4,
+           .kv_heads = 2,
+           .ffn = 48,
+           .experts = 6,
+           .vocab = 96,
+           .context = 128,
+           .moe_every = 2,
+           .dense_ffn = 80},
+          3, 100);
 }

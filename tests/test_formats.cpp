@@ -341,10 +341,8 @@ TEST_CASE("UTF-8: a stream cut anywhere gives the same valid text") {
     std::string bytes;
     for (std::size_t n = roll(40); n > 0; --n) {
       const std::size_t kind = roll(4);
-      if (kind == 0)
-        bytes += static_cast<char>(roll(256));
-      else
-        bytes += utf8_of(static_cast<std::uint32_t>(roll(kind == 1 ? 0x80 : kind == 2 ? 0xD800 : 0x110000)));
+      if (kind == 0) bytes += static_cast<char>(roll(256));
+      else bytes += utf8_of(static_cast<std::uint32_t>(roll(kind == 1 ? 0x80 : kind == 2 ? 0xD800 : 0x110000)));
     }
     ms::utf8_stream stream;
     std::string out;
@@ -383,8 +381,7 @@ TEST_CASE("read_text: missing, directory, empty, not UTF-8") {
              {(dir / "missing.txt").string(), "cannot open", "No such file or directory"});
   check_says(message_of([&] { ms::read_text(dir.folder); }), {dir.folder.string(), "Is a directory"});
   put(dir / "empty.txt", "");
-  check_says(message_of([&] { ms::read_text(dir / "empty.txt"); }),
-             {(dir / "empty.txt").string(), "is empty"});
+  check_says(message_of([&] { ms::read_text(dir / "empty.txt"); }), {(dir / "empty.txt").string(), "is empty"});
   check_says(message_of([&] { ms::read_text(dir / "empty.txt/below"); }), {"Not a directory"});
   put(dir / "latin1.txt", "one\ntwo\ncaf\xe9 three\n");
   check_says(message_of([&] { ms::read_text(dir / "latin1.txt"); }),
@@ -442,8 +439,7 @@ TEST_CASE("every F16 becomes the float that its bits mean") {
     const auto word = static_cast<std::uint16_t>(bits);
     float out = 0;
     REQUIRE(ms::convert_array(std::span(&out, 1), "F16", std::as_bytes(std::span(&word, 1))));
-    const bool right =
-        std::isnan(value) ? std::isnan(out) : out == value && std::signbit(out) == std::signbit(value);
+    const bool right = std::isnan(value) ? std::isnan(out) : out == value && std::signbit(out) == std::signbit(value);
     wrong += !right;
   }
   CHECK(wrong == 0);
@@ -555,12 +551,8 @@ TEST_CASE("safetensors: what is read is what was written") {
     ms::safetensors_writer writer;
     writer.metadata("round", ms::text(round));
     writer.metadata("quote \" and \\ and \n and \u20ac", "\t\0"s);
-    const auto name = [](std::size_t i, const char* kind) {
-      return ms::text("layers.", i, ".", kind, " \"\u00e9\"");
-    };
-    const auto extents = [](std::size_t n) {
-      return std::vector<std::int64_t>{1, static_cast<std::int64_t>(n)};
-    };
+    const auto name = [](std::size_t i, const char* kind) { return ms::text("layers.", i, ".", kind, " \"\u00e9\""); };
+    const auto extents = [](std::size_t n) { return std::vector<std::int64_t>{1, static_cast<std::int64_t>(n)}; };
     for (std::size_t i = 0; i < count; ++i) {
       writer.add<ms::bf16>(name(i, "h"), extents(halves[i].size()), halves[i]);
       writer.add<float>(name(i, "f"), extents(floats[i].size()), floats[i]);
@@ -584,8 +576,7 @@ TEST_CASE("safetensors: what is read is what was written") {
       file.read(name(i, "h"), extents(h.size()), std::span(h));
       CHECK(f == floats[i]);
       CHECK(d == doubles[i]);
-      CHECK(
-          std::equal(h.begin(), h.end(), halves[i].begin(), [](auto a, auto b) { return a.bits == b.bits; }));
+      CHECK(std::equal(h.begin(), h.end(), halves[i].begin(), [](auto a, auto b) { return a.bits == b.bits; }));
       file.read(name(i, "d"), extents(f.size()), std::span(f));  // F64 as float
       CHECK(f == floats[i]);
     }
@@ -629,9 +620,7 @@ TEST_CASE("safetensors: an opened file may be moved") {
   second.read("v", {3}, std::span(out));
   CHECK(out == values);
   // An array_info that belongs elsewhere cannot reach outside the file.
-  check_says(message_of([&] {
-               second.bytes({.name = "w", .dtype = "F32", .shape = {}, .offset = 1, .bytes = ~0ul});
-             }),
+  check_says(message_of([&] { second.bytes({.name = "w", .dtype = "F32", .shape = {}, .offset = 1, .bytes = ~0ul}); }),
              {"\"w\"", "not of this file"});
 }
 
@@ -673,15 +662,10 @@ TEST_CASE("safetensors writer: what cannot be written is refused when it is adde
   check_says(message_of<config>([&] { w.add<float>("a", {4}, values); }), {"\"a\"", "added before"});
   check_says(message_of<shape>([&] { w.add<float>("b", {5}, values); }),
              {"\"b\"", "expected 20 bytes", "F32 (5)", "got 16"});
-  check_says(message_of<shape>([&] {
-               w.add<float>("b", {-2, -2}, values);
-             }),
-             {"\"b\"", "0 or more", "(-2, -2)"});
-  check_says(message_of<config>([&] { w.add("b", "F33", {4}, bytes); }),
-             {"\"b\"", "known element type", "\"F33\""});
+  check_says(message_of<shape>([&] { w.add<float>("b", {-2, -2}, values); }), {"\"b\"", "0 or more", "(-2, -2)"});
+  check_says(message_of<config>([&] { w.add("b", "F33", {4}, bytes); }), {"\"b\"", "known element type", "\"F33\""});
   check_says(message_of<config>([&] { w.add<float>("__metadata__", {4}, values); }), {"reserved"});
-  check_says(message_of<config>([&] { w.add<float>("b\xff", {4}, values); }),
-             {"tensor name", "UTF-8", "byte 1"});
+  check_says(message_of<config>([&] { w.add<float>("b\xff", {4}, values); }), {"tensor name", "UTF-8", "byte 1"});
   check_says(message_of<config>([&] { w.metadata("k", "\xff"); }), {"metadata value", "UTF-8", "byte 0"});
   check_says(message_of<shape>([&] { w.add("b", "U8", std::vector<std::int64_t>(65, 1), bytes.first(1)); }),
              {"\"b\"", "at most 64 extents", "got 65"});
@@ -702,8 +686,7 @@ TEST_CASE("safetensors writer: a full disk, a missing folder, and the old file")
   }
   CHECK(dir.files() == 1);
   CHECK(ms::safetensors_file(dir / "m").find("small"));
-  check_says(message_of([&] { writer.write(dir / "missing/m"); }),
-             {"missing/m", "No such file or directory"});
+  check_says(message_of([&] { writer.write(dir / "missing/m"); }), {"missing/m", "No such file or directory"});
   writer.write(dir / "m");
   CHECK(ms::safetensors_file(dir / "m").find("big"));
 }
@@ -736,8 +719,7 @@ TEST_CASE("safetensors: headers that are not one") {
   says(raw("{}\0{\"a\":1}"s), {"zero byte", "at its byte 2"});
   says(raw("{\"a\xff\":{}}"), {"not valid JSON", "UTF-8"});
   says(raw("{\"a\":" + std::string(1000, 'x') + "}"), {"not valid JSON"});
-  says(raw("{\"" + std::string(100000, 'x') + "\":3}"),
-       {"\"xxxxxxxx", "…", "expected an object", "number 3"});
+  says(raw("{\"" + std::string(100000, 'x') + "\":3}"), {"\"xxxxxxxx", "…", "expected an object", "number 3"});
   says(raw("{\"" + std::string(100000, 'x')), {"not valid JSON"});
   says(raw("{\"a\":1e999}"), {"not valid JSON", "1e999"});
 }
@@ -779,8 +761,7 @@ TEST_CASE("safetensors: each wrong field is named with what was expected and got
     return "{" + tensor(dtype, shape, offsets) + "}";
   };
   const std::string f32 = "\"F32\"", sixteen(16, 'x');
-  REQUIRE_NOTHROW(
-      [&] { put(path, raw(one(f32, "[4]", "[0,16]"), sixteen)), ms::safetensors_file(path).find("t"); }());
+  REQUIRE_NOTHROW([&] { put(path, raw(one(f32, "[4]", "[0,16]"), sixteen)), ms::safetensors_file(path).find("t"); }());
 
   says(R"({"t":3})", {"header: \"t\"", "expected an object", "got the number 3"});
   says(R"({"t":null})", {"\"t\"", "expected an object", "got null"});
@@ -806,8 +787,8 @@ TEST_CASE("safetensors: each wrong field is named with what was expected and got
   says(one(f32, "[{}]", "[0,16]"), {"\"shape\"", "got an object"}, sixteen);
   says(one(f32, "[9223372036854775808]", "[0,16]"), {"below 2^63", "9223372036854775808"}, sixteen);
   says(one(f32, "[18446744073709551616]", "[0,16]"), {"whole numbers", "18446744073709551616"}, sixteen);
-  says(one(f32, "[4611686018427387904,4]", "[0,16]"),
-       {"\"t\"", "(4611686018427387904, 4) of F32", "overflows"}, sixteen);
+  says(one(f32, "[4611686018427387904,4]", "[0,16]"), {"\"t\"", "(4611686018427387904, 4) of F32", "overflows"},
+       sixteen);
   says(one(f32, "[576460752303423488,1]", "[0,16]"), {"overflows"},
        sixteen);  // 2^59 of 32 bits are 2^64 bits
   says(one(f32, "[0,4611686018427387904,4611686018427387904]", "[0,16]"),
@@ -823,8 +804,7 @@ TEST_CASE("safetensors: each wrong field is named with what was expected and got
   says(one(f32, "[4]", "[-1,16]"), {"\"data_offsets\"", "non-negative", "got the number -1"}, sixteen);
   says(one(f32, "[4]", "[-0,16]"), {"\"data_offsets\"", "non-negative", "got the number -0"}, sixteen);
   says(one(f32, "[4]", "[16,0]"), {"\"data_offsets\"", "begin <= end", "[16, 0]"}, sixteen);
-  says(one(f32, "[4]", "[0,17]"), {"\"t\"", "expected 16 bytes for F32 (4)", "got data_offsets of 17"},
-       sixteen + "x");
+  says(one(f32, "[4]", "[0,17]"), {"\"t\"", "expected 16 bytes for F32 (4)", "got data_offsets of 17"}, sixteen + "x");
   says(one(f32, "[5]", "[0,16]"), {"\"t\"", "expected 20 bytes for F32 (5)", "of 16"}, sixteen);
   says(one(f32, "[4]", "[1,17]"), {"\"t\"", "begin at 0", "got 1", "hole"}, sixteen + "x");
   says(one(f32, "[4]", "[18446744073709551599,18446744073709551615]"), {"begin at 0", "hole"}, sixteen);
@@ -832,8 +812,8 @@ TEST_CASE("safetensors: each wrong field is named with what was expected and got
   says(one(f32, "[4]", "[0,16]"), {"expected 16 bytes of data", "got 17"}, sixteen + "x");
   says("{}", {"expected 0 bytes of data", "got 1"}, "x");
   const auto two = [&](const std::string& second) {
-    return "{" + tensor(f32, "[4]", "[0,16]") +
-           ",\"u\":{\"dtype\":\"U8\",\"shape\":[8],\"data_offsets\":" + second + "}}";
+    return "{" + tensor(f32, "[4]", "[0,16]") + ",\"u\":{\"dtype\":\"U8\",\"shape\":[8],\"data_offsets\":" + second +
+           "}}";
   };
   says(two("[8,16]"), {"\"u\"", "begin at 16", "got 8", "overlap"}, sixteen);
   says(two("[17,25]"), {"\"u\"", "begin at 16", "got 17", "hole"}, sixteen + "123456789");
@@ -870,16 +850,11 @@ TEST_CASE("safetensors: a file cut short anywhere, or changed anywhere, gives a 
     for (std::size_t n = 1 + roll(3); n > 0; --n) {
       const std::size_t at = roll(changed.size());
       const std::size_t kind = roll(5);
-      if (kind == 0)
-        changed[at] = static_cast<char>(roll(256));
-      else if (kind == 1)
-        changed.erase(at, 1 + roll(4));
-      else if (kind == 2)
-        changed.insert(at, 1, "0123456789[]{},:\"-e. "[roll(21)]);
-      else if (kind == 3)
-        changed[at] = "0123456789[]{},:\"-e. "[roll(21)];
-      else
-        changed.insert(at, changed.substr(roll(changed.size()), roll(40)));
+      if (kind == 0) changed[at] = static_cast<char>(roll(256));
+      else if (kind == 1) changed.erase(at, 1 + roll(4));
+      else if (kind == 2) changed.insert(at, 1, "0123456789[]{},:\"-e. "[roll(21)]);
+      else if (kind == 3) changed[at] = "0123456789[]{},:\"-e. "[roll(21)];
+      else changed.insert(at, changed.substr(roll(changed.size()), roll(40)));
     }
     put(dir / "changed", changed);
     try {

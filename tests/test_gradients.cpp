@@ -99,7 +99,8 @@ TEST_CASE("gradients: expert dropout, layer dropout, own exits") {
 }
 
 TEST_CASE("gradients: switch routing with capacity and layer dropout") {
-  CHECK(worst_error<switching>({.sizes = tiny_sizes, .router = {.capacity_factor = 0.7f}, .layer_dropout = {.p_max = 0.4f}}) < 1e-9);
+  CHECK(worst_error<switching>(
+            {.sizes = tiny_sizes, .router = {.capacity_factor = 0.7f}, .layer_dropout = {.p_max = 0.4f}}) < 1e-9);
 }
 
 TEST_CASE("gradients: no MoE layer") {

@@ -19,9 +19,17 @@ ms::sizes random_sizes(std::uint64_t i) {
     return low + int(ms::draws{{i}, ms::stream::user}.below(std::uint64_t(high - low + 1), what));
   };
   const int groups = pick(1, 3, 1), head = 2 * pick(1, 6, 2);
-  return {.layers = pick(2, 6, 0), .dim = pick(5, 40, 3), .heads = groups * pick(1, 3, 4), .kv_heads = groups,
-          .head_dim = head, .ffn = pick(3, 40, 5), .experts = pick(2, 9, 6), .vocab = pick(3, 60, 7), .context = 64,
-          .moe_every = pick(1, 3, 8), .dense_ffn = pick(3, 40, 9)};
+  return {.layers = pick(2, 6, 0),
+          .dim = pick(5, 40, 3),
+          .heads = groups * pick(1, 3, 4),
+          .kv_heads = groups,
+          .head_dim = head,
+          .ffn = pick(3, 40, 5),
+          .experts = pick(2, 9, 6),
+          .vocab = pick(3, 60, 7),
+          .context = 64,
+          .moe_every = pick(1, 3, 8),
+          .dense_ffn = pick(3, 40, 9)};
 }
 
 template <class V, class B> void check_greedy(std::uint64_t i) {

@@ -10,8 +10,17 @@ namespace tests {
 namespace ms = moeskip;
 
 /// Sizes with every feature on and no two extents equal, so that a mixed-up axis shows.
-inline constexpr ms::sizes tiny_sizes{.layers = 4, .dim = 12, .heads = 6, .kv_heads = 3, .head_dim = 4, .ffn = 10,
-                                      .experts = 5, .vocab = 17, .context = 32, .moe_every = 2, .dense_ffn = 14};
+inline constexpr ms::sizes tiny_sizes{.layers = 4,
+                                      .dim = 12,
+                                      .heads = 6,
+                                      .kv_heads = 3,
+                                      .head_dim = 4,
+                                      .ffn = 10,
+                                      .experts = 5,
+                                      .vocab = 17,
+                                      .context = 32,
+                                      .moe_every = 2,
+                                      .dense_ffn = 14};
 
 inline std::vector<int> random_tokens(int count, int vocab, std::uint64_t seed) {
   const ms::draws draw{{seed}, ms::stream::user};

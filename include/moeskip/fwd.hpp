@@ -12,10 +12,18 @@ template <Storage W = float, class Isa = isa::native> struct cpu;
 template <class V> struct config;
 template <class V, class B> class model;
 
-namespace curriculum { struct all; }
-namespace draft { struct self; }
-namespace acceptance { struct exact; }
-namespace draft_length { struct fixed; }
+namespace curriculum {
+struct all;
+}
+namespace draft {
+struct self;
+}
+namespace acceptance {
+struct exact;
+}
+namespace draft_length {
+struct fixed;
+}
 namespace speculative_decoder {
 template <class Draft = draft::self, class Acceptance = acceptance::exact, class DraftLength = draft_length::fixed>
 struct compose;

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as fn
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 K = 2
 EXACT = torch.float64
@@ -259,13 +259,12 @@ def metadata(case):
             | {k: written(v) for k, v in case.training.items()})
 
 
-def sort_metadata(path):
+def sorted_metadata(data):
     """The safetensors package writes metadata in random order; sorted, a second run gives the same bytes."""
-    data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    path.write_bytes(data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(end - 8) + data[end:])
+    return data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(end - 8) + data[end:]
 
 
 def make(case, folder):
@@ -305,8 +304,7 @@ def make(case, folder):
     tensors |= {f"golden.{name}": torch.tensor(x, dtype=EXACT) for name, x in exact.items()}
 
     path = folder / f"{case.name}.safetensors"
-    save_file(tensors, path, metadata=metadata(case))
-    sort_metadata(path)
+    path.write_bytes(sorted_metadata(save(tensors, metadata=metadata(case))))
     print(f"{path.name}: {path.stat().st_size} bytes, exits {by_exit}, total {exact['total'][0]:.6f}, "
           f"training {steps['total'][0]:.4f} -> {steps['total'][-1]:.4f}, gradient norm {min(steps['norm']):.3f} to "
           f"{max(steps['norm']):.3f}, {sum(clipped)} steps clipped, experts at least {margin:.1e} apart")

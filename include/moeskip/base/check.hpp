@@ -26,10 +26,12 @@ struct file_error : error {  // unreadable, unwritable, truncated, corrupt or mi
 namespace detail {
 
 inline void append(std::string& out, std::string_view text) { out += text; }
-template <std::same_as<bool> T> void append(std::string& out, T value) { out += value ? "true" : "false"; }  // no pointers
+template <std::same_as<bool> T> void append(std::string& out, T value) {
+  out += value ? "true" : "false";
+}  // no pointers
 
 template <class N>
-  requires((std::integral<N> || std::floating_point<N>) && !std::same_as<N, bool>)
+  requires((std::integral<N> || std::floating_point<N>)&&!std::same_as<N, bool>)
 void append(std::string& out, N value) {
   char digits[64];
   out.append(digits, std::to_chars(digits, digits + sizeof digits, value).ptr);
@@ -45,14 +47,13 @@ template <class... Parts> std::string text(const Parts&... parts) {
 }
 
 /// Throws E with the joined parts as its message.
-template <class E = error, class... Parts> [[noreturn]] void fail(const Parts&... parts) {
-  throw E(text(parts...));
-}
+template <class E = error, class... Parts> [[noreturn]] void fail(const Parts&... parts) { throw E(text(parts...)); }
 
 }  // namespace moeskip
 
 /// MOESKIP_CHECK(shape_error, rows == n, "attend: expected ", n, " rows, got ", rows)
-#define MOESKIP_CHECK(error_type, condition, ...)                              \
-  do {                                                                         \
-    if (!(condition)) [[unlikely]] ::moeskip::fail<error_type>(__VA_ARGS__);   \
+#define MOESKIP_CHECK(error_type, condition, ...) \
+  do {                                            \
+    if (!(condition)) [[unlikely]]                \
+      ::moeskip::fail<error_type>(__VA_ARGS__);   \
   } while (false)

@@ -5,9 +5,9 @@
 
 // Host and device: per-token functions of policies are written once and also compiled by nvcc.
 #if defined(__CUDACC__)
-#define MOESKIP_HD __host__ __device__
+  #define MOESKIP_HD __host__ __device__
 #else
-#define MOESKIP_HD
+  #define MOESKIP_HD
 #endif
 
 namespace moeskip {
@@ -20,11 +20,21 @@ inline constexpr std::size_t alignment = 64;
 // Instruction sets as types. A backend carries the set it was compiled for, so that two translation units built with
 // different flags never share a symbol.
 namespace isa {
-struct generic { static constexpr const char* name = "generic"; };
-struct sse2 { static constexpr const char* name = "sse2"; };
-struct avx2 { static constexpr const char* name = "avx2+fma"; };
-struct avx512 { static constexpr const char* name = "avx512"; };
-struct neon64 { static constexpr const char* name = "neon64"; };
+struct generic {
+  static constexpr const char* name = "generic";
+};
+struct sse2 {
+  static constexpr const char* name = "sse2";
+};
+struct avx2 {
+  static constexpr const char* name = "avx2+fma";
+};
+struct avx512 {
+  static constexpr const char* name = "avx512";
+};
+struct neon64 {
+  static constexpr const char* name = "neon64";
+};
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 using native = avx512;

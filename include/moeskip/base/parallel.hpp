@@ -8,7 +8,7 @@
 #include "moeskip/base/config.hpp"
 
 #if defined(_OPENMP)
-#include <omp.h>
+  #include <omp.h>
 #endif
 
 namespace moeskip {
@@ -27,7 +27,7 @@ inline int thread_count() {
 template <class Body> void parallel(Body&& body) {
 #if defined(_OPENMP)
   if (thread_count() > 1) {
-#pragma omp parallel
+  #pragma omp parallel
     body(omp_get_thread_num(), omp_get_num_threads());
     return;
   }

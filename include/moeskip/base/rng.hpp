@@ -67,8 +67,8 @@ struct draws {
   stream purpose;
 
   /// All 128 bits.
-  MOESKIP_HD constexpr philox_block block(std::uint64_t step, std::uint64_t layer = 0,
-                                          std::uint64_t token = 0, std::uint64_t expert = 0) const {
+  MOESKIP_HD constexpr philox_block block(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,
+                                          std::uint64_t expert = 0) const {
     const std::uint64_t low = token | expert << 40;
     const std::uint64_t high = step | layer << 40 | static_cast<std::uint64_t>(purpose) << 56;
     return philox({{static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(low >> 32),
@@ -76,8 +76,8 @@ struct draws {
                   from.value);
   }
 
-  MOESKIP_HD constexpr std::uint32_t bits(std::uint64_t step, std::uint64_t layer = 0,
-                                          std::uint64_t token = 0, std::uint64_t expert = 0) const {
+  MOESKIP_HD constexpr std::uint32_t bits(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,
+                                          std::uint64_t expert = 0) const {
     return block(step, layer, token, expert).word[0];
   }
 
@@ -88,8 +88,8 @@ struct draws {
   }
 
   /// A multiple of 2^-53 in [0, 1).
-  MOESKIP_HD constexpr double uniform_double(std::uint64_t step, std::uint64_t layer = 0,
-                                             std::uint64_t token = 0, std::uint64_t expert = 0) const {
+  MOESKIP_HD constexpr double uniform_double(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,
+                                             std::uint64_t expert = 0) const {
     const philox_block random = block(step, layer, token, expert);
     return fraction(random.word[0], random.word[1]);
   }
@@ -102,8 +102,7 @@ struct draws {
 
   /// Standard normal (mean 0, variance 1), after Box and Muller; at most 8.6 in magnitude. On the host only:
   /// the logarithm and cosine of other machines may differ in the last bit.
-  float normal(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,
-               std::uint64_t expert = 0) const {
+  float normal(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0, std::uint64_t expert = 0) const {
     const philox_block random = block(step, layer, token, expert);
     const double radius = std::sqrt(-2.0 * std::log(1.0 - fraction(random.word[0], random.word[1])));
     const double angle = 2.0 * std::numbers::pi * fraction(random.word[2], random.word[3]);

@@ -20,9 +20,7 @@ struct bf16 {
 
   bf16() = default;
   MOESKIP_HD constexpr explicit bf16(float value) : bits(round(std::bit_cast<std::uint32_t>(value))) {}
-  MOESKIP_HD constexpr operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-  }
+  MOESKIP_HD constexpr operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 
  private:
   MOESKIP_HD static constexpr std::uint16_t round(std::uint32_t word) {
@@ -37,12 +35,10 @@ template <class T> struct is_complex : std::false_type {};
 template <class T> struct is_complex<std::complex<T>> : std::true_type {};
 
 /// A number that ops compute in: float, double, or complex for derivatives.
-template <class T>
-concept Scalar = std::floating_point<T> || is_complex<std::remove_const_t<T>>::value;
+template <class T> concept Scalar = std::floating_point<T> || is_complex<std::remove_const_t<T>>::value;
 
 /// A number that weights are stored in.
-template <class W>
-concept Storage = Scalar<W> || std::same_as<std::remove_const_t<W>, bf16>;
+template <class W> concept Storage = Scalar<W> || std::same_as<std::remove_const_t<W>, bf16>;
 
 /// The real number behind T: comparisons (top-k, masks, maxima) look only at it, so that branches of a complex-step
 /// evaluation are those of the real one.

@@ -35,8 +35,7 @@ template <Storage W, class Isa> struct cpu {
   static std::string name() { return "cpu<" + std::string(scalar_name<W>()) + ", " + Isa::name + ">"; }
 };
 
-template <class B>
-concept Backend = Scalar<typename B::scalar> && Storage<typename B::weight> && requires {
+template <class B> concept Backend = Scalar<typename B::scalar> && Storage<typename B::weight> && requires {
   typename B::family;
   { B::name() } -> std::convertible_to<std::string>;
 };

@@ -9,8 +9,7 @@
 namespace moeskip {
 
 /// enabled(exits, step) is a subset of exits.
-template <class P>
-concept Curriculum = requires(const P& p, const layer_set& exits, std::uint64_t step) {
+template <class P> concept Curriculum = requires(const P& p, const layer_set& exits, std::uint64_t step) {
   { p.enabled(exits, step) } -> std::same_as<layer_set>;
 };
 

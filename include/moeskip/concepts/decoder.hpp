@@ -40,8 +40,7 @@ concept Draft = requires(typename P::template on<Session>& d, Session& s, vec<fl
 
 /// more(drafted, confidence): whether to draft another token after `drafted`, the last with this probability;
 /// observe(drafted, accepted) tells the outcome of a round.
-template <class P>
-concept DraftLength = requires(P& p, int n, double confidence) {
+template <class P> concept DraftLength = requires(P& p, int n, double confidence) {
   { P::name } -> std::convertible_to<std::string_view>;
   { p.longest() } -> std::convertible_to<int>;
   { p.more(n, confidence) } -> std::convertible_to<bool>;
@@ -50,16 +49,14 @@ concept DraftLength = requires(P& p, int n, double confidence) {
 
 /// p, q (V): what the full model and the draft would draw from. accepts(p, q, token, u) with u uniform in [0, 1);
 /// residual(out, p, q) is what to draw from after a rejection.
-template <class P>
-concept Acceptance = requires(const P& a, vec<const float> p, vec<const float> q, vec<float> out) {
+template <class P> concept Acceptance = requires(const P& a, vec<const float> p, vec<const float> q, vec<float> out) {
   { P::name } -> std::convertible_to<std::string_view>;
   { a.accepts(p, q, int{}, double{}) } -> std::convertible_to<bool>;
   a.residual(out, p, q);
 };
 
 /// Says when a token may leave early: leaves(probabilities (V), exit_layer).
-template <class P>
-concept ExitRule = requires(const P& r, vec<const float> logits, int exit_layer) {
+template <class P> concept ExitRule = requires(const P& r, vec<const float> logits, int exit_layer) {
   { P::name } -> std::convertible_to<std::string_view>;
   { r.leaves(logits, exit_layer) } -> std::convertible_to<bool>;
 };

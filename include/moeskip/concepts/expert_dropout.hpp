@@ -19,14 +19,13 @@ struct mask_key {
 };
 
 namespace detail {
-template <class P>
-concept tells_survivors = requires(const P& p, const mask_key& key) {
+template <class P> concept tells_survivors = requires(const P& p, const mask_key& key) {
   { p.survivors(key, int{}, int{}) } -> std::same_as<expert_set>;
 };
 }  // namespace detail
 
 /// survivors(key, experts, at_least) returns a set of at least `at_least` of the experts.
-template <class P>
-concept ExpertDropout = detail::names_itself<P> && detail::comparable<P> && detail::tells_survivors<P>;
+template <class P> concept ExpertDropout =
+    detail::names_itself<P> && detail::comparable<P> && detail::tells_survivors<P>;
 
 }  // namespace moeskip

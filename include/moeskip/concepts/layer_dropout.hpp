@@ -9,14 +9,13 @@
 namespace moeskip {
 
 namespace detail {
-template <class P>
-concept tells_probability = requires(const P& p) {
+template <class P> concept tells_probability = requires(const P& p) {
   { p.probability(int{}, int{}) } -> std::convertible_to<float>;
 };
 }  // namespace detail
 
 /// probability(layer, layers) is in [0, 1), for layer = 0 … layers-1.
-template <class P>
-concept LayerDropout = detail::names_itself<P> && detail::comparable<P> && detail::tells_probability<P>;
+template <class P> concept LayerDropout =
+    detail::names_itself<P> && detail::comparable<P> && detail::tells_probability<P>;
 
 }  // namespace moeskip

@@ -8,8 +8,8 @@ namespace moeskip {
 
 /// on<B>(size) holds the state of `size` weights; update(…) works on one tensor's range; blocks(f) calls
 /// f(name, block) for each block of state, so that checkpoints can save and load it.
-template <class O, class B>
-concept Optimizer = std::equality_comparable<O> && requires(typename O::template on<B>& state, const O& o) {
+template <class O, class B> concept Optimizer = std::equality_comparable<O> &&
+    requires(typename O::template on<B>& state, const O& o) {
   { O::name } -> std::convertible_to<std::string_view>;
   { o.lr } -> std::convertible_to<double>;
   state.blocks([](std::string_view, auto&) {});

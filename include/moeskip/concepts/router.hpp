@@ -32,32 +32,28 @@ template <class T> struct routed_token {
 };
 
 namespace detail {
-template <class P>
-concept names_itself = requires {
+template <class P> concept names_itself = requires {
   { P::name } -> std::convertible_to<std::string_view>;
 };
-template <class P>
-concept has_experts_per_token = requires {
+template <class P> concept has_experts_per_token = requires {
   { P::experts_per_token } -> std::convertible_to<int>;
 };
-template <class P>
-concept comparable = std::equality_comparable<P>;
-template <class P>
-concept routes_forward = requires(const P& p, const routed_token<float>& t) { p.template forward<float>(t); };
-template <class P>
-concept routes_backward =
-    requires(const P& p, const routed_token<float>& t, float* g) { p.template backward<float>(t, g, g, g); };
+template <class P> concept comparable = std::equality_comparable<P>;
+template <class P> concept routes_forward = requires(const P& p, const routed_token<float>& t) {
+  p.template forward<float>(t);
+};
+template <class P> concept routes_backward = requires(const P& p, const routed_token<float>& t, float* g) {
+  p.template backward<float>(t, g, g, g);
+};
 }  // namespace detail
 
 /// forward fills probability, chosen and gate. backward adds to dlogits (E), given dgate (K) and the gradient that the
 /// balance loss left in dprobability (E), which it may use as scratch.
-template <class P>
-concept Router = detail::names_itself<P> && detail::has_experts_per_token<P> && detail::comparable<P> &&
-                 detail::routes_forward<P> && detail::routes_backward<P>;
+template <class P> concept Router = detail::names_itself<P> && detail::has_experts_per_token<P> &&
+    detail::comparable<P> && detail::routes_forward<P> && detail::routes_backward<P>;
 
 /// Whether a router limits how many tokens an expert takes while training.
-template <class P>
-concept HasCapacity = requires(const P& p) {
+template <class P> concept HasCapacity = requires(const P& p) {
   { p.capacity(index_t{}, int{}) } -> std::convertible_to<index_t>;
 };
 

@@ -26,9 +26,10 @@ template <class V> struct check_variant {
   static_assert(detail::routes_backward<router>,
                 "moeskip: V::router needs `template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const "
                 "T* dgate, T* dprobability, T* dlogits) const` that adds to dlogits. See moeskip/concepts/router.hpp");
-  static_assert(detail::tells_survivors<typename V::expert_dropout>,
-                "moeskip: V::expert_dropout needs `expert_set survivors(const mask_key& key, int experts, int at_least) "
-                "const`. See moeskip/concepts/expert_dropout.hpp");
+  static_assert(
+      detail::tells_survivors<typename V::expert_dropout>,
+      "moeskip: V::expert_dropout needs `expert_set survivors(const mask_key& key, int experts, int at_least) "
+      "const`. See moeskip/concepts/expert_dropout.hpp");
   static_assert(detail::tells_probability<typename V::layer_dropout>,
                 "moeskip: V::layer_dropout needs `float probability(int layer, int layers) const`. See "
                 "moeskip/concepts/layer_dropout.hpp");
@@ -38,8 +39,7 @@ template <class V> struct check_variant {
   static constexpr bool passed = true;
 };
 
-template <class V>
-concept Variant = Router<typename V::router> && ExpertDropout<typename V::expert_dropout> &&
-                  LayerDropout<typename V::layer_dropout> && ExitHead<typename V::exit_head>;
+template <class V> concept Variant = Router<typename V::router> && ExpertDropout<typename V::expert_dropout> &&
+    LayerDropout<typename V::layer_dropout> && ExitHead<typename V::exit_head>;
 
 }  // namespace moeskip

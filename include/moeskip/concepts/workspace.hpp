@@ -6,8 +6,7 @@
 
 namespace moeskip {
 
-template <class W>
-concept Workspace = requires(W& w) {
+template <class W> concept Workspace = requires(W& w) {
   { w.template take<float>(index_t{2}, index_t{3}) } -> std::same_as<mat<float>>;  // uninitialised
   w.scope();                                                                       // returns what was taken since
 };

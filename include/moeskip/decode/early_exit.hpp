@@ -43,7 +43,8 @@ template <class Rule = exit_rule::max_probability> struct early_exit {
     template <class Sink> void round(Session& s, sampler& draw_from, int, Sink&& sink) {
       const auto scope = s.memory().scope();
       auto& m = s.model();
-      mat<T> x = s.memory().template take<T>(1, m.sizes().dim), logits = s.memory().template take<T>(1, m.sizes().vocab);
+      mat<T> x = s.memory().template take<T>(1, m.sizes().dim),
+             logits = s.memory().template take<T>(1, m.sizes().vocab);
       vec<T> p = s.memory().template take<T>(m.sizes().vocab);
       const int at = s.position();
       s.embed(x, s.pending());

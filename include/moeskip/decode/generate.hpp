@@ -22,10 +22,14 @@ enum class finish { length, stop_token, cancelled, context_full };
 
 constexpr std::string_view describe(finish reason) {
   switch (reason) {
-    case finish::length: return "all requested tokens were generated";
-    case finish::stop_token: return "a stop token was generated";
-    case finish::cancelled: return "the receiver asked to stop";
-    case finish::context_full: return "the context is full";
+    case finish::length:
+      return "all requested tokens were generated";
+    case finish::stop_token:
+      return "a stop token was generated";
+    case finish::cancelled:
+      return "the receiver asked to stop";
+    case finish::context_full:
+      return "the context is full";
   }
   return "";
 }
@@ -45,14 +49,14 @@ struct generated {
 /// Continues a prompt in an existing session, whose memory is used again: nothing is allocated per token. The sink gets
 /// each token as it is settled; one that returns bool can end the generation by returning false.
 /// Throws config_error for a bad prompt, bad options, or more tokens than the context has room for.
-template <class V, class B, class Decoder, class Sink>
-generated generate(session<V, B>& s, std::span<const int> prompt, const generation& options, const Decoder& decoder,
-                   Sink&& sink) {
+template <class V, class B, class Decoder, class Sink> generated generate(session<V, B>& s, std::span<const int> prompt,
+                                                                          const generation& options,
+                                                                          const Decoder& decoder, Sink&& sink) {
   const int context = s.context(), length = int(prompt.size());
   // The last token is emitted without being run, so one more fits than there are positions.
   const int room = context - length + 1;
-  MOESKIP_CHECK(config_error, options.max_new_tokens >= 0, "max_new_tokens must be 0 (until the context is full) or more, got ",
-                options.max_new_tokens);
+  MOESKIP_CHECK(config_error, options.max_new_tokens >= 0,
+                "max_new_tokens must be 0 (until the context is full) or more, got ", options.max_new_tokens);
   if (length > 0 && length <= context)
     MOESKIP_CHECK(config_error, options.max_new_tokens <= room, "the context would be exhausted: a prompt of ", length,
                   " tokens leaves room for ", room, " new ones in a context of ", context, ", asked for ",
@@ -87,9 +91,9 @@ generated generate(session<V, B>& s, std::span<const int> prompt, const generati
 }
 
 /// The same in a session of its own.
-template <class V, class B, class Decoder, class Sink>
-generated generate(model<V, B>& m, std::span<const int> prompt, const generation& options, const Decoder& decoder,
-                   Sink&& sink) {
+template <class V, class B, class Decoder, class Sink> generated generate(model<V, B>& m, std::span<const int> prompt,
+                                                                          const generation& options,
+                                                                          const Decoder& decoder, Sink&& sink) {
   session<V, B> s(m);
   return generate(s, prompt, options, decoder, std::forward<Sink>(sink));
 }

@@ -12,13 +12,13 @@ namespace moeskip {
 /// A token as it leaves a decoder.
 struct emitted {
   int token;
-  int exit_layer;      // layers that its logits came from
-  bool drafted;        // proposed by a draft and accepted
+  int exit_layer;  // layers that its logits came from
+  bool drafted;    // proposed by a draft and accepted
 };
 
 struct decode_stats {
-  int tokens = 0;             // emitted
-  int rounds = 0;             // full passes or verifications
+  int tokens = 0;  // emitted
+  int rounds = 0;  // full passes or verifications
   int drafted = 0, accepted = 0;
   long long layer_steps = 0;  // layers run, summed over tokens
   double seconds = 0;         // from after the prefill to the last token
@@ -38,8 +38,11 @@ template <class V, class B> class session {
   static constexpr int invariant_rows = 16;
 
   explicit session(model_type& m)
-      : model_(m), kv_(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size()),
-        tape_(memory_), slot_(std::size_t(m.sizes().context), 0), position_(std::size_t(m.sizes().context)) {
+      : model_(m),
+        kv_(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size()),
+        tape_(memory_),
+        slot_(std::size_t(m.sizes().context), 0),
+        position_(std::size_t(m.sizes().context)) {
     for (std::size_t i = 0; i < position_.size(); ++i) position_[i] = int(i);
   }
   session(const session&) = delete;
@@ -48,8 +51,9 @@ template <class V, class B> class session {
   /// than the context, or an id outside the vocabulary.
   void prefill(std::span<const int> prompt) {
     MOESKIP_CHECK(config_error, !prompt.empty(), "the prompt is empty: expected at least one token");
-    MOESKIP_CHECK(config_error, int(prompt.size()) <= context(), "the prompt is longer than the context: expected at most ",
-                  context(), " tokens, got ", prompt.size());
+    MOESKIP_CHECK(config_error, int(prompt.size()) <= context(),
+                  "the prompt is longer than the context: expected at most ", context(), " tokens, got ",
+                  prompt.size());
     for (const int token : prompt)
       MOESKIP_CHECK(config_error, token >= 0 && token < model_.sizes().vocab, "token id ", token,
                     " is outside the vocabulary of ", model_.sizes().vocab);
@@ -103,8 +107,8 @@ template <class V, class B> class session {
 
  private:
   token_rows rows(int at, int count) const {
-    MOESKIP_CHECK(config_error, at + count <= context(), "the context of ", context(), " tokens is exhausted: position ",
-                  at + count - 1, " is beyond it");
+    MOESKIP_CHECK(config_error, at + count <= context(), "the context of ", context(),
+                  " tokens is exhausted: position ", at + count - 1, " is beyond it");
     return {{slot_.data(), count}, {position_.data() + at, count}};
   }
 

@@ -18,9 +18,8 @@ struct exit_quality {
 /// Quality of every trained exit and of the full depth over `tokens`, cut into windows of `length` without overlap and
 /// run `sequences` at a time; at most max_windows of them, evenly spread (0: all). Nothing is dropped out.
 /// Throws config_error where the text is shorter than one window.
-template <class V, class B>
-std::vector<exit_quality> evaluate(model<V, B>& m, std::span<const int> tokens, int length, int sequences = 8,
-                                   int max_windows = 0) {
+template <class V, class B> std::vector<exit_quality> evaluate(model<V, B>& m, std::span<const int> tokens, int length,
+                                                               int sequences = 8, int max_windows = 0) {
   using T = scalar_t<B>;
   const sizes& s = m.sizes();
   const index_t available = (index_t(tokens.size()) - 1) / length;

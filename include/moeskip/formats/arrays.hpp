@@ -52,26 +52,16 @@ constexpr const dtype_info* find_dtype(std::string_view name) {
 
 /// The name of the element type that is stored as T is in memory.
 template <class T> constexpr std::string_view dtype_of() {
-  if constexpr (std::same_as<T, float>)
-    return "F32";
-  else if constexpr (std::same_as<T, double>)
-    return "F64";
-  else if constexpr (std::same_as<T, bf16>)
-    return "BF16";
-  else if constexpr (std::same_as<T, std::uint8_t>)
-    return "U8";
-  else if constexpr (std::same_as<T, std::int8_t>)
-    return "I8";
-  else if constexpr (std::same_as<T, std::int32_t>)
-    return "I32";
-  else if constexpr (std::same_as<T, std::uint32_t>)
-    return "U32";
-  else if constexpr (std::same_as<T, std::int64_t>)
-    return "I64";
-  else if constexpr (std::same_as<T, std::uint64_t>)
-    return "U64";
-  else
-    return "";
+  if constexpr (std::same_as<T, float>) return "F32";
+  else if constexpr (std::same_as<T, double>) return "F64";
+  else if constexpr (std::same_as<T, bf16>) return "BF16";
+  else if constexpr (std::same_as<T, std::uint8_t>) return "U8";
+  else if constexpr (std::same_as<T, std::int8_t>) return "I8";
+  else if constexpr (std::same_as<T, std::int32_t>) return "I32";
+  else if constexpr (std::same_as<T, std::uint32_t>) return "U32";
+  else if constexpr (std::same_as<T, std::int64_t>) return "I64";
+  else if constexpr (std::same_as<T, std::uint64_t>) return "U64";
+  else return "";
 }
 
 /// A type of which arrays can be read and written.
@@ -87,8 +77,7 @@ inline std::string shape_text(std::span<const std::int64_t> shape) {
 /// A name from a file as it may stand in a message: quoted, control characters as ?, at most 80 bytes.
 inline std::string in_quotes(std::string_view name) {
   std::size_t kept = std::min<std::size_t>(name.size(), 80);
-  while (kept > 0 && kept < name.size() && (name[kept] & 0xC0) == 0x80)
-    --kept;  // not inside a UTF-8 character
+  while (kept > 0 && kept < name.size() && (name[kept] & 0xC0) == 0x80) --kept;  // not inside a UTF-8 character
   std::string out(name.substr(0, kept));
   for (char& c : out)
     if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
@@ -119,16 +108,12 @@ inline bf16 to_bf16(double x) {
 }
 
 template <class To, class From> To convert_element(From x) {
-  if constexpr (std::same_as<From, bf16>)
-    return To(static_cast<float>(x));
-  else if constexpr (std::same_as<To, bf16> && std::same_as<From, double>)
-    return to_bf16(x);
-  else
-    return static_cast<To>(x);
+  if constexpr (std::same_as<From, bf16>) return To(static_cast<float>(x));
+  else if constexpr (std::same_as<To, bf16> && std::same_as<From, double>) return to_bf16(x);
+  else return static_cast<To>(x);
 }
 
-template <class Stored, class To, class Widen>
-void copy_elements(std::span<To> out, const std::byte* in, Widen widen) {
+template <class Stored, class To, class Widen> void copy_elements(std::span<To> out, const std::byte* in, Widen widen) {
   for (std::size_t i = 0; i < out.size(); ++i) {
     Stored element;
     std::memcpy(&element, in + i * sizeof element, sizeof element);  // in may be unaligned
@@ -152,8 +137,7 @@ template <ArrayElement T>
     if (dtype == "F32") return detail::copy_elements<float>(out, in.data(), as_is), true;
     if (dtype == "F64") return detail::copy_elements<double>(out, in.data(), as_is), true;
     if (dtype == "BF16") return detail::copy_elements<bf16>(out, in.data(), as_is), true;
-    if (dtype == "F16")
-      return detail::copy_elements<std::uint16_t>(out, in.data(), detail::f16_to_float), true;
+    if (dtype == "F16") return detail::copy_elements<std::uint16_t>(out, in.data(), detail::f16_to_float), true;
   }
   return false;
 }

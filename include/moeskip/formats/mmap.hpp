@@ -28,11 +28,9 @@ class mapped_file {
     const descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
     if (file.number < 0) fail<file_error>(path_, ": cannot open: ", os_error(errno));
     struct stat status {};
-    if (::fstat(file.number, &status) != 0)
-      fail<file_error>(path_, ": cannot read its size: ", os_error(errno));
+    if (::fstat(file.number, &status) != 0) fail<file_error>(path_, ": cannot read its size: ", os_error(errno));
     MOESKIP_CHECK(file_error, !S_ISDIR(status.st_mode), path_, ": expected a file, got a directory");
-    MOESKIP_CHECK(file_error, S_ISREG(status.st_mode), path_,
-                  ": expected a regular file, got a pipe or device");
+    MOESKIP_CHECK(file_error, S_ISREG(status.st_mode), path_, ": expected a regular file, got a pipe or device");
     size_ = static_cast<std::size_t>(status.st_size);
     if (size_ == 0) return;  // mmap refuses length 0
     void* const start = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number, 0);

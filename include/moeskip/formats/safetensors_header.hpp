@@ -30,13 +30,12 @@ inline constexpr std::string_view metadata_key = "__metadata__";
 
 /// The bytes that elements of a dtype in a shape take; fails with `where` in front if they overflow or are no
 /// whole number (4- and 6-bit types). Extents are not negative.
-inline std::size_t byte_count(std::string_view where, const dtype_info& dtype,
-                              std::span<const std::int64_t> shape) {
+inline std::size_t byte_count(std::string_view where, const dtype_info& dtype, std::span<const std::int64_t> shape) {
   std::uint64_t bits = static_cast<std::uint64_t>(dtype.bits);
   for (const std::int64_t extent : shape) {
     const std::uint64_t n = static_cast<std::uint64_t>(extent);
-    MOESKIP_CHECK(file_error, n == 0 || bits <= std::numeric_limits<std::uint64_t>::max() / n, where,
-                  ": shape ", shape_text(shape), " of ", dtype.name, " overflows 64 bits");
+    MOESKIP_CHECK(file_error, n == 0 || bits <= std::numeric_limits<std::uint64_t>::max() / n, where, ": shape ",
+                  shape_text(shape), " of ", dtype.name, " overflows 64 bits");
     bits *= n;
   }
   MOESKIP_CHECK(file_error, bits % 8 == 0, where, ": shape ", shape_text(shape), " of ", dtype.name,
@@ -54,7 +53,7 @@ class header_parser {
   explicit header_parser(std::string path) : path_(std::move(path)) {}
 
   std::map<std::string, std::string> metadata;
-  std::vector<array_info> arrays;  // offset and bytes from data_offsets: relative to the data
+  std::vector<array_info> arrays;                           // offset and bytes from data_offsets: relative to the data
   std::map<std::string, std::size_t, std::less<>> by_name;  // index into arrays
 
   bool start_object(std::size_t) {
@@ -69,8 +68,8 @@ class header_parser {
   bool key(std::string& name) {
     key_ = name;
     if (state_ == state::root) {
-      const bool is_new = name == metadata_key ? !std::exchange(seen_metadata_, true)
-                                               : by_name.emplace(name, arrays.size()).second;
+      const bool is_new =
+          name == metadata_key ? !std::exchange(seen_metadata_, true) : by_name.emplace(name, arrays.size()).second;
       MOESKIP_CHECK(file_error, is_new, path_, ": header: the name ", in_quotes(name), " appears twice");
     } else if (state_ == state::metadata) {
       MOESKIP_CHECK(file_error, metadata.emplace(name, "").second, where(), " appears twice");
@@ -79,8 +78,7 @@ class header_parser {
                          : name == "shape"        ? &seen_.shape
                          : name == "data_offsets" ? &seen_.offsets
                                                   : nullptr;
-      MOESKIP_CHECK(file_error, seen, where(),
-                    ": expected dtype, shape or data_offsets, got an unknown field");
+      MOESKIP_CHECK(file_error, seen, where(), ": expected dtype, shape or data_offsets, got an unknown field");
       MOESKIP_CHECK(file_error, !std::exchange(*seen, true), where(), " appears twice");
     }
     return true;
@@ -88,10 +86,7 @@ class header_parser {
 
   bool end_object() {
     if (state_ == state::tensor) {
-      const char* missing = !seen_.dtype     ? "dtype"
-                            : !seen_.shape   ? "shape"
-                            : !seen_.offsets ? "data_offsets"
-                                             : nullptr;
+      const char* missing = !seen_.dtype ? "dtype" : !seen_.shape ? "shape" : !seen_.offsets ? "data_offsets" : nullptr;
       MOESKIP_CHECK(file_error, !missing, tensor(), ": expected a ", missing, ", got none");
     }
     return enter(state_ == state::root ? state::file : state::root);
@@ -107,8 +102,8 @@ class header_parser {
   bool end_array() {
     if (state_ == state::offsets) {
       MOESKIP_CHECK(file_error, offsets_.size() == 2, where(), ": expected 2 numbers, got ", offsets_.size());
-      MOESKIP_CHECK(file_error, offsets_[0] <= offsets_[1], where(), ": expected begin <= end, got [",
-                    offsets_[0], ", ", offsets_[1], "]");
+      MOESKIP_CHECK(file_error, offsets_[0] <= offsets_[1], where(), ": expected begin <= end, got [", offsets_[0],
+                    ", ", offsets_[1], "]");
       arrays.back().offset = static_cast<std::size_t>(offsets_[0]);
       arrays.back().bytes = static_cast<std::size_t>(offsets_[1] - offsets_[0]);
     }
@@ -118,8 +113,7 @@ class header_parser {
   bool string(std::string& value) {
     if (state_ == state::metadata) return metadata[key_] = std::move(value), true;
     if (state_ != state::tensor || key_ != "dtype") wrong(text("the string ", in_quotes(value)));
-    MOESKIP_CHECK(file_error, find_dtype(value), where(), ": expected a known element type, got ",
-                  in_quotes(value));
+    MOESKIP_CHECK(file_error, find_dtype(value), where(), ": expected a known element type, got ", in_quotes(value));
     arrays.back().dtype = std::move(value);
     return true;
   }
@@ -135,8 +129,7 @@ class header_parser {
     } else if (state_ == state::offsets) {
       MOESKIP_CHECK(file_error, offsets_.size() < 2, where(), ": expected 2 numbers, got more");
       offsets_.push_back(value);
-    } else
-      wrong(text("the number ", value));
+    } else wrong(text("the number ", value));
     return true;
   }
 
@@ -149,8 +142,7 @@ class header_parser {
   bool parse_error(std::size_t position, const std::string&, const json::exception& problem) {
     // The parser quotes what it read last, which may be the whole header.
     std::string_view reason = problem.what();
-    if (const std::size_t start = reason.find("syntax error"); start != reason.npos)
-      reason.remove_prefix(start);
+    if (const std::size_t start = reason.find("syntax error"); start != reason.npos) reason.remove_prefix(start);
     fail<file_error>(path_, ": header is not valid JSON at its byte ", position, ": ", reason.substr(0, 200));
   }
 
@@ -178,12 +170,11 @@ class header_parser {
   }
 
   [[noreturn]] void wrong(std::string_view got) const {
-    const std::string_view expected = state_ == state::shape || state_ == state::offsets
-                                          ? "non-negative whole numbers"
-                                      : state_ == state::metadata ? "a string"
-                                      : state_ != state::tensor   ? "an object"
-                                      : key_ == "dtype"           ? "a string"
-                                                                  : "an array";
+    const std::string_view expected = state_ == state::shape || state_ == state::offsets ? "non-negative whole numbers"
+                                      : state_ == state::metadata                        ? "a string"
+                                      : state_ != state::tensor                          ? "an object"
+                                      : key_ == "dtype"                                  ? "a string"
+                                                                                         : "an array";
     fail<file_error>(where(), ": expected ", expected, ", got ", got);
   }
 

@@ -47,8 +47,8 @@ class safetensors_file {
 
   /// The stored bytes of one of arrays(), possibly unaligned; valid as long as this object.
   std::span<const std::byte> bytes(const array_info& info) const {
-    MOESKIP_CHECK(file_error, info.offset <= map_.size() && info.bytes <= map_.size() - info.offset, path(),
-                  ": array ", in_quotes(info.name), " is not of this file");
+    MOESKIP_CHECK(file_error, info.offset <= map_.size() && info.bytes <= map_.size() - info.offset, path(), ": array ",
+                  in_quotes(info.name), " is not of this file");
     return map_.bytes().subspan(info.offset, info.bytes);
   }
 
@@ -62,11 +62,10 @@ class safetensors_file {
     MOESKIP_CHECK(file_error, std::ranges::equal(info->shape, shape), path(), ": tensor ", in_quotes(name),
                   ": expected shape ", shape_text(shape), ", got ", shape_text(info->shape));
     const std::size_t count = info->bytes * 8 / static_cast<std::size_t>(find_dtype(info->dtype)->bits);
-    MOESKIP_CHECK(shape_error, out.size() == count, path(), ": tensor ", in_quotes(name),
-                  ": expected room for ", count, " elements, got ", out.size());
-    MOESKIP_CHECK(file_error, convert_array(out, info->dtype, bytes(*info)), path(), ": tensor ",
-                  in_quotes(name), ": expected elements that convert to ", dtype_of<T>(), ", got ",
-                  info->dtype);
+    MOESKIP_CHECK(shape_error, out.size() == count, path(), ": tensor ", in_quotes(name), ": expected room for ", count,
+                  " elements, got ", out.size());
+    MOESKIP_CHECK(file_error, convert_array(out, info->dtype, bytes(*info)), path(), ": tensor ", in_quotes(name),
+                  ": expected elements that convert to ", dtype_of<T>(), ", got ", info->dtype);
   }
   template <ArrayElement T>
   void read(std::string_view name, std::initializer_list<std::int64_t> shape, std::span<T> out) const {
@@ -78,20 +77,17 @@ class safetensors_file {
   /// file.
   std::size_t parse_header() {
     std::uint64_t length = 0;
-    MOESKIP_CHECK(file_error, map_.size() >= sizeof length, path(), ": expected at least 8 bytes, got ",
-                  map_.size());
+    MOESKIP_CHECK(file_error, map_.size() >= sizeof length, path(), ": expected at least 8 bytes, got ", map_.size());
     std::memcpy(&length, map_.bytes().data(), sizeof length);
-    MOESKIP_CHECK(file_error, length <= safetensors::largest_header, path(),
-                  ": expected a header of at most ", safetensors::largest_header, " bytes, got ", length,
-                  " (is this a safetensors file?)");
+    MOESKIP_CHECK(file_error, length <= safetensors::largest_header, path(), ": expected a header of at most ",
+                  safetensors::largest_header, " bytes, got ", length, " (is this a safetensors file?)");
     const std::size_t rest = map_.size() - sizeof length;
-    MOESKIP_CHECK(file_error, length <= rest, path(), ": truncated: expected a header of ", length,
-                  " bytes, got ", rest);
+    MOESKIP_CHECK(file_error, length <= rest, path(), ": truncated: expected a header of ", length, " bytes, got ",
+                  rest);
     const char* const begin = reinterpret_cast<const char*>(map_.bytes().data()) + sizeof length;
     const char* const end = begin + length;
-    MOESKIP_CHECK(
-        file_error, begin != end && *begin == '{', path(), ": header: expected { as its first byte, got ",
-        begin == end ? "nothing" : text("byte ", static_cast<int>(static_cast<unsigned char>(*begin))));
+    MOESKIP_CHECK(file_error, begin != end && *begin == '{', path(), ": header: expected { as its first byte, got ",
+                  begin == end ? "nothing" : text("byte ", static_cast<int>(static_cast<unsigned char>(*begin))));
     // The parser would take a zero byte for the end and overlook what follows.
     const char* const zero = std::find(begin, end, '\0');
     MOESKIP_CHECK(file_error, zero == end, path(), ": header: expected JSON, got a zero byte at its byte ",
@@ -117,16 +113,15 @@ class safetensors_file {
       by_name_.find(info.name)->second = i;
       const std::string where = text(path(), ": tensor ", in_quotes(info.name));
       const std::size_t size = safetensors::byte_count(where, *find_dtype(info.dtype), info.shape);
-      MOESKIP_CHECK(file_error, info.bytes == size, where, ": expected ", size, " bytes for ", info.dtype,
-                    " ", shape_text(info.shape), ", got data_offsets of ", info.bytes);
-      MOESKIP_CHECK(file_error, info.offset == next, where, ": expected its data to begin at ", next,
-                    ", got ", info.offset, info.offset > next ? " (a hole)" : " (an overlap)");
-      MOESKIP_CHECK(file_error, end(info) <= data_size, where, ": truncated: expected data up to byte ",
-                    end(info), ", got ", data_size);
+      MOESKIP_CHECK(file_error, info.bytes == size, where, ": expected ", size, " bytes for ", info.dtype, " ",
+                    shape_text(info.shape), ", got data_offsets of ", info.bytes);
+      MOESKIP_CHECK(file_error, info.offset == next, where, ": expected its data to begin at ", next, ", got ",
+                    info.offset, info.offset > next ? " (a hole)" : " (an overlap)");
+      MOESKIP_CHECK(file_error, end(info) <= data_size, where, ": truncated: expected data up to byte ", end(info),
+                    ", got ", data_size);
       next = end(info);
     }
-    MOESKIP_CHECK(file_error, next == data_size, path(), ": expected ", next, " bytes of data, got ",
-                  data_size);
+    MOESKIP_CHECK(file_error, next == data_size, path(), ": expected ", next, " bytes of data, got ", data_size);
   }
 
   mapped_file map_;

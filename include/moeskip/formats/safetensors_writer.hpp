@@ -38,8 +38,7 @@ class safetensors_writer {
   }
 
   /// Throws config_error at a name given twice, shape_error where shape and number of elements disagree.
-  template <ArrayElement T>
-  void add(std::string name, std::vector<std::int64_t> shape, std::span<const T> elements) {
+  template <ArrayElement T> void add(std::string name, std::vector<std::int64_t> shape, std::span<const T> elements) {
     add(std::move(name), dtype_of<T>(), std::move(shape), std::as_bytes(elements));
   }
 
@@ -52,21 +51,17 @@ class safetensors_writer {
     const dtype_info* const type = find_dtype(dtype);
     MOESKIP_CHECK(config_error, type, where, ": expected a known element type, got ", in_quotes(dtype));
     for (const std::int64_t extent : shape)
-      MOESKIP_CHECK(shape_error, extent >= 0, where, ": expected extents of 0 or more, got ",
-                    shape_text(shape));
+      MOESKIP_CHECK(shape_error, extent >= 0, where, ": expected extents of 0 or more, got ", shape_text(shape));
     MOESKIP_CHECK(shape_error, shape.size() <= safetensors::largest_rank, where, ": expected at most ",
                   safetensors::largest_rank, " extents, got ", shape.size());
     const std::size_t size = safetensors::byte_count(where, *type, shape);
     MOESKIP_CHECK(shape_error, bytes.size() == size, where, ": expected ", size, " bytes for ", dtype, " ",
                   shape_text(shape), ", got ", bytes.size());
     MOESKIP_CHECK(config_error, names_.insert(name).second, where, ": the name was added before");
-    entries_.push_back({{.name = std::move(name),
-                         .dtype = std::string(dtype),
-                         .shape = std::move(shape),
-                         .offset = 0,
-                         .bytes = size},
-                        bytes.data(),
-                        type->bits});
+    entries_.push_back(
+        {{.name = std::move(name), .dtype = std::string(dtype), .shape = std::move(shape), .offset = 0, .bytes = size},
+         bytes.data(),
+         type->bits});
   }
 
   /// Replaces the file at path. Throws file_error, and then leaves what was there, if anything fails.
@@ -77,8 +72,8 @@ class safetensors_writer {
 
     const std::string head = header(order);
     const std::uint64_t length = head.size();
-    MOESKIP_CHECK(file_error, length <= safetensors::largest_header, path.string(),
-                  ": expected a header of at most ", safetensors::largest_header, " bytes, got ", length);
+    MOESKIP_CHECK(file_error, length <= safetensors::largest_header, path.string(), ": expected a header of at most ",
+                  safetensors::largest_header, " bytes, got ", length);
     atomic_file file(path);
     file.write(&length, sizeof length);
     file.write(head.data(), head.size());
@@ -113,8 +108,7 @@ class safetensors_writer {
     std::size_t offset = 0;
     for (const entry* e : order) {
       const array_info& info = e->info;
-      out += text(out.size() == 1 ? "" : ",", json_string(info.name), ":{\"dtype\":\"", info.dtype,
-                  "\",\"shape\":[");
+      out += text(out.size() == 1 ? "" : ",", json_string(info.name), ":{\"dtype\":\"", info.dtype, "\",\"shape\":[");
       for (std::size_t i = 0; i < info.shape.size(); ++i) out += text(i ? "," : "", info.shape[i]);
       out += text("],\"data_offsets\":[", offset, ",", offset + info.bytes, "]}");
       offset += info.bytes;

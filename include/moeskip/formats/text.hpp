@@ -45,8 +45,7 @@ inline std::string read_text(const std::filesystem::path& path) {
     constexpr char digits[] = "0123456789abcdef";
     const unsigned value = static_cast<unsigned char>(content[wrong]);
     const char hex[] = {'0', 'x', digits[value >> 4], digits[value & 15], 0};
-    const auto line =
-        1 + std::count(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(wrong), '\n');
+    const auto line = 1 + std::count(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(wrong), '\n');
     fail<file_error>(name, ": expected UTF-8, got ", hex, " at byte ", wrong, " (line ", line, ")");
   }
   return content;

@@ -46,8 +46,8 @@ class arena {
   scope_guard scope() { return scope_guard(*this); }
 
   std::size_t used() const { return top_.before + top_.used; }  // bytes, now
-  std::size_t high_water() const { return high_water_; }         // bytes, the most there ever were
-  std::size_t blocks() const { return blocks_.size(); }          // heap allocations so far
+  std::size_t high_water() const { return high_water_; }        // bytes, the most there ever were
+  std::size_t blocks() const { return blocks_.size(); }         // heap allocations so far
 
  private:
   void* bytes(std::size_t n) {

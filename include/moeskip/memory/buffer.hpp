@@ -10,7 +10,7 @@
 #include "moeskip/tensor/view.hpp"
 
 #if defined(__linux__)
-#include <sys/mman.h>
+  #include <sys/mman.h>
 #endif
 
 namespace moeskip {
@@ -27,7 +27,7 @@ template <class T> class buffer {
     if (size == 0) return;
     const std::size_t bytes = std::size_t(size) * sizeof(T);
     const std::size_t align = bytes >= 2 * huge_page ? huge_page : alignment;
-    data_.reset(static_cast<T*>(::operator new(bytes, std::align_val_t{align})));
+    data_.reset(static_cast<T*>(::operator new (bytes, std::align_val_t{align})));
     data_.get_deleter().align = align;
 #if defined(__linux__)
     if (align == huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
@@ -46,7 +46,7 @@ template <class T> class buffer {
  private:
   struct release {
     std::size_t align = alignment;
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{align}); }
+    void operator()(T* p) const { ::operator delete (p, std::align_val_t{align}); }
   };
   std::unique_ptr<T[], release> data_;
   index_t size_ = 0;

@@ -12,7 +12,10 @@ namespace moeskip {
 template <class T> class kv_cache {
  public:
   kv_cache(int layers, int slots, int capacity, int kv_dim)
-      : slots_(slots), capacity_(capacity), kv_dim_(kv_dim), plane_(index_t(slots) * capacity * kv_dim),
+      : slots_(slots),
+        capacity_(capacity),
+        kv_dim_(kv_dim),
+        plane_(index_t(slots) * capacity * kv_dim),
         data_(2 * plane_ * layers) {}
 
   kv_layer<T> layer(int l) {

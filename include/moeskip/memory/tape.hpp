@@ -65,9 +65,7 @@ template <class T> class tape {
     const char* kind;
     const link* below;
   };
-  template <class Record> struct node : link {
-    Record record;
-  };
+  template <class Record> struct node : link { Record record; };
   arena& memory_;
   const link* top_ = nullptr;
 };

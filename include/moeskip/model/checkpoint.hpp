@@ -12,18 +12,16 @@ namespace moeskip {
 namespace detail {
 
 /// Adds every tensor of a block to the writer, under its name behind a prefix.
-template <class T>
-void add_block(safetensors_writer& file, const std::vector<tensor_info>& tensors, vec<const T> block,
-               const std::string& prefix = {}) {
+template <class T> void add_block(safetensors_writer& file, const std::vector<tensor_info>& tensors, vec<const T> block,
+                                  const std::string& prefix = {}) {
   for (const tensor_info& t : tensors)
     file.add(prefix + t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()),
              std::span<const T>(block.data() + t.offset, std::size_t(t.size)));
 }
 
 /// Reads them back; shapes and names must fit.
-template <class T>
-void read_block(const safetensors_file& file, const std::vector<tensor_info>& tensors, vec<T> block,
-                const std::string& prefix = {}) {
+template <class T> void read_block(const safetensors_file& file, const std::vector<tensor_info>& tensors, vec<T> block,
+                                   const std::string& prefix = {}) {
   for (const tensor_info& t : tensors) {
     const std::vector<std::int64_t> shape(t.shape.begin(), t.shape.end());
     file.read<T>(prefix + t.name, std::span<const std::int64_t>(shape),

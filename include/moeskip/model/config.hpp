@@ -23,7 +23,8 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   if (s.layers < 1 || s.layers >= layer_set::capacity) return "sizes.layers must be from 1 to 127";
   if (s.dim < 1) return "sizes.dim must be at least 1";
   if (s.heads < 1) return "sizes.heads must be at least 1";
-  if (s.head_dim == 0 && s.dim % s.heads) return "sizes.dim must be a multiple of sizes.heads unless sizes.head_dim is given";
+  if (s.head_dim == 0 && s.dim % s.heads)
+    return "sizes.dim must be a multiple of sizes.heads unless sizes.head_dim is given";
   if (s.head_size() % 2 || s.head_size() < 2) return "sizes.head_dim must be even: rotary positions turn pairs";
   if (s.kv_groups() < 1 || s.heads % s.kv_groups()) return "sizes.heads must be a multiple of sizes.kv_heads";
   if (s.vocab < 1) return "sizes.vocab must be at least 1";

@@ -20,8 +20,8 @@ template <class V, class B> model_footprint footprint(const model<V, B>& m) {
   const index_t d = s.head_size(), D = s.dim, heads = s.heads, groups = s.kv_groups();
   for (int l = 0; l < s.layers; ++l) {
     f.active_parameters += 2 * D + D * d * (2 * heads + 2 * groups);
-    f.active_parameters += s.is_moe(l) ? index_t(s.experts) * D + 3 * D * s.ffn * V::router::experts_per_token
-                                       : 3 * D * s.dense_width();
+    f.active_parameters +=
+        s.is_moe(l) ? index_t(s.experts) * D + 3 * D * s.ffn * V::router::experts_per_token : 3 * D * s.dense_width();
   }
   f.active_parameters += D + D * s.vocab;
   f.bytes_per_token = (f.active_parameters + D) * index_t(sizeof(weight_t<B>));
@@ -40,16 +40,16 @@ template <class V, class B> std::string describe(const model<V, B>& m) {
   const sizes& s = m.sizes();
   const model_footprint f = footprint(m);
   std::string out = text("variant    ", variant_name<V>(), "\n");
-  out += text("layers     ", s.layers, ", of which ", s.moe_layers(), " MoE with ", s.experts, " experts of width ", s.ffn,
-              ", ", V::router::experts_per_token, " per token\n");
+  out += text("layers     ", s.layers, ", of which ", s.moe_layers(), " MoE with ", s.experts, " experts of width ",
+              s.ffn, ", ", V::router::experts_per_token, " per token\n");
   out += text("width      ", s.dim, ", ", s.heads, " heads of ", s.head_size(), " over ", s.kv_groups(),
               " key/value heads, context ", s.context, ", vocabulary ", s.vocab, "\n");
   out += "exits      ";
   for (int e = 1; e < s.layers; ++e)
     if (m.configuration().exits.contains(e)) out += text(e, ", ");
   out += text(s.layers, "\n");
-  out += text("weights    ", grouped(f.parameters), " in all, ", grouped(f.active_parameters), " active for one token, ",
-              grouped(f.bytes_per_token), " bytes read per token\n");
+  out += text("weights    ", grouped(f.parameters), " in all, ", grouped(f.active_parameters),
+              " active for one token, ", grouped(f.bytes_per_token), " bytes read per token\n");
   out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");
   if constexpr (requires { typename B::isa; }) {
     if (std::string_view(isa::offered()) != B::isa::name)

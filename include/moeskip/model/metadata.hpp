@@ -69,7 +69,9 @@ inline std::string differences(const string_map& expected, const string_map& got
     const auto found = got.find(key);
     if (found != got.end() && found->second == value) continue;
     out += text(out.empty() ? "" : "; ", key, ": expected ", value.empty() ? "none" : value, ", got ",
-                found == got.end() ? "nothing" : found->second.empty() ? "none" : found->second);
+                found == got.end()      ? "nothing"
+                : found->second.empty() ? "none"
+                                        : found->second);
   }
   return out;
 }

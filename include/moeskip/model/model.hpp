@@ -65,9 +65,18 @@ template <class V, class B> class model {
     return x;
   }
 
+  /// Layer dropout: whether a sequence takes part in layer l of a training step. It skips the layer with the policy's
+  /// probability; those that stay are not rescaled (LayerSkip, arXiv:2404.16710, eq. 1).
+  bool participates(int l, int sequence, seed from, std::uint64_t step) const {
+    const draws draw{from, stream::layer_dropout};
+    return draw.uniform(step, std::uint64_t(l), std::uint64_t(sequence)) >=
+           config_.layer_dropout.probability(l, layers());
+  }
+
   /// Backward of layer l: dx (N, D) is the gradient after it on entry, before it on return. The tape's topmost records
   /// must be that layer's. auxiliary: weight of each MoE layer's balance and z losses in the total.
-  template <class Tape> void layer_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
+  template <class Tape>
+  void layer_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
     const auto scope = tape.memory().scope();
     const participation part = tape.template pop<participation>();
     if (part.everyone) return block_backward(l, dx, grads, tape, auxiliary);
@@ -88,8 +97,7 @@ template <class V, class B> class model {
   /// Keys and values of layers [first, last) for tokens that left the model after `first` layers with stream x (N, D).
   template <class KeysValues>
   void propagate(int first, int last, mat<const T> x, KeysValues& kv, const token_rows& rows, arena& memory) {
-    for (int l = first; l < last; ++l)
-      attention_of(l).append_keys_values(backend_, x, kv.layer(l), rows, memory);
+    for (int l = first; l < last; ++l) attention_of(l).append_keys_values(backend_, x, kv.layer(l), rows, memory);
   }
 
   /// Throws config_error unless logits can be taken after this many layers.
@@ -140,15 +148,12 @@ template <class V, class B> class model {
     attention_of(l).backward(backend_, dx, dw.attention, tape);
   }
 
-  /// Layer dropout: each sequence skips the layer with the policy's probability (no rescaling; LayerSkip, eq. 1).
   template <class Tape> participation draw_participants(int l, const token_rows& rows, Tape& tape) {
-    const float p = config_.layer_dropout.probability(l, layers());
-    if (p <= 0) return {true, {}};
-    const draws draw{tape.from, stream::layer_dropout};
+    if (config_.layer_dropout.probability(l, layers()) <= 0) return {true, {}};
     vec<int> selected = tape.memory().template take<int>(rows.size());
     index_t count = 0;
     for (index_t n = 0; n < rows.size(); ++n)
-      if (draw.uniform(tape.step, std::uint64_t(l), std::uint64_t(rows.slot[n])) >= p) selected[count++] = int(n);
+      if (participates(l, rows.slot[n], tape.from, tape.step)) selected[count++] = int(n);
     return {count == rows.size(), {selected.data(), count}};
   }
 
@@ -183,13 +188,15 @@ template <class V, class B> class model {
         std::fill_n(w, t.size, W(1.f));
         continue;
       }
-      parallel_for((t.size + 3) / 4, [&](index_t first, index_t last) {
-        for (index_t q = first; q < last; ++q) {
-          const philox_block random = draw.block(i, 0, std::uint64_t(q));
-          for (index_t j = 0; j < 4 && 4 * q + j < t.size; ++j)
-            w[4 * q + j] = W(float(bound * (double(random.word[j]) * 0x1p-31 - 1)));
-        }
-      }, 4096);
+      parallel_for((t.size + 3) / 4,
+                   [&](index_t first, index_t last) {
+                     for (index_t q = first; q < last; ++q) {
+                       const philox_block random = draw.block(i, 0, std::uint64_t(q));
+                       for (index_t j = 0; j < 4 && 4 * q + j < t.size; ++j)
+                         w[4 * q + j] = W(float(bound * (double(random.word[j]) * 0x1p-31 - 1)));
+                     }
+                   },
+                   4096);
     }
   }
 

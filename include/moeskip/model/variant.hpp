@@ -15,7 +15,7 @@ struct variant {
   using expert_dropout = moeskip::expert_dropout::none;
   using layer_dropout = moeskip::layer_dropout::none;
   using exit_head = moeskip::exit_head::shared;
-  using curriculum = moeskip::curriculum::all;           // which exits learn in a step
+  using curriculum = moeskip::curriculum::all;              // which exits learn in a step
   using decoder = moeskip::speculative_decoder::compose<>;  // used by generate() unless it is told otherwise
 };
 

@@ -59,8 +59,7 @@ void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) 
 
 /// Binds the views of w to the block at `base` and lists its tensors. With base = nullptr it only measures. Tensors
 /// start at multiples of 64 elements unless they are joined to the one before.
-template <class V, class W>
-std::vector<tensor_info> bind_weights(const config<V>& c, model_weights<V, W>& w, W* base) {
+template <class V, class W> std::vector<tensor_info> bind_weights(const config<V>& c, model_weights<V, W>& w, W* base) {
   std::vector<tensor_info> listing;
   index_t end = 0;
   const auto tensor = [&](tensor_spec spec, auto& view, auto... extents) {

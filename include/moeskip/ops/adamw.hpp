@@ -18,9 +18,8 @@ struct adamw_step {
 /// All of w, m, v, g have the same length; g is read, w, m and v are updated in place.
 struct adamw_update_t {
   static constexpr const char* name = "adamw_update";
-  template <class B>
-  void operator()(B& b, vec<scalar_t<B>> w, vec<scalar_t<B>> m, vec<scalar_t<B>> v, vec<const scalar_t<B>> g,
-                  const adamw_step& step) const {
+  template <class B> void operator()(B& b, vec<scalar_t<B>> w, vec<scalar_t<B>> m, vec<scalar_t<B>> v,
+                                     vec<const scalar_t<B>> g, const adamw_step& step) const {
     expect_shape(name, "m", m, w.size());
     expect_shape(name, "v", v, w.size());
     expect_shape(name, "g", g, w.size());

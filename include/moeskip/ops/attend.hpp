@@ -13,9 +13,9 @@ namespace moeskip {
 /// every row the same bits whatever the other rows are.
 struct attend_t {
   static constexpr const char* name = "attend";
-  template <class B, class Memory>
-  void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> q, kv_layer<scalar_t<B>> kv,
-                  const token_rows& rows, const attention_shape& shape, Memory& memory) const {
+  template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> q,
+                                                   kv_layer<scalar_t<B>> kv, const token_rows& rows,
+                                                   const attention_shape& shape, Memory& memory) const {
     expect_shape(name, "q", q, rows.size(), shape.q_dim());
     expect_shape(name, "out", out, rows.size(), shape.q_dim());
     run_kernel<attend_t>(b, out, q, kv, rows, shape, memory);
@@ -26,10 +26,10 @@ inline constexpr attend_t attend{};
 /// dq(N, H·d) = …; dkv += …. The softmax is computed again from q and the keys.
 struct attend_backward_t {
   static constexpr const char* name = "attend_backward";
-  template <class B, class Memory>
-  void operator()(B& b, mat<scalar_t<B>> dq, kv_layer<scalar_t<B>> dkv, mat<const scalar_t<B>> dout,
-                  mat<const scalar_t<B>> q, kv_layer<scalar_t<B>> kv, const token_rows& rows,
-                  const attention_shape& shape, Memory& memory) const {
+  template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> dq, kv_layer<scalar_t<B>> dkv,
+                                                   mat<const scalar_t<B>> dout, mat<const scalar_t<B>> q,
+                                                   kv_layer<scalar_t<B>> kv, const token_rows& rows,
+                                                   const attention_shape& shape, Memory& memory) const {
     expect_shape(name, "dq", dq, rows.size(), shape.q_dim());
     expect_shape(name, "dout", dout, rows.size(), shape.q_dim());
     run_kernel<attend_backward_t>(b, dq, dkv, dout, q, kv, rows, shape, memory);
@@ -54,9 +54,9 @@ template <> struct kernel<attend_t, on_reference> {
     for (int j = 0; j < count; ++j) p[j] /= total;
   }
 
-  template <class B, class T, class Memory>
-  static void run(B&, mat<T> out, mat<const T> q, kv_layer<T> kv, const token_rows& rows, const attention_shape& s,
-                  Memory& memory) {
+  template <class B, class T, class Memory> static void run(B&, mat<T> out, mat<const T> q, kv_layer<T> kv,
+                                                            const token_rows& rows, const attention_shape& s,
+                                                            Memory& memory) {
     const auto scope = memory.scope();
     T* p = memory.template take<T>(kv.keys.extent(1)).data();
     for (index_t n = 0; n < rows.size(); ++n)
@@ -74,9 +74,9 @@ template <> struct kernel<attend_t, on_reference> {
 };
 
 template <> struct kernel<attend_backward_t, on_reference> {
-  template <class B, class T, class Memory>
-  static void run(B&, mat<T> dq, kv_layer<T> dkv, mat<const T> dout, mat<const T> q, kv_layer<T> kv,
-                  const token_rows& rows, const attention_shape& s, Memory& memory) {
+  template <class B, class T, class Memory> static void run(B&, mat<T> dq, kv_layer<T> dkv, mat<const T> dout,
+                                                            mat<const T> q, kv_layer<T> kv, const token_rows& rows,
+                                                            const attention_shape& s, Memory& memory) {
     const auto scope = memory.scope();
     T* p = memory.template take<T>(kv.keys.extent(1)).data();
     T* dp = memory.template take<T>(kv.keys.extent(1)).data();

@@ -14,8 +14,7 @@ template <class Op, class Family> struct kernel;  // specialised beside the loop
 
 namespace detail {
 
-template <class K>
-concept is_defined = requires { sizeof(K); };
+template <class K> concept is_defined = requires { sizeof(K); };
 
 struct no_kernel {};
 
@@ -38,8 +37,9 @@ template <class Op, class B> inline constexpr bool has_kernel = !std::is_same_v<
 
 template <class Op, class B, class... Arguments> void run_kernel(B& backend, Arguments&&... arguments) {
   using family = family_of<Op, B>;
-  static_assert(!std::is_same_v<family, detail::no_kernel>,
-                "moeskip: this backend has no kernel for the op; see the op's header under moeskip/ops for its contract");
+  static_assert(
+      !std::is_same_v<family, detail::no_kernel>,
+      "moeskip: this backend has no kernel for the op; see the op's header under moeskip/ops for its contract");
   if constexpr (!std::is_same_v<family, detail::no_kernel>) kernel<Op, family>::run(backend, arguments...);
 }
 

@@ -25,8 +25,7 @@ struct cross_entropy_t {
 inline constexpr cross_entropy_t cross_entropy{};
 
 template <> struct kernel<cross_entropy_t, on_reference> {
-  template <class B, class T>
-  static void run(B&, vec<T> losses, mat<T> logits, vec<const int> targets, double scale) {
+  template <class B, class T> static void run(B&, vec<T> losses, mat<T> logits, vec<const int> targets, double scale) {
     for (index_t n = 0; n < logits.rows(); ++n) {
       using std::exp;
       const T lse = log_sum_exp(logits.row(n).data(), logits.cols());

@@ -13,8 +13,7 @@ namespace moeskip {
 /// Sorts the assignments of `chosen` (N, K) by expert, on the host. With a capacity (assignments per expert, 0: no
 /// limit) the overflow is dropped; all first choices come before any second one, and within a rank rows come in order
 /// (OpenMoE's priority).
-template <class Memory>
-dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
+template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
   dispatch d{memory.template take_zeroed<int>(experts + 1), {}, {}, memory.template take<int>(chosen.size())};
   for (index_t k = 0; k < chosen.cols(); ++k)
     for (index_t n = 0; n < chosen.rows(); ++n) {
@@ -40,10 +39,10 @@ dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Mem
 /// On cpu, calls of 1 to 16 rows give every row the same bits whatever the other rows are.
 struct experts_t {
   static constexpr const char* name = "experts";
-  template <class B, class Memory>
-  void operator()(B& b, mat<scalar_t<B>> y, mat<scalar_t<B>> gate_up, mat<const scalar_t<B>> residual,
-                  mat<const scalar_t<B>> h, const routing<scalar_t<B>>& r, const dispatch& d,
-                  const expert_weights<const weight_t<B>>& w, Memory& memory) const {
+  template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> y, mat<scalar_t<B>> gate_up,
+                                                   mat<const scalar_t<B>> residual, mat<const scalar_t<B>> h,
+                                                   const routing<scalar_t<B>>& r, const dispatch& d,
+                                                   const expert_weights<const weight_t<B>>& w, Memory& memory) const {
     expect_shape(name, "y", y, h.rows(), h.cols());
     expect_shape(name, "residual", residual, h.rows(), h.cols());
     expect_shape(name, "gate_up", gate_up, d.size(), w.gate_up.rows());
@@ -57,11 +56,11 @@ inline constexpr experts_t experts{};
 /// dh(N,D) = …, dgate(N,K) = … (0 where dropped), dw += …. gate_up (M, 2F) is overwritten with its own gradient.
 struct experts_backward_t {
   static constexpr const char* name = "experts_backward";
-  template <class B, class Memory>
-  void operator()(B& b, mat<scalar_t<B>> dh, mat<scalar_t<B>> dgate, const expert_weights<scalar_t<B>>& dw,
-                  mat<const scalar_t<B>> dy, mat<scalar_t<B>> gate_up, mat<const scalar_t<B>> h,
-                  const routing<scalar_t<B>>& r, const dispatch& d, const expert_weights<const weight_t<B>>& w,
-                  Memory& memory) const {
+  template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> dh, mat<scalar_t<B>> dgate,
+                                                   const expert_weights<scalar_t<B>>& dw, mat<const scalar_t<B>> dy,
+                                                   mat<scalar_t<B>> gate_up, mat<const scalar_t<B>> h,
+                                                   const routing<scalar_t<B>>& r, const dispatch& d,
+                                                   const expert_weights<const weight_t<B>>& w, Memory& memory) const {
     expect_shape(name, "dh", dh, h.rows(), h.cols());
     expect_shape(name, "dy", dy, h.rows(), h.cols());
     expect_shape(name, "dgate", dgate, r.gate.rows(), r.gate.cols());

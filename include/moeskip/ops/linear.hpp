@@ -12,9 +12,8 @@ namespace moeskip {
 /// On cpu, calls of 1 to 16 rows give every row the same bits whatever the other rows are. Throws shape_error.
 struct linear_t {
   static constexpr const char* name = "linear";
-  template <class B>
-  void operator()(B& b, mat<scalar_t<B>> y, mat<const scalar_t<B>> x, mat<const weight_t<B>> w,
-                  mat<const scalar_t<B>> residual = {}) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> y, mat<const scalar_t<B>> x, mat<const weight_t<B>> w,
+                                     mat<const scalar_t<B>> residual = {}) const {
     expect_shape(name, "w", w, y.cols(), x.cols());
     expect_shape(name, "y", y, x.rows(), w.rows());
     if (residual.data()) expect_shape(name, "residual", residual, y.rows(), y.cols());
@@ -26,9 +25,8 @@ inline constexpr linear_t linear{};
 /// dx(N,I) = dy(N,O) · w(O,I) unless dx is empty; dw(O,I) += dyᵀ · x unless dw is empty.
 struct linear_backward_t {
   static constexpr const char* name = "linear_backward";
-  template <class B>
-  void operator()(B& b, mat<scalar_t<B>> dx, mat<scalar_t<B>> dw, mat<const scalar_t<B>> dy, mat<const scalar_t<B>> x,
-                  mat<const weight_t<B>> w) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> dx, mat<scalar_t<B>> dw, mat<const scalar_t<B>> dy,
+                                     mat<const scalar_t<B>> x, mat<const weight_t<B>> w) const {
     expect_shape(name, "dy", dy, x.rows(), w.rows());
     if (dx.data()) expect_shape(name, "dx", dx, x.rows(), x.cols());
     if (dw.data()) expect_shape(name, "dw", dw, w.rows(), w.cols());

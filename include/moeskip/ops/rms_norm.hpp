@@ -25,9 +25,8 @@ inline constexpr rms_norm_t rms_norm{};
 /// in dx.
 struct rms_norm_backward_t {
   static constexpr const char* name = "rms_norm_backward";
-  template <class B>
-  void operator()(B& b, mat<scalar_t<B>> dx, vec<scalar_t<B>> dgain, mat<const scalar_t<B>> dy,
-                  mat<const scalar_t<B>> x, vec<const weight_t<B>> gain, float eps) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> dx, vec<scalar_t<B>> dgain, mat<const scalar_t<B>> dy,
+                                     mat<const scalar_t<B>> x, vec<const weight_t<B>> gain, float eps) const {
     expect_shape(name, "dx", dx, x.rows(), x.cols());
     expect_shape(name, "dy", dy, x.rows(), x.cols());
     expect_shape(name, "dgain", dgain, x.cols());
@@ -44,8 +43,7 @@ template <> struct kernel<rms_norm_t, on_reference> {
     for (const T& value : x) squares += value * value;
     return T(1) / sqrt(squares / T(real_t<T>(x.size())) + T(eps));
   }
-  template <class B, class T, class W>
-  static void run(B&, mat<T> y, mat<const T> x, vec<const W> gain, float eps) {
+  template <class B, class T, class W> static void run(B&, mat<T> y, mat<const T> x, vec<const W> gain, float eps) {
     for (index_t n = 0; n < x.rows(); ++n) {
       const T r = reciprocal_rms(x.row(n), eps);
       for (index_t i = 0; i < x.cols(); ++i) y(n, i) = x(n, i) * r * to<T>(gain[i]);

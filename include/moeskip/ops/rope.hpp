@@ -25,9 +25,8 @@ struct attention_shape {
 /// Throws config_error for a position beyond the cache.
 struct rope_append_t {
   static constexpr const char* name = "rope_append";
-  template <class B>
-  void operator()(B& b, mat<scalar_t<B>> q, kv_layer<scalar_t<B>> kv, mat<const scalar_t<B>> qkv,
-                  const token_rows& rows, const attention_shape& shape) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> q, kv_layer<scalar_t<B>> kv, mat<const scalar_t<B>> qkv,
+                                     const token_rows& rows, const attention_shape& shape) const {
     const bool with_queries = q.data() != nullptr;
     expect_shape(name, "qkv", qkv, rows.size(), (with_queries ? shape.q_dim() : 0) + 2 * shape.kv_dim());
     if (with_queries) expect_shape(name, "q", q, rows.size(), shape.q_dim());
@@ -43,9 +42,8 @@ inline constexpr rope_append_t rope_append{};
 /// dqkv (N, (H + 2G)·d) = the gradients of q and of this call's keys and values, rotated back.
 struct rope_append_backward_t {
   static constexpr const char* name = "rope_append_backward";
-  template <class B>
-  void operator()(B& b, mat<scalar_t<B>> dqkv, mat<const scalar_t<B>> dq, kv_layer<scalar_t<B>> dkv,
-                  const token_rows& rows, const attention_shape& shape) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> dqkv, mat<const scalar_t<B>> dq, kv_layer<scalar_t<B>> dkv,
+                                     const token_rows& rows, const attention_shape& shape) const {
     expect_shape(name, "dqkv", dqkv, rows.size(), shape.q_dim() + 2 * shape.kv_dim());
     expect_shape(name, "dq", dq, rows.size(), shape.q_dim());
     run_kernel<rope_append_backward_t>(b, dqkv, dq, dkv, rows, shape);
@@ -104,8 +102,7 @@ template <> struct kernel<rope_append_backward_t, on_reference> {
     }
   }
   template <class B, class T>
-  static void run(B&, mat<T> dqkv, mat<const T> dq, kv_layer<T> dkv, const token_rows& rows,
-                  const attention_shape& s) {
+  static void run(B&, mat<T> dqkv, mat<const T> dq, kv_layer<T> dkv, const token_rows& rows, const attention_shape& s) {
     for (index_t n = 0; n < rows.size(); ++n) {
       const int slot = rows.slot[n], position = rows.position[n];
       T* out = dqkv.row(n).data();

@@ -25,9 +25,8 @@ template <class T> struct balance_losses {
 /// Fills r: the router's forward on every row, and the load of every expert. Throws shape_error.
 struct route_t {
   static constexpr const char* name = "route";
-  template <class B, Router R>
-  void operator()(B& b, const routing<scalar_t<B>>& r, mat<const scalar_t<B>> logits, const R& router,
-                  const living_experts& alive) const {
+  template <class B, Router R> void operator()(B& b, const routing<scalar_t<B>>& r, mat<const scalar_t<B>> logits,
+                                               const R& router, const living_experts& alive) const {
     expect_shape(name, "probability", r.probability, logits.rows(), logits.cols());
     expect_shape(name, "chosen", r.chosen, logits.rows(), R::experts_per_token);
     expect_shape(name, "gate", r.gate, logits.rows(), R::experts_per_token);
@@ -53,9 +52,9 @@ inline constexpr route_backward_t route_backward{};
 
 struct balance_loss_t {
   static constexpr const char* name = "balance_loss";
-  template <class B>
-  balance_losses<scalar_t<B>> operator()(B& b, const routing<scalar_t<B>>& r, mat<const scalar_t<B>> logits,
-                                         const living_experts& alive) const {
+  template <class B> balance_losses<scalar_t<B>> operator()(B& b, const routing<scalar_t<B>>& r,
+                                                            mat<const scalar_t<B>> logits,
+                                                            const living_experts& alive) const {
     balance_losses<scalar_t<B>> losses;
     run_kernel<balance_loss_t>(b, losses, r, logits, alive);
     return losses;
@@ -87,17 +86,17 @@ template <> struct kernel<route_backward_t, on_reference> {
   }
 
   /// One row; dprobability (E) is scratch.
-  template <class T, class R>
-  static void row(mat<T> dlogits, mat<const T> dgate, mat<const T> logits, const routing<T>& r, const R& router,
-                  const living_experts& alive, double balance_weight, double z_weight, index_t n, vec<T> dprobability) {
+  template <class T, class R> static void row(mat<T> dlogits, mat<const T> dgate, mat<const T> logits,
+                                              const routing<T>& r, const R& router, const living_experts& alive,
+                                              double balance_weight, double z_weight, index_t n, vec<T> dprobability) {
     using std::exp;
     const int E = int(logits.cols());
     const T rows(real_t<T>(logits.rows()));
     const expert_set& living = alive.of(n);
     const T balance = T(real_t<T>(balance_weight)) * T(real_t<T>(living.size())) / rows;
     for (int e = 0; e < E; ++e) dprobability[e] = balance * r.load[e], dlogits(n, e) = T{};
-    const routed_token<T> token{logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(),
-                                r.gate.row(n).data(), E, &living};
+    const routed_token<T> token{
+        logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(), r.gate.row(n).data(), E, &living};
     router.template backward<T>(token, dgate.row(n).data(), dprobability.data(), dlogits.row(n).data());
     if (z_weight == 0) return;
     const T lse = log_sum_exp_of(logits.row(n), living), factor = T(real_t<T>(2 * z_weight)) * lse / rows;
@@ -111,9 +110,8 @@ template <> struct kernel<route_backward_t, on_reference> {
 };
 
 template <> struct kernel<balance_loss_t, on_reference> {
-  template <class B, class T>
-  static void run(B&, balance_losses<T>& losses, const routing<T>& r, mat<const T> logits,
-                  const living_experts& alive) {
+  template <class B, class T> static void run(B&, balance_losses<T>& losses, const routing<T>& r, mat<const T> logits,
+                                              const living_experts& alive) {
     const T rows(real_t<T>(logits.rows()));
     for (index_t n = 0; n < logits.rows(); ++n) {
       const expert_set& living = alive.of(n);

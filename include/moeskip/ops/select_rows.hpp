@@ -9,8 +9,7 @@ namespace moeskip {
 /// out(M,D) = x(N,D) at the given rows (M).
 struct gather_rows_t {
   static constexpr const char* name = "gather_rows";
-  template <class B>
-  void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> x, vec<const int> rows) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> x, vec<const int> rows) const {
     expect_shape(name, "out", out, rows.size(), x.cols());
     run_kernel<gather_rows_t>(b, out, x, rows);
   }
@@ -20,8 +19,7 @@ inline constexpr gather_rows_t gather_rows{};
 /// out(N,D) at the given rows (M) = x(M,D); the other rows stay.
 struct scatter_rows_t {
   static constexpr const char* name = "scatter_rows";
-  template <class B>
-  void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> x, vec<const int> rows) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> x, vec<const int> rows) const {
     expect_shape(name, "x", x, rows.size(), out.cols());
     run_kernel<scatter_rows_t>(b, out, x, rows);
   }

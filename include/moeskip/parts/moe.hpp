@@ -83,8 +83,7 @@ template <class V, class B> struct moe {
 
   /// dx (N, D): on entry the gradient of y, on return that of x. auxiliary: weight of this layer's balance and z losses
   /// in the total, relative to the router's own weights.
-  template <class Tape>
-  void backward(B& b, mat<T> dx, const moe_weights<T>& dw, Tape& tape, double auxiliary) const {
+  template <class Tape> void backward(B& b, mat<T> dx, const moe_weights<T>& dw, Tape& tape, double auxiliary) const {
     arena& memory = tape.memory();
     const saved s = tape.template pop<saved>();
     const auto scope = memory.scope();
@@ -106,8 +105,7 @@ template <class V, class B> struct moe {
     vec<expert_set> set = tape.memory().template take<expert_set>(1);
     if constexpr (Tape::records)
       set[0] = dropout.survivors(mask_key{tape.from, tape.step, layer, size.layers}, size.experts, K);
-    else
-      set[0] = expert_set::first(size.experts);
+    else set[0] = expert_set::first(size.experts);
     return {set};
   }
 

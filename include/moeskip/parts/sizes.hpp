@@ -13,12 +13,12 @@ namespace moeskip {
 /// Values left at 0 take the default beside them.
 struct sizes {
   int layers = 0;
-  int dim = 0;         // width of the residual stream
-  int heads = 0;       // query heads
-  int kv_heads = 0;    // key/value heads; default: heads
-  int head_dim = 0;    // default: dim / heads
-  int ffn = 0;         // hidden width of one expert
-  int experts = 0;     // per MoE layer
+  int dim = 0;       // width of the residual stream
+  int heads = 0;     // query heads
+  int kv_heads = 0;  // key/value heads; default: heads
+  int head_dim = 0;  // default: dim / heads
+  int ffn = 0;       // hidden width of one expert
+  int experts = 0;   // per MoE layer
   int vocab = 0;
   int context = 1024;  // longest sequence, tokens
   int moe_every = 1;   // layer l is MoE where (l + 1) % moe_every == 0, the others are dense; 0: none is

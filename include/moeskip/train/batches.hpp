@@ -25,8 +25,9 @@ class random_windows {
     MOESKIP_CHECK(config_error, sequences >= 1 && length >= 1, "a batch needs at least one sequence of one token, got ",
                   sequences, " of ", length);
     const index_t need = index_t(sequences) * length + 1;
-    MOESKIP_CHECK(config_error, index_t(tokens.size()) >= need, "the corpus is shorter than one batch: expected at least ",
-                  need, " tokens (", sequences, " sequences of ", length, " and one more), got ", tokens.size());
+    MOESKIP_CHECK(config_error, index_t(tokens.size()) >= need,
+                  "the corpus is shorter than one batch: expected at least ", need, " tokens (", sequences,
+                  " sequences of ", length, " and one more), got ", tokens.size());
     inputs_.resize(std::size_t(need - 1)), targets_.resize(std::size_t(need - 1));
   }
 

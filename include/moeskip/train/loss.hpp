@@ -35,9 +35,9 @@ inline index_t logit_rows(index_t rows, index_t vocab) {
 }
 
 /// Mean cross-entropy of one exit over x (N, D). With grads: dx (N, D) += weight times its gradient, and the head's.
-template <class V, class B>
-scalar_t<B> exit_loss(model<V, B>& m, int exit_layer, mat<const scalar_t<B>> x, vec<const int> targets, double weight,
-                      mat<scalar_t<B>> dx, model_weights<V, scalar_t<B>>* grads, arena& memory) {
+template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer, mat<const scalar_t<B>> x,
+                                                  vec<const int> targets, double weight, mat<scalar_t<B>> dx,
+                                                  model_weights<V, scalar_t<B>>* grads, arena& memory) {
   using T = scalar_t<B>;
   const auto scope = memory.scope();
   const index_t N = x.rows(), rows = logit_rows(N, m.sizes().vocab);

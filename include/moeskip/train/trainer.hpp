@@ -24,14 +24,14 @@ struct warmup_cosine {
 };
 
 template <class V, class O = adamw> struct training {
-  std::uint64_t steps = 1000;   // planned; the schedule ends here
-  int accumulate = 1;           // micro-batches whose gradients make one update
-  double clip = 1.0;            // largest norm of the gradient; 0: no limit
-  double exit_scale = 0.2;      // e_scale of LayerSkip; 0: only the top learns
+  std::uint64_t steps = 1000;  // planned; the schedule ends here
+  int accumulate = 1;          // micro-batches whose gradients make one update
+  double clip = 1.0;           // largest norm of the gradient; 0: no limit
+  double exit_scale = 0.2;     // e_scale of LayerSkip; 0: only the top learns
   typename V::curriculum curriculum{};
   warmup_cosine schedule{};
   O optimizer{};
-  seed masks{1};                // of expert and layer dropout
+  seed masks{1};  // of expert and layer dropout
 };
 
 template <class T> struct step_report {
@@ -48,9 +48,13 @@ template <class V, class B, class O = adamw> class trainer {
 
  public:
   trainer(model<V, B>& m, const training<V, O>& options)
-      : model_(m), options_(options), gradients_(m.block().size()), state_(m.block().size()),
+      : model_(m),
+        options_(options),
+        gradients_(m.block().size()),
+        state_(m.block().size()),
         master_(separate_master ? m.block().size() : 0) {
-    MOESKIP_CHECK(config_error, options.accumulate >= 1, "training.accumulate must be at least 1, got ", options.accumulate);
+    MOESKIP_CHECK(config_error, options.accumulate >= 1, "training.accumulate must be at least 1, got ",
+                  options.accumulate);
     MOESKIP_CHECK(config_error, options.exit_scale >= 0 && options.exit_scale <= 1,
                   "training.exit_scale must be in [0, 1], got ", options.exit_scale);
     bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
@@ -70,7 +74,8 @@ template <class V, class B, class O = adamw> class trainer {
     }
     const double average = 1.0 / options_.accumulate;
     report.gradient_norm = average * std::sqrt(sum_of_squares(model_.backend(), gradients_.view()));
-    const double clip = options_.clip > 0 && report.gradient_norm > options_.clip ? options_.clip / report.gradient_norm : 1;
+    const double clip =
+        options_.clip > 0 && report.gradient_norm > options_.clip ? options_.clip / report.gradient_norm : 1;
     report.rate = options_.optimizer.lr * options_.schedule.at(step_, options_.steps);
     ++step_;
     const vec<T> w = master();

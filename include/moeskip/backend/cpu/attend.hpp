@@ -34,9 +34,8 @@ struct attention_tile {
 };
 
 /// p (count, keys) = softmax of the tile's scores; 0 where a row may not look.
-template <class A>
-void tile_probabilities(float* p, const attention_tile& t, mat<const float> q, mat<const float> keys,
-                        const token_rows& rows, const attention_shape& s) {
+template <class A> void tile_probabilities(float* p, const attention_tile& t, mat<const float> q, mat<const float> keys,
+                                           const token_rows& rows, const attention_shape& s) {
   const factor<float> a{q.row(t.first).data() + t.q_offset, q.cols()};
   const factor<float> b{keys.data() + t.kv_offset, keys.cols(), true};
   gemm<A>(product{.data = p, .stride = t.keys, .alpha = s.scale}, a, b, {0, t.count, 0, t.keys}, s.head_dim);
@@ -63,9 +62,9 @@ void for_tiles(const sequence_rows& run, int h, const token_rows& rows, const at
 }  // namespace cpu_kernels
 
 template <> struct kernel<attend_t, on_cpu> {
-  template <class W, class Isa, class Memory>
-  static void run(cpu<W, Isa>&, mat<float> out, mat<const float> q, kv_layer<float> kv, const token_rows& rows,
-                  const attention_shape& s, Memory& memory) {
+  template <class W, class Isa, class Memory> static void run(cpu<W, Isa>&, mat<float> out, mat<const float> q,
+                                                              kv_layer<float> kv, const token_rows& rows,
+                                                              const attention_shape& s, Memory& memory) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     if (rows.size() <= k::max_matvec_tokens) return few<A>(out, q, kv, rows, s);
@@ -88,26 +87,28 @@ template <> struct kernel<attend_t, on_cpu> {
 
  private:
   /// Decode and verify: a row's bits do not depend on the rows beside it.
-  template <class A>
-  static void few(mat<float> out, mat<const float> q, kv_layer<float> kv, const token_rows& rows,
-                  const attention_shape& s) {
+  template <class A> static void few(mat<float> out, mat<const float> q, kv_layer<float> kv, const token_rows& rows,
+                                     const attention_shape& s) {
     namespace k = cpu_kernels;
     index_t work = 0;
     for (const int p : rows.position) work += index_t(p + 1) * s.q_dim();
-    parallel_for(rows.size() * s.heads, [&](index_t first, index_t last) {
-      for (index_t task = first; task < last; ++task) {
-        const index_t n = task / s.heads, h = task % s.heads, count = rows.position[n] + 1;
-        const index_t offset = h * s.kv_heads / s.heads * s.head_dim;
-        const mat<const float> keys = kv.keys.plane(rows.slot[n]), values = kv.values.plane(rows.slot[n]);
-        struct scores;
-        float *p = k::thread_scratch<scores>(count), *y = &out(n, h * s.head_dim);
-        for (index_t j = 0; j < count; ++j)
-          p[j] = k::dot<A>(&q(n, h * s.head_dim), &keys(j, offset), s.head_dim) * s.scale;
-        const float sum = k::exp_row<A>(p, p, k::row_max<A>(p, count), 1.f, count);
-        std::fill_n(y, s.head_dim, 0.f);
-        for (index_t j = 0; j < count; ++j) k::add_scaled<A>(y, p[j] / sum, &values(j, offset), s.head_dim);
-      }
-    }, work < 16384 ? rows.size() * s.heads + 1 : 0);
+    parallel_for(
+        rows.size() * s.heads,
+        [&](index_t first, index_t last) {
+          for (index_t task = first; task < last; ++task) {
+            const index_t n = task / s.heads, h = task % s.heads, count = rows.position[n] + 1;
+            const index_t offset = h * s.kv_heads / s.heads * s.head_dim;
+            const mat<const float> keys = kv.keys.plane(rows.slot[n]), values = kv.values.plane(rows.slot[n]);
+            struct scores;
+            float *p = k::thread_scratch<scores>(count), *y = &out(n, h * s.head_dim);
+            for (index_t j = 0; j < count; ++j)
+              p[j] = k::dot<A>(&q(n, h * s.head_dim), &keys(j, offset), s.head_dim) * s.scale;
+            const float sum = k::exp_row<A>(p, p, k::row_max<A>(p, count), 1.f, count);
+            std::fill_n(y, s.head_dim, 0.f);
+            for (index_t j = 0; j < count; ++j) k::add_scaled<A>(y, p[j] / sum, &values(j, offset), s.head_dim);
+          }
+        },
+        work < 16384 ? rows.size() * s.heads + 1 : 0);
   }
 };
 
@@ -132,10 +133,9 @@ template <> struct kernel<attend_backward_t, on_cpu> {
   }
 
  private:
-  template <class A>
-  static void tile(const cpu_kernels::attention_tile& t, int slot, mat<float> dq, kv_layer<float> dkv,
-                   mat<const float> dout, mat<const float> q, kv_layer<float> kv, const token_rows& rows,
-                   const attention_shape& s) {
+  template <class A> static void tile(const cpu_kernels::attention_tile& t, int slot, mat<float> dq,
+                                      kv_layer<float> dkv, mat<const float> dout, mat<const float> q,
+                                      kv_layer<float> kv, const token_rows& rows, const attention_shape& s) {
     namespace k = cpu_kernels;
     using factor = k::factor<float>;
     struct scores;
@@ -150,8 +150,8 @@ template <> struct kernel<attend_backward_t, on_cpu> {
     const factor probabilities{p, t.keys}, scores_gradient{dp, t.keys};
     k::gemm<A>(k::product{.data = dkv.values.plane(slot).data() + t.kv_offset, .stride = kv_dim, .accumulate = true},
                transposed(probabilities), dy, {0, t.keys, 0, s.head_dim}, t.count);
-    k::gemm<A>(k::product{.data = dp, .stride = t.keys}, dy, transposed(factor{values, kv_dim}), {0, t.count, 0, t.keys},
-               s.head_dim);
+    k::gemm<A>(k::product{.data = dp, .stride = t.keys}, dy, transposed(factor{values, kv_dim}),
+               {0, t.count, 0, t.keys}, s.head_dim);
     for (index_t r = 0; r < t.count; ++r) {  // through the softmax: p (dp − Σ p dp) · scale
       float *pr = p + r * t.keys, *dr = dp + r * t.keys;
       const simd::lanes<A> mean(k::dot<A>(pr, dr, t.keys)), scale(s.scale);

@@ -15,9 +15,8 @@ inline constexpr index_t parallel_elements = 1 << 15;  // fewer are done by one 
 
 /// act = silu(gate) · up.
 template <class A> void swiglu_row(float* act, const float* gate, const float* up, index_t size) {
-  for_vectors<A>(size, [&](index_t i, auto n) {
-    store<A>(act + i, simd::silu<A>(load<A>(gate + i, n)) * load<A>(up + i, n), n);
-  });
+  for_vectors<A>(
+      size, [&](index_t i, auto n) { store<A>(act + i, simd::silu<A>(load<A>(gate + i, n)) * load<A>(up + i, n), n); });
 }
 
 /// gate_up (2F) becomes weight · its gradient, act (F) = weight · silu(gate) · up; returns Σ dact · silu(gate) · up,
@@ -44,12 +43,15 @@ template <> struct kernel<swiglu_t, on_cpu> {
   template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> act, mat<const float> gate_up) {
     namespace k = cpu_kernels;
     const index_t F = act.cols();
-    parallel_for(act.rows(), [&](index_t first, index_t last) {
-      for (index_t m = first; m < last; ++m) {
-        const float* gate = gate_up.row(m).data();
-        k::swiglu_row<k::arch<Isa>>(act.row(m).data(), gate, gate + F, F);
-      }
-    }, 32);
+    parallel_for(
+        act.rows(),
+        [&](index_t first, index_t last) {
+          for (index_t m = first; m < last; ++m) {
+            const float* gate = gate_up.row(m).data();
+            k::swiglu_row<k::arch<Isa>>(act.row(m).data(), gate, gate + F, F);
+          }
+        },
+        32);
   }
 };
 
@@ -57,22 +59,28 @@ template <> struct kernel<swiglu_backward_t, on_cpu> {
   template <class W, class Isa>
   static void run(cpu<W, Isa>&, mat<float> dgate_up, mat<const float> dact, mat<const float> gate_up) {
     namespace k = cpu_kernels;
-    parallel_for(dact.rows(), [&](index_t first, index_t last) {
-      for (index_t m = first; m < last; ++m) {
-        float* row = dgate_up.row(m).data();
-        if (row != gate_up.row(m).data()) std::copy_n(gate_up.row(m).data(), gate_up.cols(), row);
-        k::weighted_swiglu_backward_row<k::arch<Isa>>(row, nullptr, dact.row(m).data(), 1.f, dact.cols());
-      }
-    }, 32);
+    parallel_for(
+        dact.rows(),
+        [&](index_t first, index_t last) {
+          for (index_t m = first; m < last; ++m) {
+            float* row = dgate_up.row(m).data();
+            if (row != gate_up.row(m).data()) std::copy_n(gate_up.row(m).data(), gate_up.cols(), row);
+            k::weighted_swiglu_backward_row<k::arch<Isa>>(row, nullptr, dact.row(m).data(), 1.f, dact.cols());
+          }
+        },
+        32);
   }
 };
 
 template <> struct kernel<accumulate_t, on_cpu> {
   template <class W, class Isa> static void run(cpu<W, Isa>&, vec<float> y, vec<const float> x) {
     namespace k = cpu_kernels;
-    parallel_for(y.size(), [&](index_t first, index_t last) {
-      k::add_scaled<k::arch<Isa>>(y.data() + first, 1.f, x.data() + first, last - first);
-    }, k::parallel_elements, 64);
+    parallel_for(
+        y.size(),
+        [&](index_t first, index_t last) {
+          k::add_scaled<k::arch<Isa>>(y.data() + first, 1.f, x.data() + first, last - first);
+        },
+        k::parallel_elements, 64);
   }
 };
 
@@ -85,45 +93,54 @@ template <> struct kernel<sum_of_squares_t, on_cpu> {
     struct sums;
     const index_t blocks = (x.size() + block - 1) / block;
     float* partial = k::thread_scratch<sums>(blocks);
-    parallel_for(blocks, [&](index_t first, index_t last) {
-      for (index_t b = first; b < last; ++b) {
-        const float* p = x.data() + b * block;
-        partial[b] = k::dot<k::arch<Isa>>(p, p, std::min(block, x.size() - b * block));
-      }
-    }, 8);
+    parallel_for(
+        blocks,
+        [&](index_t first, index_t last) {
+          for (index_t b = first; b < last; ++b) {
+            const float* p = x.data() + b * block;
+            partial[b] = k::dot<k::arch<Isa>>(p, p, std::min(block, x.size() - b * block));
+          }
+        },
+        8);
     for (index_t b = 0; b < blocks; ++b) sum += double(partial[b]);
   }
 };
 
 template <> struct kernel<store_weights_t, on_cpu> {
   template <class W, class Isa> static void run(cpu<W, Isa>&, vec<W> w, vec<const float> master) {
-    parallel_for(w.size(), [&](index_t first, index_t last) {
-      for (index_t i = first; i < last; ++i) w[i] = W(master[i]);
-    }, cpu_kernels::parallel_elements);
+    parallel_for(
+        w.size(),
+        [&](index_t first, index_t last) {
+          for (index_t i = first; i < last; ++i) w[i] = W(master[i]);
+        },
+        cpu_kernels::parallel_elements);
   }
 };
 
 template <> struct kernel<adamw_update_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, vec<float> w, vec<float> m, vec<float> v, vec<const float> gradient, const adamw_step& s) {
+  template <class W, class Isa> static void run(cpu<W, Isa>&, vec<float> w, vec<float> m, vec<float> v,
+                                                vec<const float> gradient, const adamw_step& s) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     using lanes = simd::lanes<A>;
     const lanes beta1(float(s.beta1)), beta2(float(s.beta2)), rest1(float(1 - s.beta1)), rest2(float(1 - s.beta2));
     const lanes keep(float(1 - s.lr * s.decay)), rate(float(s.lr / s.correction1)), spread(float(1 / s.correction2));
     const lanes epsilon(float(s.epsilon)), scale(float(s.gradient_scale));
-    parallel_for(w.size(), [&](index_t first, index_t last) {
-      k::for_vectors<A>(last - first, [&](index_t offset, auto n) {
-        const index_t i = first + offset;
-        const lanes g = k::load<A>(gradient.data() + i, n) * scale;
-        const lanes first_moment = beta1 * k::load<A>(m.data() + i, n) + rest1 * g;
-        const lanes second_moment = beta2 * k::load<A>(v.data() + i, n) + rest2 * g * g;
-        k::store<A>(m.data() + i, first_moment, n);
-        k::store<A>(v.data() + i, second_moment, n);
-        const lanes step = rate * first_moment / (simd::sqrt<A>(second_moment * spread) + epsilon);
-        k::store<A>(w.data() + i, keep * k::load<A>(w.data() + i, n) - step, n);
-      });
-    }, k::parallel_elements, 64);
+    parallel_for(
+        w.size(),
+        [&](index_t first, index_t last) {
+          k::for_vectors<A>(last - first, [&](index_t offset, auto n) {
+            const index_t i = first + offset;
+            const lanes g = k::load<A>(gradient.data() + i, n) * scale;
+            const lanes first_moment = beta1 * k::load<A>(m.data() + i, n) + rest1 * g;
+            const lanes second_moment = beta2 * k::load<A>(v.data() + i, n) + rest2 * g * g;
+            k::store<A>(m.data() + i, first_moment, n);
+            k::store<A>(v.data() + i, second_moment, n);
+            const lanes step = rate * first_moment / (simd::sqrt<A>(second_moment * spread) + epsilon);
+            k::store<A>(w.data() + i, keep * k::load<A>(w.data() + i, n) - step, n);
+          });
+        },
+        k::parallel_elements, 64);
   }
 };
 

@@ -21,29 +21,31 @@ struct expert_task {
 inline index_t split_experts(const dispatch& d, int tile, expert_task* tasks) {
   index_t count = 0;
   for (int e = 0; e < d.experts(); ++e)
-    for (int m = d.first[e]; m < d.first[e + 1]; m += tile)
-      tasks[count++] = {e, m, std::min(m + tile, d.first[e + 1])};
+    for (int m = d.first[e]; m < d.first[e + 1]; m += tile) tasks[count++] = {e, m, std::min(m + tile, d.first[e + 1])};
   return count;
 }
 
 /// y_n (D) += Σ over the experts of row n, in order of their ids, of factor(m) · parts(m). K is small: selection sort.
 template <class A, class Factor>
 void combine_rows(mat<float> y, mat<const float> parts, const dispatch& d, index_t K, Factor&& factor) {
-  parallel_for(y.rows(), [&](index_t first, index_t last) {
-    for (index_t n = first; n < last; ++n) {
-      int done = -1;
-      for (index_t k = 0; k < K; ++k) {
-        int next = -1;  // assignments are sorted by expert: the smallest one above the last
-        for (index_t j = 0; j < K; ++j) {
-          const int m = d.assignment[n * K + j];
-          if (m > done && (next < 0 || m < next)) next = m;
+  parallel_for(
+      y.rows(),
+      [&](index_t first, index_t last) {
+        for (index_t n = first; n < last; ++n) {
+          int done = -1;
+          for (index_t k = 0; k < K; ++k) {
+            int next = -1;  // assignments are sorted by expert: the smallest one above the last
+            for (index_t j = 0; j < K; ++j) {
+              const int m = d.assignment[n * K + j];
+              if (m > done && (next < 0 || m < next)) next = m;
+            }
+            if (next < 0) break;
+            done = next;
+            add_scaled<A>(y.row(n).data(), factor(next), parts.row(next).data(), y.cols());
+          }
         }
-        if (next < 0) break;
-        done = next;
-        add_scaled<A>(y.row(n).data(), factor(next), parts.row(next).data(), y.cols());
-      }
-    }
-  }, 32);
+      },
+      32);
 }
 
 }  // namespace cpu_kernels
@@ -75,36 +77,44 @@ template <> struct kernel<experts_t, on_cpu> {
       if (d.first[e] < d.first[e + 1]) chosen[used++] = e;
     const bool alone = used * 3 * F * D * index_t(sizeof(W)) < k::parallel_bytes;
 
-    parallel_for(used * F, [&](index_t first, index_t last) {
-      while (first < last) {
-        const int e = chosen[first / F];
-        const index_t f = first % F, end = std::min(F, f + (last - first)), m = d.first[e], rows = d.first[e + 1] - m;
-        const float* packed = pack<A, W>(h, d.row.data() + m, rows);
-        k::matvec_args<W> call{gate_up.row(m).data(), 2 * F, w.gate_up.plane(e).data(), D, rows};
-        k::matvec<A>(call, packed, f, end);
-        k::matvec<A>(call, packed, F + f, F + end);
-        for (index_t i = m; i < m + rows; ++i) {
-          const float* gate = gate_up.row(i).data();
-          k::swiglu_row<A>(act.row(i).data() + f, gate + f, gate + F + f, end - f);
-        }
-        first += end - f;
-      }
-    }, alone ? used * F + 1 : 0, 8);
+    parallel_for(
+        used * F,
+        [&](index_t first, index_t last) {
+          while (first < last) {
+            const int e = chosen[first / F];
+            const index_t f = first % F, end = std::min(F, f + (last - first)), m = d.first[e],
+                          rows = d.first[e + 1] - m;
+            const float* packed = pack<A, W>(h, d.row.data() + m, rows);
+            k::matvec_args<W> call{gate_up.row(m).data(), 2 * F, w.gate_up.plane(e).data(), D, rows};
+            k::matvec<A>(call, packed, f, end);
+            k::matvec<A>(call, packed, F + f, F + end);
+            for (index_t i = m; i < m + rows; ++i) {
+              const float* gate = gate_up.row(i).data();
+              k::swiglu_row<A>(act.row(i).data() + f, gate + f, gate + F + f, end - f);
+            }
+            first += end - f;
+          }
+        },
+        alone ? used * F + 1 : 0, 8);
 
-    parallel_for(D, [&](index_t first, index_t last) {
-      for (index_t n = 0; n < y.rows(); ++n)
-        if (y.data() != residual.data())
-          std::copy(&residual(n, first), residual.row(n).data() + last, &y(n, first));
-      struct outputs;
-      float* out = k::thread_scratch<outputs>(k::max_matvec_tokens * D);
-      for (index_t i = 0; i < used; ++i) {
-        const index_t m = d.first[chosen[i]], rows = d.first[chosen[i] + 1] - m;
-        const float* packed = pack<A, W>(act.rows(m, rows), nullptr, rows);
-        k::matvec<A>(k::matvec_args<W>{out, D, w.down.plane(chosen[i]).data(), F, rows}, packed, first, last);
-        for (index_t j = 0; j < rows; ++j)
-          k::add_scaled<A>(&y(d.row[m + j], first), r.gate.data()[d.choice[m + j]], out + j * D + first, last - first);
-      }
-    }, alone ? D + 1 : 0, 16);
+    parallel_for(
+        D,
+        [&](index_t first, index_t last) {
+          for (index_t n = 0; n < y.rows(); ++n)
+            if (y.data() != residual.data())
+              std::copy(&residual(n, first), residual.row(n).data() + last, &y(n, first));
+          struct outputs;
+          float* out = k::thread_scratch<outputs>(k::max_matvec_tokens * D);
+          for (index_t i = 0; i < used; ++i) {
+            const index_t m = d.first[chosen[i]], rows = d.first[chosen[i] + 1] - m;
+            const float* packed = pack<A, W>(act.rows(m, rows), nullptr, rows);
+            k::matvec<A>(k::matvec_args<W>{out, D, w.down.plane(chosen[i]).data(), F, rows}, packed, first, last);
+            for (index_t j = 0; j < rows; ++j)
+              k::add_scaled<A>(&y(d.row[m + j], first), r.gate.data()[d.choice[m + j]], out + j * D + first,
+                               last - first);
+          }
+        },
+        alone ? D + 1 : 0, 16);
   }
 
   /// Inputs for the decode kernel, in the calling thread's scratch: x (rows, n), or those rows of it that `list` names.
@@ -148,9 +158,12 @@ template <> struct kernel<experts_t, on_cpu> {
                  k::factor<W>{w.down.plane(e).data(), F, true}, {0, rows, 0, D}, F);
     });
     if (y.data() != residual.data())
-      parallel_for(y.size(), [&](index_t first, index_t last) {
-        std::copy(residual.data() + first, residual.data() + last, y.data() + first);
-      }, 1 << 15);
+      parallel_for(
+          y.size(),
+          [&](index_t first, index_t last) {
+            std::copy(residual.data() + first, residual.data() + last, y.data() + first);
+          },
+          1 << 15);
     k::combine_rows<A>(y, out, d, K, [&](int m) { return r.gate.data()[d.choice[m]]; });
   }
 };

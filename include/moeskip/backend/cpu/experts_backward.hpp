@@ -17,7 +17,7 @@ template <> struct kernel<experts_backward_t, on_cpu> {
     using A = k::arch<Isa>;
     const auto scope = memory.scope();
     const index_t D = h.cols(), F = w.down.cols(), K = r.chosen.cols();
-    mat<float> act = memory.template take<float>(d.size(), F);   // gate · silu(…) · up: what down was given, weighted
+    mat<float> act = memory.template take<float>(d.size(), F);  // gate · silu(…) · up: what down was given, weighted
     mat<float> back = memory.template take<float>(d.size(), D);  // dh, by assignment
     vec<k::expert_task> tasks = memory.template take<k::expert_task>(d.size() / tile + d.experts());
     const index_t count = k::split_experts(d, tile, tasks.data());
@@ -32,8 +32,8 @@ template <> struct kernel<experts_backward_t, on_cpu> {
                  k::factor<W>{w.down.plane(e).data(), F}, {0, rows, 0, F}, D);
       for (index_t m = first; m < last; ++m) {
         const float gate = r.gate.data()[d.choice[m]];
-        dgate.data()[d.choice[m]] =
-            k::weighted_swiglu_backward_row<A>(gate_up.row(m).data(), act.row(m).data(), dact + (m - first) * F, gate, F);
+        dgate.data()[d.choice[m]] = k::weighted_swiglu_backward_row<A>(gate_up.row(m).data(), act.row(m).data(),
+                                                                       dact + (m - first) * F, gate, F);
       }
       k::gemm<A>(k::product{.data = back.row(first).data(), .stride = D},
                  k::factor<float>{gate_up.row(first).data(), 2 * F}, k::factor<W>{w.gate_up.plane(e).data(), D},
@@ -57,8 +57,8 @@ template <> struct kernel<experts_backward_t, on_cpu> {
       }
     });
 
-    parallel_for(dh.size(), [&](index_t first, index_t last) { std::fill(dh.data() + first, dh.data() + last, 0.f); },
-                 1 << 15);
+    parallel_for(
+        dh.size(), [&](index_t first, index_t last) { std::fill(dh.data() + first, dh.data() + last, 0.f); }, 1 << 15);
     k::combine_rows<A>(dh, back, d, K, [](int) { return 1.f; });
   }
 };

@@ -21,22 +21,34 @@ void parallel_gemm(const product& c, const factor<TA>& a, const factor<TB>& b, i
   using tile = detail::gemm_tile<A>;
   const index_t worthwhile = m * n * k < 100'000 ? m + n + 1 : 0;
   if (m >= n) {
-    parallel_for(m, [&](index_t first, index_t last) { gemm<A>(c, a, b, {first, last, 0, n}, k); }, worthwhile, tile::m);
+    parallel_for(
+        m,
+        [&](index_t first, index_t last) {
+          gemm<A>(c, a, b, {first, last, 0, n}, k);
+        },
+        worthwhile, tile::m);
   } else {
-    parallel_for(n, [&](index_t first, index_t last) { gemm<A>(c, a, b, {0, m, first, last}, k); }, worthwhile, tile::n);
+    parallel_for(
+        n,
+        [&](index_t first, index_t last) {
+          gemm<A>(c, a, b, {0, m, first, last}, k);
+        },
+        worthwhile, tile::n);
   }
 }
 
 /// y (t, O) = [residual +] x (t, I) · w (O, I)ᵀ for t <= 16 rows, on all threads where the weights are large.
-template <class A, class W>
-void parallel_matvec(const matvec_args<W>& call, const float* x, index_t ldx, index_t out) {
+template <class A, class W> void parallel_matvec(const matvec_args<W>& call, const float* x, index_t ldx, index_t out) {
   const index_t bytes = out * call.in * index_t(sizeof(W));
-  parallel_for(out, [&](index_t first, index_t last) {
-    struct packed_inputs;
-    float* packed = thread_scratch<packed_inputs>(packed_size<W, A>(call.tokens, call.in));
-    pack_tokens<W, A>(packed, x, ldx, call.tokens, call.in);
-    matvec<A>(call, packed, first, last);
-  }, bytes < parallel_bytes ? out + 1 : 0, 8);
+  parallel_for(
+      out,
+      [&](index_t first, index_t last) {
+        struct packed_inputs;
+        float* packed = thread_scratch<packed_inputs>(packed_size<W, A>(call.tokens, call.in));
+        pack_tokens<W, A>(packed, x, ldx, call.tokens, call.in);
+        matvec<A>(call, packed, first, last);
+      },
+      bytes < parallel_bytes ? out + 1 : 0, 8);
 }
 
 }  // namespace cpu_kernels
@@ -52,9 +64,12 @@ template <> struct kernel<linear_t, on_cpu> {
       return k::parallel_matvec<A>(call, x.data(), I, O);
     }
     if (residual.data() && residual.data() != y.data())
-      parallel_for(y.size(), [&](index_t first, index_t last) {
-        std::copy(residual.data() + first, residual.data() + last, y.data() + first);
-      }, 1 << 15);
+      parallel_for(
+          y.size(),
+          [&](index_t first, index_t last) {
+            std::copy(residual.data() + first, residual.data() + last, y.data() + first);
+          },
+          1 << 15);
     const k::product c{.data = y.data(), .stride = O, .accumulate = residual.data() != nullptr};
     k::parallel_gemm<A>(c, k::factor<float>{x.data(), I}, k::factor<W>{w.data(), I, true}, N, O, I);
   }

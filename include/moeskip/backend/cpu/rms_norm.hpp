@@ -22,16 +22,19 @@ template <> struct kernel<rms_norm_t, on_cpu> {
     using A = k::arch<Isa>;
     const index_t D = x.cols();
     const float* g = k::as_floats(gain.data(), D);
-    parallel_for(x.rows(), [&](index_t first, index_t last) {
-      for (index_t n = first; n < last; ++n) {
-        const float* in = x.row(n).data();
-        float* out = y.row(n).data();
-        const simd::lanes<A> r(k::reciprocal_rms<A>(in, D, eps));
-        k::for_vectors<A>(D, [&](index_t i, auto c) {
-          k::store<A>(out + i, k::load<A>(in + i, c) * r * k::load<A>(g + i, c), c);
-        });
-      }
-    }, 32);
+    parallel_for(
+        x.rows(),
+        [&](index_t first, index_t last) {
+          for (index_t n = first; n < last; ++n) {
+            const float* in = x.row(n).data();
+            float* out = y.row(n).data();
+            const simd::lanes<A> r(k::reciprocal_rms<A>(in, D, eps));
+            k::for_vectors<A>(D, [&](index_t i, auto c) {
+              k::store<A>(out + i, k::load<A>(in + i, c) * r * k::load<A>(g + i, c), c);
+            });
+          }
+        },
+        32);
   }
 };
 
@@ -40,9 +43,8 @@ template <> struct kernel<rms_norm_backward_t, on_cpu> {
   /// how many threads there are.
   static constexpr index_t block_rows = 256;
 
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, mat<float> dx, vec<float> dgain, mat<const float> dy, mat<const float> x,
-                  vec<const W> gain, float eps) {
+  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> dx, vec<float> dgain, mat<const float> dy,
+                                                mat<const float> x, vec<const W> gain, float eps) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     struct sums;

@@ -67,42 +67,48 @@ inline int last_position(const token_rows& rows) {
 }  // namespace cpu_kernels
 
 template <> struct kernel<rope_append_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, mat<float> q, kv_layer<float> kv, mat<const float> qkv, const token_rows& rows,
-                  const attention_shape& s) {
+  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> q, kv_layer<float> kv, mat<const float> qkv,
+                                                const token_rows& rows, const attention_shape& s) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const int q_dim = q.data() ? s.q_dim() : 0, kv_dim = s.kv_dim();
     const float* table = k::rope_table::of(s, k::last_position(rows) + 1);
-    parallel_for(rows.size(), [&](index_t first, index_t last) {
-      for (index_t n = first; n < last; ++n) {
-        const int slot = rows.slot[n], position = rows.position[n];
-        const float *in = qkv.row(n).data(), *angles = table + index_t(position) * s.head_dim;
-        if (q_dim) k::rotate_heads<A>(q.row(n).data(), in, s.heads, s.head_dim, angles, 1.f);
-        k::rotate_heads<A>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, s.head_dim, angles, 1.f);
-        std::copy_n(in + q_dim + kv_dim, kv_dim, kv.values.plane(slot).row(position).data());
-      }
-    }, 64);
+    parallel_for(
+        rows.size(),
+        [&](index_t first, index_t last) {
+          for (index_t n = first; n < last; ++n) {
+            const int slot = rows.slot[n], position = rows.position[n];
+            const float *in = qkv.row(n).data(), *angles = table + index_t(position) * s.head_dim;
+            if (q_dim) k::rotate_heads<A>(q.row(n).data(), in, s.heads, s.head_dim, angles, 1.f);
+            k::rotate_heads<A>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, s.head_dim, angles,
+                               1.f);
+            std::copy_n(in + q_dim + kv_dim, kv_dim, kv.values.plane(slot).row(position).data());
+          }
+        },
+        64);
   }
 };
 
 template <> struct kernel<rope_append_backward_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, mat<float> dqkv, mat<const float> dq, kv_layer<float> dkv, const token_rows& rows,
-                  const attention_shape& s) {
+  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> dqkv, mat<const float> dq, kv_layer<float> dkv,
+                                                const token_rows& rows, const attention_shape& s) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const float* table = k::rope_table::of(s, k::last_position(rows) + 1);
-    parallel_for(rows.size(), [&](index_t first, index_t last) {
-      for (index_t n = first; n < last; ++n) {
-        const int slot = rows.slot[n], position = rows.position[n];
-        const float* angles = table + index_t(position) * s.head_dim;
-        float* out = dqkv.row(n).data();
-        k::rotate_heads<A>(out, dq.row(n).data(), s.heads, s.head_dim, angles, -1.f);
-        k::rotate_heads<A>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, s.head_dim, angles, -1.f);
-        std::copy_n(dkv.values.plane(slot).row(position).data(), s.kv_dim(), out + s.q_dim() + s.kv_dim());
-      }
-    }, 64);
+    parallel_for(
+        rows.size(),
+        [&](index_t first, index_t last) {
+          for (index_t n = first; n < last; ++n) {
+            const int slot = rows.slot[n], position = rows.position[n];
+            const float* angles = table + index_t(position) * s.head_dim;
+            float* out = dqkv.row(n).data();
+            k::rotate_heads<A>(out, dq.row(n).data(), s.heads, s.head_dim, angles, -1.f);
+            k::rotate_heads<A>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, s.head_dim,
+                               angles, -1.f);
+            std::copy_n(dkv.values.plane(slot).row(position).data(), s.kv_dim(), out + s.q_dim() + s.kv_dim());
+          }
+        },
+        64);
   }
 };
 

@@ -25,12 +25,12 @@ template <class Isa> using arch = typename arch_of<Isa>::type;
 /// Scratch of the calling thread, at least `size` elements, 64-byte aligned; grows, never shrinks. Each Use has its own.
 template <class Use, class T = float> T* thread_scratch(index_t size) {
   struct release {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{alignment}); }
+    void operator()(T* p) const { ::operator delete (p, std::align_val_t{alignment}); }
   };
   thread_local std::unique_ptr<T, release> block;
   thread_local index_t capacity = 0;
   if (capacity < size) {
-    block.reset(static_cast<T*>(::operator new(std::size_t(size) * sizeof(T), std::align_val_t{alignment})));
+    block.reset(static_cast<T*>(::operator new (std::size_t(size) * sizeof(T), std::align_val_t{alignment})));
     capacity = size;
   }
   return block.get();
@@ -63,9 +63,8 @@ template <class A> float dot(const float* a, const float* b, index_t size) {
 /// y += factor · x.
 template <class A> void add_scaled(float* y, float factor, const float* x, index_t size) {
   const simd::lanes<A> f(factor);
-  for_vectors<A>(size, [&](index_t i, auto n) {
-    store<A>(y + i, simd::fma<A>(f, load<A>(x + i, n), load<A>(y + i, n)), n);
-  });
+  for_vectors<A>(size,
+                 [&](index_t i, auto n) { store<A>(y + i, simd::fma<A>(f, load<A>(x + i, n), load<A>(y + i, n)), n); });
 }
 
 /// The largest; minus infinity for an empty row.

@@ -1,20 +1,17 @@
 // The one door to xsimd (8.1, as in Debian 12, up to 14): vectors of floats, the functions of them that
-// kernels use, and bf16. Nothing else under backend/cpu/ names xsimd, so that its versions differ in one file
-// only.
-//   N    floats in one vector: 4 (SSE2, NEON), 8 (AVX2), 16 (AVX-512)
-//   bf16 2 N of them are N 32-bit words; the even ones are words << 16, the odd ones words & 0xffff0000: two
-//   cheap
-//        instructions, no shuffle (converting loads spill to memory, zip is per 128-bit group beyond SSE).
-// Everything is a template on Arch, so translation units built for different instruction sets share no
-// symbol.
+// kernels use, and bf16. No other header names xsimd, so that its versions differ in one file only.
+//   N     floats in one vector: 4 (SSE2, NEON), 8 (AVX2), 16 (AVX-512)
+//   bf16  2 N of them are N 32-bit words; the even ones are words << 16, the odd ones words & 0xffff0000: two
+//         cheap instructions, no shuffle (xsimd's converting loads spill to memory, and beyond 128 bits its
+//         zips stay within groups of 128)
+// Everything is a template on Arch, so that units built for different instruction sets share no symbol.
 #pragma once
 
 #include <cstdint>
 #include <string_view>
 #include <type_traits>
 
-// g++ 12 takes the deliberately undefined operands inside its own AVX-512 intrinsics for mistakes (its bug
-// 105593).
+// g++ 12 takes the deliberately undefined operands in its own AVX-512 intrinsics for mistakes (bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
   #pragma GCC diagnostic push
   #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -51,10 +48,8 @@ template <class Arch> std::string_view arch_name() { return Arch::name(); }
 /// Whether the CPU that runs the program offers Arch.
 template <class Arch> bool cpu_offers() {
   return [](const auto& offered) {
-    if constexpr (requires { offered.has(Arch{}); })
-      return offered.has(Arch{});
-    else
-      return offered.best >= Arch::version();  // xsimd before 12
+    if constexpr (requires { offered.has(Arch{}); }) return offered.has(Arch{});
+    else return offered.best >= Arch::version();  // xsimd before 12
   }(xsimd::available_architectures());
 }
 
@@ -70,8 +65,7 @@ template <class Arch> [[gnu::always_inline]] inline void hold(lanes<Arch>& x) {
 #endif
 }
 
-// ---- memory
-// ----------------------------------------------------------------------------------------------------------
+// ---- memory ----
 
 template <class Arch> lanes<Arch> zero() { return lanes<Arch>(0.0f); }
 template <class Arch> lanes<Arch> load(const float* p) { return lanes<Arch>::load_unaligned(p); }
@@ -91,22 +85,22 @@ template <class Arch> void store_part(float* p, lanes<Arch> x, index_t n) {
   for (index_t i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
-/// Asks for the cache line at p + ahead, which need not exist.
-template <class T> [[gnu::always_inline]] inline void prefetch(const T* p, index_t ahead) {
-  __builtin_prefetch(
-      reinterpret_cast<const void*>(reinterpret_cast<std::intptr_t>(p) + ahead * index_t(sizeof(T))), 0, 3);
+/// Asks for the cache line at p + ahead, which need not exist; into the first level of cache, or only the
+/// second.
+enum class cache : int { second = 2, first = 3 };
+template <cache into = cache::first, class T> [[gnu::always_inline]] inline void prefetch(const T* p, index_t ahead) {
+  const auto address = reinterpret_cast<std::intptr_t>(p) + ahead * index_t(sizeof(T));
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, int(into));
+  asm volatile("");  // g++ 12 takes a function that only prefetches for one without effect, and drops its calls
 }
 
-// ---- arithmetic
-// ------------------------------------------------------------------------------------------------------
+// ---- arithmetic ----
 
 /// a * b + c, rounded once where the hardware has it. xsimd 8.1 has no AVX-512 version, and clang does not
 /// fuse its multiply and add: hence the one intrinsic.
-template <class Arch>
-[[gnu::always_inline]] inline lanes<Arch> fma(lanes<Arch> a, lanes<Arch> b, lanes<Arch> c) {
+template <class Arch> [[gnu::always_inline]] inline lanes<Arch> fma(lanes<Arch> a, lanes<Arch> b, lanes<Arch> c) {
 #if XSIMD_WITH_AVX512F
-  if constexpr (width<Arch> == 16)
-    return lanes<Arch>(_mm512_fmadd_ps(a, b, c));
+  if constexpr (width<Arch> == 16) return lanes<Arch>(_mm512_fmadd_ps(a, b, c));
   else
 #endif
     return xsimd::fma(a, b, c);
@@ -124,8 +118,7 @@ template <class Arch> lanes<Arch> sigmoid(lanes<Arch> x) {
 }
 template <class Arch> lanes<Arch> silu(lanes<Arch> x) { return x / (lanes<Arch>(1.0f) + simd::exp(-x)); }
 
-// ---- sums of lanes: halves are added until one lane is left, lane i to lane i + n/2, on every architecture
-// ------------
+// ---- sums of lanes: halves are added until one lane is left, lane i + n/2 to lane i, on every Arch ----
 
 // Four lanes, on which every xsimd has correct zips.
 template <class Arch> using quad_arch = std::conditional_t<width<Arch> == 4, Arch, xsimd::sse2>;
@@ -141,10 +134,8 @@ template <class Arch> [[gnu::always_inline]] inline quad<Arch> fold(lanes<Arch> 
     alignas(alignment) float buffer[N];
     x.store_aligned(buffer);
     const auto part = [&](int i) { return quad<Arch>::load_aligned(buffer + 4 * i); };
-    if constexpr (N == 8)
-      return part(0) + part(1);
-    else
-      return (part(0) + part(2)) + (part(1) + part(3));
+    if constexpr (N == 8) return part(0) + part(1);
+    else return (part(0) + part(2)) + (part(1) + part(3));
   }
 }
 
@@ -156,8 +147,8 @@ template <class Arch> float reduce_add(lanes<Arch> x) {
 }
 
 /// {reduce_add(a), reduce_add(b), reduce_add(c), reduce_add(d)}, bit for bit, in a quarter of the time.
-template <class Arch> [[gnu::always_inline]] inline quad<Arch> reduce_add(lanes<Arch> a, lanes<Arch> b,
-                                                                          lanes<Arch> c, lanes<Arch> d) {
+template <class Arch>
+[[gnu::always_inline]] inline quad<Arch> reduce_add(lanes<Arch> a, lanes<Arch> b, lanes<Arch> c, lanes<Arch> d) {
   const quad<Arch> fa = fold(a), fb = fold(b), fc = fold(c), fd = fold(d);
   const quad<Arch> ac = xsimd::zip_lo(fa, fc) + xsimd::zip_hi(fa, fc);  // a02 c02 a13 c13
   const quad<Arch> bd = xsimd::zip_lo(fb, fd) + xsimd::zip_hi(fb, fd);
@@ -173,8 +164,7 @@ template <class Arch> float reduce_max(lanes<Arch> x) {
   return most;
 }
 
-// ---- bf16
-// ------------------------------------------------------------------------------------------------------------
+// ---- bf16 ----
 
 namespace detail {
 /// The same bits as floats.
@@ -193,12 +183,9 @@ template <class Arch> words<Arch> load_words(const bf16* p) {
 }
 /// Elements 0, 2, 4, … and 1, 3, 5, … of the 2 N bf16 in w, exactly.
 template <class Arch> lanes<Arch> even(words<Arch> w) { return detail::as_floats<Arch>(w << 16); }
-template <class Arch> lanes<Arch> odd(words<Arch> w) {
-  return detail::as_floats<Arch>(w & words<Arch>(0xffff0000u));
-}
+template <class Arch> lanes<Arch> odd(words<Arch> w) { return detail::as_floats<Arch>(w & words<Arch>(0xffff0000u)); }
 
-// ---- shuffles, of quads only
-// -----------------------------------------------------------------------------------------
+// ---- shuffles, of quads only ----
 
 /// a, b, c, d become the columns of the 4 by 4 matrix of which they were the rows.
 template <class Arch>

@@ -23,7 +23,8 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
     using T = typename Session::T;
 
    public:
-    on(const compose& o, Session& s) : length_(o.length), acceptance_(o.acceptance), draft_(o.draft, s, o.length.longest()) {
+    on(const compose& o, Session& s)
+        : length_(o.length), acceptance_(o.acceptance), draft_(o.draft, s, o.length.longest()) {
       MOESKIP_CHECK(config_error, o.length.longest() >= 1, "num_speculations must be at least 1, got ",
                     o.length.longest());
     }

@@ -20,8 +20,10 @@ struct self {
     on(const self& options, Session& s, int longest) : longest_(longest) {
       auto& m = s.model();
       exit_ = options.exit_layer ? options.exit_layer : default_exit(m);
-      MOESKIP_CHECK(config_error, exit_ < m.layers(), "exit layer ", exit_, " is out of range: a draft must leave below "
-                    "the full depth of ", m.layers(), " layers");
+      MOESKIP_CHECK(config_error, exit_ < m.layers(), "exit layer ", exit_,
+                    " is out of range: a draft must leave below "
+                    "the full depth of ",
+                    m.layers(), " layers");
       m.check_exit(exit_);
     }
     int exit_layer() const { return exit_; }

@@ -13,9 +13,7 @@ namespace moeskip::layer_dropout {
 struct linear {
   static constexpr std::string_view name = "linear";
   float p_max = 0.1f;
-  float probability(int layer, int layers) const {
-    return layers < 2 ? 0.f : p_max * float(layer) / float(layers - 1);
-  }
+  float probability(int layer, int layers) const { return layers < 2 ? 0.f : p_max * float(layer) / float(layers - 1); }
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) { f("p_max", self.p_max); }
   friend constexpr bool operator==(const linear&, const linear&) = default;
 };

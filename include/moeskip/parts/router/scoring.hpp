@@ -13,8 +13,7 @@ template <class T> MOESKIP_HD void softmax_alive(const routed_token<T>& t) {
 }
 
 /// dlogits (E) += the gradient that dprobability (E) sends through softmax_alive: p (dp − Σ p dp).
-template <class T>
-MOESKIP_HD void softmax_alive_backward(const routed_token<T>& t, const T* dprobability, T* dlogits) {
+template <class T> MOESKIP_HD void softmax_alive_backward(const routed_token<T>& t, const T* dprobability, T* dlogits) {
   T mean{};
   for (int e = 0; e < t.experts; ++e) mean += t.probability[e] * dprobability[e];
   for (int e = 0; e < t.experts; ++e) dlogits[e] += t.probability[e] * (dprobability[e] - mean);

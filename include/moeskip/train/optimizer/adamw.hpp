@@ -27,8 +27,14 @@ struct adamw {
     /// w = weights [offset, offset + w.size()) of the block, g their gradients; t counts updates from 1.
     void update(B& b, const adamw& o, vec<T> w, vec<const T> g, index_t offset, double rate, std::uint64_t t,
                 double gradient_scale, bool decays) {
-      const adamw_step step{rate, o.beta1, o.beta2, o.epsilon, decays ? o.weight_decay : 0.0,
-                            1 - std::pow(o.beta1, double(t)), 1 - std::pow(o.beta2, double(t)), gradient_scale};
+      const adamw_step step{rate,
+                            o.beta1,
+                            o.beta2,
+                            o.epsilon,
+                            decays ? o.weight_decay : 0.0,
+                            1 - std::pow(o.beta1, double(t)),
+                            1 - std::pow(o.beta2, double(t)),
+                            gradient_scale};
       adamw_update(b, w, {first_moment.data() + offset, w.size()}, {second_moment.data() + offset, w.size()}, g, step);
     }
   };

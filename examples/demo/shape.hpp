@@ -1,0 +1,56 @@
+// The demo's model and how it is trained: every number that is worth turning stands here.
+#pragma once
+
+#include "moeskip/moeskip.hpp"
+
+namespace demo {
+namespace ms = moeskip;
+
+struct variant : ms::variant {
+  using router = ms::router::top_k<2>;
+  using expert_dropout = ms::expert_dropout::bernoulli;
+  using layer_dropout = ms::layer_dropout::exponential;
+  using curriculum = ms::curriculum::rotational;
+  using decoder = ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::fixed>;
+};
+
+struct shape {
+  ms::config<variant> model;
+  int sequences, length;  // of a training step, tokens = bytes
+  ms::training<variant> training;
+  ms::decoder::early_exit<> early_exit;
+  variant::decoder speculative;
+};
+
+inline constexpr ms::config<variant> full_model{
+    .sizes =
+        {.layers = 8, .dim = 256, .heads = 8, .kv_heads = 4, .ffn = 256, .experts = 8, .vocab = 256, .context = 512},
+    .exits = ms::exits_every(2, 8),
+    .expert_dropout = {.p = 0.05f},
+    .layer_dropout = {.p_max = 0.1f}};
+static_assert(ms::valid(full_model));
+
+inline constexpr ms::config<variant> tiny_model{
+    .sizes = {.layers = 4, .dim = 32, .heads = 4, .kv_heads = 2, .ffn = 32, .experts = 4, .vocab = 256, .context = 128},
+    .exits = ms::exits_every(2, 4),
+    .expert_dropout = {.p = 0.05f},
+    .layer_dropout = {.p_max = 0.1f}};
+static_assert(ms::valid(tiny_model));
+
+inline shape full() {
+  return {.model = full_model,
+          .sequences = 16,
+          .length = 256,
+          .training = {.exit_scale = 0.2, .curriculum = {.every = 3}, .optimizer = {.lr = 2e-3}},
+          .early_exit = {.rule = {.threshold = 0.9f}},
+          .speculative = {.draft = {.exit_layer = 4}, .length = {.num_speculations = 4}}};
+}
+
+inline shape tiny() {
+  shape s = full();
+  s.model = tiny_model, s.sequences = 4, s.length = 32;
+  s.speculative.draft.exit_layer = 2;
+  return s;
+}
+
+}  // namespace demo

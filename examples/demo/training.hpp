@@ -1,0 +1,110 @@
+// Choosing how long to train, training, and how well each exit then predicts the held-out text.
+#pragma once
+
+#include <signal.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "corpus.hpp"
+#include "progress.hpp"
+#include "shape.hpp"
+
+namespace demo {
+
+/// What one run of the demo works on.
+struct task {
+  shape s;
+  corpus text;
+  ms::seed seed;
+
+  template <class B> ms::model<variant, B> fresh_model() const { return ms::model<variant, B>(s.model, seed); }
+  ms::random_windows batches() const { return {text.training, s.sequences, s.length, seed}; }
+  ms::training<variant> options(std::uint64_t steps) const {
+    ms::training<variant> t = s.training;
+    t.steps = steps, t.masks = seed;
+    return t;
+  }
+};
+
+/// Bits per byte at every exit, over at most 256 windows spread over the held-out text.
+template <class B> std::vector<ms::exit_quality> validate(ms::model<variant, B>& m, const task& t, int windows = 256) {
+  return ms::evaluate(m, std::span<const int>(t.text.held_out), t.s.length, t.s.sequences, windows);
+}
+
+/// The steps that, with the validation, fit into `budget` seconds. The schedule of the learning rate must
+/// know them before the first step, so ten steps are timed on a model that is then thrown away.
+template <class B> std::uint64_t steps_within(double budget, const task& t) {
+  const clock::time_point start = clock::now();
+  const auto elapsed = [&] { return seconds(clock::now() - start).count(); };
+  auto m = t.fresh_model<B>();
+  ms::random_windows data = t.batches();
+  ms::trainer trial(m, t.options(11));
+  trial.step(data);                                                    // the first step allocates
+  const int timed = std::clamp(int(0.1 * budget / elapsed()), 1, 10);  // fewer than ten on a very slow machine
+  double before = elapsed();
+  for (int i = 0; i < timed; ++i) trial.step(data);
+  const double step = (elapsed() - before) / timed;
+
+  validate(m, t, t.s.sequences);  // allocates
+  before = elapsed();
+  validate(m, t, t.s.sequences);
+  const double batches = std::min(256.0, double(t.text.held_out.size() / std::size_t(t.s.length))) / t.s.sequences;
+  const double validation = (elapsed() - before) * std::ceil(batches);
+  return std::uint64_t(std::max(1.0, (0.97 * budget - elapsed() - validation) / step));  // 3 % for saving and noise
+}
+
+/// While it lives, the first Ctrl-C is only noted; a second one ends the program.
+class interruption {
+ public:
+  interruption() {
+    noted = 0;
+    struct sigaction action {};
+    action.sa_handler = [](int) { noted = 1; };
+    action.sa_flags = int(SA_RESETHAND) | SA_RESTART;
+    sigaction(SIGINT, &action, &before_);
+  }
+  ~interruption() { sigaction(SIGINT, &before_, nullptr); }
+  interruption(const interruption&) = delete;
+  explicit operator bool() const { return noted != 0; }
+
+ private:
+  static inline volatile sig_atomic_t noted = 0;
+  struct sigaction before_ {};
+};
+
+struct training_outcome {
+  std::uint64_t steps = 0;
+  double seconds = 0, first_loss = 0, last_loss = 0;  // of the full depth, nats per byte
+  int tokens_per_step = 0;
+  double tokens_per_second() const { return double(steps) * tokens_per_step / seconds; }
+};
+
+/// Trains to the end, or to the end of the step in which somebody pressed Ctrl-C.
+template <class B>
+training_outcome train(ms::model<variant, B>& m, const task& t, std::uint64_t steps, const terminal& out) {
+  ms::random_windows data = t.batches();
+  ms::trainer run(m, t.options(steps));
+  training_outcome result{.tokens_per_step = data.tokens_per_batch()};
+  progress shown(out, steps, m.layers(), data.tokens_per_batch());
+  const interruption stop;
+  const clock::time_point start = clock::now();
+  while (!stop && run.next_step() < steps) {
+    const auto report = run.step(data);
+    result.steps = run.next_step();
+    result.last_loss = double(report.losses.exits[std::size_t(m.layers())]);
+    if (result.steps == 1) result.first_loss = result.last_loss;
+    MOESKIP_CHECK(ms::error, std::isfinite(result.last_loss), "training diverged: the loss of step ", result.steps,
+                  " is ", result.last_loss);
+    shown.show(result.steps, report.losses);
+  }
+  result.seconds = demo::seconds(clock::now() - start).count();
+  if (result.steps < steps)
+    out.print(
+        ms::text("  stopped by Ctrl-C after step ", result.steps, " of ", steps, "; going on with what was learned\n"));
+  return result;
+}
+
+}  // namespace demo

@@ -1,0 +1,92 @@
+// No heap allocation inside a step: every operator new of the program is counted.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "tiny.hpp"
+
+namespace {
+std::atomic<long> allocations{0};
+
+void* allocate(std::size_t size, std::size_t align) {
+  ++allocations;
+  void* p = std::aligned_alloc(align, (size + align - 1) / align * align);
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t align) { return allocate(size, std::size_t(align)); }
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+
+using namespace tests;
+
+namespace {
+
+struct recipe : ms::variant {
+  using expert_dropout = ms::expert_dropout::bernoulli;
+  using layer_dropout = ms::layer_dropout::linear;
+};
+constexpr ms::config<recipe> shape{.sizes = {.layers = 4,
+                                             .dim = 32,
+                                             .heads = 4,
+                                             .kv_heads = 2,
+                                             .ffn = 24,
+                                             .experts = 4,
+                                             .vocab = 16,
+                                             .context = 400,
+                                             .moe_every = 2},
+                                   .exits = ms::exits_after(1, 2)};
+
+/// Allocations between the first token of a generation and the last.
+template <class Session, class Decoder> long between_tokens(Session& s, const Decoder& decoder) {
+  const std::vector<int> prompt(20, 3);
+  long first = -1, last = 0;
+  ms::generate(s, prompt, {.max_new_tokens = 380}, decoder, [&](const ms::emitted&) {
+    last = allocations;
+    if (first < 0) first = last;
+  });
+  return last - first;
+}
+
+/// The least of several tries: a thread that slept through the warm-up allocates its scratch when it first
+/// takes a task.
+template <class Try> long least(Try&& allocated) {
+  long fewest = allocated();
+  for (int i = 0; i < 5 && fewest > 0; ++i) fewest = std::min(fewest, allocated());
+  return fewest;
+}
+
+}  // namespace
+
+TEST_CASE("decoding allocates nothing per token") {
+  ms::model<recipe, ms::cpu<ms::bf16>> m(shape);
+  ms::session s(m);
+  const auto check = [&](const auto& decoder) {
+    between_tokens(s, decoder);  // memory grows to what it needs
+    INFO(decoder.name);
+    CHECK(least([&] { return between_tokens(s, decoder); }) == 0);
+  };
+  check(ms::decoder::autoregressive{});
+  check(ms::decoder::early_exit<>{.rule = {.threshold = 0.1f}});
+  check(recipe::decoder{});
+}
+
+TEST_CASE("a training step allocates nothing once memory has grown to the largest one") {
+  ms::model<recipe, ms::cpu<float>> m(shape);
+  const std::vector<int> text(2000, 5);
+  ms::random_windows data(text, 4, 24, ms::seed{1});
+  ms::trainer<recipe, ms::cpu<float>> t(m, {});
+  for (int i = 0; i < 12; ++i) t.step(data);
+  CHECK(least([&] {
+          const long before = allocations;
+          for (int i = 0; i < 6; ++i) t.step(data);
+          return allocations - before;
+        }) == 0);
+}

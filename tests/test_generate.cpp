@@ -1,0 +1,248 @@
+// Generation as its users meet it: endings, streaming, early exit, sessions used again, and what is refused.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "moeskip/model/checkpoint.hpp"
+#include "tiny.hpp"
+
+using namespace tests;
+
+namespace {
+
+struct small : ms::variant {};
+struct own_heads : ms::variant {
+  using exit_head = ms::exit_head::own;
+};
+using B = ms::cpu<float>;
+
+constexpr ms::config<small> shape{
+    .sizes = {.layers = 4, .dim = 24, .heads = 4, .kv_heads = 2, .ffn = 16, .experts = 4, .vocab = 11, .context = 40},
+    .exits = ms::exits_after(1, 2)};
+const auto ignore = [](const ms::emitted&) {};
+const std::vector<int> prompt{1, 2, 3};
+
+/// A model whose weights are all multiplied: its exits disagree, its probabilities spread.
+ms::model<small, B> sharp() {
+  ms::model<small, B> m(shape, ms::seed{5});
+  for (float& w : m.block()) w *= 1.5f;
+  return m;
+}
+
+}  // namespace
+
+TEST_CASE("the ways a generation ends") {
+  auto m = sharp();
+  const auto all = ms::generate(m, prompt, {.max_new_tokens = 9});
+  CHECK(all.tokens.size() == 9);
+  CHECK(all.reason == ms::finish::length);
+  const auto full = ms::generate(m, prompt, {});
+  CHECK(int(full.tokens.size()) == 40 - 3 + 1);
+  CHECK(full.reason == ms::finish::context_full);
+  CHECK(ms::describe(full.reason) == "the context is full");
+  const int stop = all.tokens[4].token;
+  const auto stopped = ms::generate(m, prompt, {.max_new_tokens = 9, .stop = {stop}});
+  CHECK(stopped.reason == ms::finish::stop_token);
+  CHECK(stopped.tokens.back().token == stop);
+  const auto first = std::find_if(all.tokens.begin(), all.tokens.end(), [&](const auto& e) { return e.token == stop; });
+  CHECK(std::ptrdiff_t(stopped.tokens.size()) == first - all.tokens.begin() + 1);
+  int seen = 0;
+  const auto cancelled = ms::generate(m, prompt, {.max_new_tokens = 9}, [&](const ms::emitted&) { return ++seen < 3; });
+  CHECK(cancelled.reason == ms::finish::cancelled);
+  CHECK(cancelled.tokens.size() == 3);
+  CHECK(seen == 3);
+}
+
+TEST_CASE("a session is as good as new after a cancelled or failed generation") {
+  auto m = sharp();
+  ms::session<small, B> s(m);
+  const ms::generation options{.max_new_tokens = 12};
+  const auto fresh = ms::generate(m, prompt, options, ms::decoder::autoregressive{}, ignore).ids();
+  ms::generate(s, prompt, options, small::decoder{}, [](const ms::emitted&) { return false; });
+  CHECK_THROWS(
+      ms::generate(s, prompt, options, small::decoder{}, [](const ms::emitted&) { throw std::runtime_error("sink"); }));
+  CHECK_THROWS(ms::generate(s, std::vector<int>{1, 99}, options, small::decoder{}, ignore));
+  CHECK(ms::generate(s, prompt, options, small::decoder{}, ignore).ids() == fresh);
+  CHECK(ms::generate(s, prompt, options, ms::decoder::autoregressive{}, ignore).ids() == fresh);
+}
+
+TEST_CASE("prompts longer than a prefill chunk give the same text by every decoder") {
+  ms::config<small> c = shape;
+  c.sizes.context = 400;
+  ms::model<small, B> m(c, ms::seed{6});
+  const std::vector<int> long_prompt = random_tokens(300, 11, 1);
+  const ms::generation options{.max_new_tokens = 30};
+  CHECK(ms::generate(m, long_prompt, options, ms::decoder::autoregressive{}, ignore).ids() ==
+        ms::generate(m, long_prompt, options, ignore).ids());
+}
+
+TEST_CASE("early exit: a threshold above one runs every layer, zero leaves at the first exit") {
+  auto m = sharp();
+  const ms::generation options{.max_new_tokens = 20};
+  const auto plain = ms::generate(m, prompt, options, ms::decoder::autoregressive{}, ignore);
+  const auto never = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 1.1f}}, ignore);
+  CHECK(never.ids() == plain.ids());
+  CHECK(std::all_of(never.tokens.begin(), never.tokens.end(), [](const auto& e) { return e.exit_layer == 4; }));
+  const auto always = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 0.f}}, ignore);
+  CHECK(std::all_of(always.tokens.begin(), always.tokens.end(), [](const auto& e) { return e.exit_layer == 1; }));
+  CHECK(always.stats.layer_steps == 20);
+  const auto some = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 0.5f}}, ignore);
+  CHECK(some.stats.layer_steps > 20);
+  CHECK(some.stats.layer_steps < 80);
+}
+
+TEST_CASE("early exit fills the skipped layers' keys and values from the exit state") {
+  // After a token left at layer 1, the cache must hold what layers 2 to 4 project from its state there:
+  // checked by a full pass over the next token against one computed from the reference backend, whose cache
+  // is filled the same way.
+  ms::model<small, B> fast = sharp();
+  ms::model<small, ms::reference<float>> slow(shape, ms::seed{5});
+  for (float& w : slow.block()) w *= 1.5f;
+  const auto next_logits = [](auto& m) {
+    ms::session s(m);
+    s.prefill(prompt);
+    auto x = s.memory().template take<float>(1, 24), logits = s.memory().template take<float>(1, 11);
+    s.embed(x, 3), s.run(0, 1, x, 2), s.propagate(1, x, 2);
+    s.embed(x, 4), s.run(0, 4, x, 3), s.logits(logits, x, 4);
+    return std::vector<float>(logits.begin(), logits.end());
+  };
+  const auto a = next_logits(fast), b = next_logits(slow);
+  for (std::size_t i = 0; i < a.size(); ++i) CHECK(a[i] == doctest::Approx(b[i]).epsilon(1e-4));
+}
+
+TEST_CASE("statistics of speculation add up") {
+  auto m = sharp();
+  const ms::generation options{.max_new_tokens = 30};
+  const auto out = ms::generate(m, prompt, options, small::decoder{.length = {.num_speculations = 3}}, ignore);
+  int drafted = 0;
+  for (const auto& e : out.tokens) drafted += e.drafted;
+  CHECK(drafted <= out.stats.accepted);  // the last round may have been cut short
+  CHECK(out.stats.accepted <= out.stats.drafted);
+  CHECK(out.stats.rounds + out.stats.accepted >= 30);
+  CHECK(out.stats.tokens == 30);
+  // A model that only echoes its draft accepts everything.
+  for (int l = 2; l < 4; ++l)
+    for (const ms::tensor_info& t : m.tensors())
+      if (t.name.starts_with(ms::text("model.layers.", l)) && t.start == ms::initial::residual)
+        std::fill_n(m.block().data() + t.offset, t.size, 0.f);
+  const auto echo = ms::generate(m, prompt, options, small::decoder{.draft = {.exit_layer = 2}}, ignore);
+  CHECK(echo.stats.acceptance_rate() == 1);
+}
+
+TEST_CASE("what generation refuses, and how it says so") {
+  auto m = sharp();
+  const auto fails = [&](const std::vector<int>& p, const ms::generation& g, const char* message) {
+    CHECK_THROWS_WITH_AS(ms::generate(m, p, g), doctest::Contains(message), ms::config_error);
+  };
+  fails({}, {}, "the prompt is empty");
+  fails(std::vector<int>(41, 1), {}, "the prompt is longer than the context: expected at most 40 tokens, got 41");
+  fails({1, 11}, {}, "token id 11 is outside the vocabulary of 11");
+  fails({1, -1}, {}, "token id -1 is outside the vocabulary of 11");
+  fails({1, 2, 3}, {.max_new_tokens = 39},
+        "a prompt of 3 tokens leaves room for 38 new ones in a context of 40, asked for 39");
+  fails({1}, {.max_new_tokens = -1}, "max_new_tokens must be 0 (until the context is full) or more, got -1");
+  fails({1}, {.sampling = {.temperature = -0.5f}}, "temperature");
+  CHECK_THROWS_WITH_AS(
+      ms::generate(m, prompt, {}, small::decoder{.draft = {.exit_layer = 4}}, ignore),
+      doctest::Contains("exit layer 4 is out of range: a draft must leave below the full depth of 4 layers"),
+      ms::config_error);
+  CHECK_THROWS_WITH_AS(ms::generate(m, prompt, {}, small::decoder{.draft = {.exit_layer = -1}}, ignore),
+                       doctest::Contains("exit layer -1 is out of range"), ms::config_error);
+  CHECK_THROWS_WITH_AS(ms::generate(m, prompt, {}, small::decoder{.length = {.num_speculations = 0}}, ignore),
+                       doctest::Contains("num_speculations must be at least 1, got 0"), ms::config_error);
+  ms::model<own_heads, B> own({.sizes = shape.sizes, .exits = ms::exits_after(2)}, ms::seed{1});
+  CHECK_THROWS_WITH_AS(ms::generate(own, prompt, {}, own_heads::decoder{.draft = {.exit_layer = 1}}, ignore),
+                       doctest::Contains("exit layer 1 is out of range: this model of 4 layers has exits after 2, 4"),
+                       ms::config_error);
+  // A session driven by hand past its end.
+  ms::session s(m);
+  s.prefill(std::vector<int>(40, 1));
+  auto x = s.memory().take<float>(1, 24);
+  s.embed(x, 1);
+  CHECK_THROWS_WITH_AS(s.run(0, 4, x, 40), doctest::Contains("the context of 40 tokens is exhausted"),
+                       ms::config_error);
+}
+
+TEST_CASE("configs that do not fit together are refused by name") {
+  const auto fails = [](auto change, const char* message) {
+    ms::config<small> c = shape;
+    change(c);
+    CHECK_FALSE(ms::valid(c));
+    CHECK_THROWS_WITH_AS((ms::model<small, B>(c)), doctest::Contains(message), ms::config_error);
+  };
+  fails([](auto& c) { c.sizes.layers = 0; }, "sizes.layers must be from 1 to 127");
+  fails([](auto& c) { c.sizes.heads = 5; }, "sizes.dim must be a multiple of sizes.heads");
+  fails([](auto& c) { c.sizes.kv_heads = 3; }, "sizes.heads must be a multiple of sizes.kv_heads");
+  fails([](auto& c) { c.sizes.head_dim = 5; }, "sizes.head_dim must be even");
+  fails([](auto& c) { c.sizes.experts = 1; }, "sizes.experts must be at least the router's experts_per_token");
+  fails([](auto& c) { c.sizes.vocab = 0; }, "sizes.vocab must be at least 1");
+  fails([](auto& c) { c.exits = ms::exits_after(4); }, "exits must lie from 1 to sizes.layers - 1");
+}
+
+TEST_CASE("checkpoints: what is saved is loaded, what is damaged is refused") {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / ms::text("moeskip-checkpoints-", int(::getpid()));
+  fs::create_directories(folder);
+  const fs::path file = folder / "model.safetensors";
+  auto m = sharp();
+  ms::save(m, file);
+  auto loaded = ms::load<small, B>(file);
+  CHECK(loaded.configuration() == m.configuration());
+  CHECK(ms::generate(loaded, prompt, {.max_new_tokens = 12}).ids() ==
+        ms::generate(m, prompt, {.max_new_tokens = 12}).ids());
+  auto half = ms::load<small, ms::cpu<ms::bf16>>(file);
+  CHECK(float(half.block()[7]) == float(ms::bf16(m.block()[7])));
+
+  CHECK_THROWS_WITH_AS((ms::load<own_heads, B>(file)),
+                       doctest::Contains("the file holds another variant: exit_head: expected own, got shared"),
+                       ms::file_error);
+  struct other : ms::variant {
+    using router = ms::router::top_k<1>;
+    using expert_dropout = ms::expert_dropout::bernoulli;
+  };
+  CHECK_THROWS_WITH_AS(
+      (ms::load<other, B>(file)),
+      doctest::Contains("expert_dropout: expected bernoulli, got none; router: expected top_k<1>, got top_k<2>"),
+      ms::file_error);
+  CHECK_THROWS_WITH_AS((ms::load<small, B>(folder / "absent.safetensors")), doctest::Contains("absent.safetensors"),
+                       ms::file_error);
+  CHECK_THROWS_WITH_AS(ms::save(m, folder / "no such folder" / "x.safetensors"), doctest::Contains("no such folder"),
+                       ms::file_error);
+
+  fs::copy_file(file, folder / "short.safetensors");
+  fs::resize_file(folder / "short.safetensors", fs::file_size(file) - 100);
+  CHECK_THROWS_WITH_AS((ms::load<small, B>(folder / "short.safetensors")), doctest::Contains("short.safetensors"),
+                       ms::file_error);
+
+  // Flip a digit of the header's sizes: metadata and tensors no longer agree.
+  std::fstream edit(file, std::ios::in | std::ios::out | std::ios::binary);
+  std::string head(4096, '\0');
+  edit.read(head.data(), std::streamsize(head.size()));
+  const std::size_t at = head.find("\"sizes.ffn\":\"16\"");
+  REQUIRE(at != std::string::npos);
+  edit.seekp(std::streamoff(at + 14)), edit.write("8", 1), edit.close();
+  CHECK_THROWS_WITH_AS((ms::load<small, B>(file)), doctest::Contains("expected shape (18, 24), got (16, 24)"),
+                       ms::file_error);
+  fs::remove_all(folder);
+}
+
+TEST_CASE("batches refuse a text that is too short") {
+  const std::vector<int> text(100, 1);
+  CHECK_THROWS_WITH_AS(ms::random_windows(text, 4, 25, ms::seed{1}),
+                       doctest::Contains("the corpus is shorter than one batch: expected at least 101 tokens"),
+                       ms::config_error);
+  CHECK_NOTHROW(ms::random_windows(text, 4, 24, ms::seed{1}));
+}
+
+TEST_CASE("describe says what a model is") {
+  const std::string said = ms::describe(sharp());
+  CHECK(said.find("router=top_k<2>") != std::string::npos);
+  CHECK(said.find("exits      1, 2, 4") != std::string::npos);
+  CHECK(said.find("cpu<f32, ") != std::string::npos);
+  const auto f = ms::footprint(sharp());
+  // By hand: attention 2·24 + 24·6·(2·4 + 2·2), MoE router 4·24, two experts of 3·24·16; head 24 + 11·24.
+  CHECK(f.active_parameters == 4 * (48 + 24 * 6 * 12 + 96 + 2 * 3 * 24 * 16) + 24 + 11 * 24);
+  CHECK(f.parameters == 4 * (48 + 24 * 6 * 12 + 96 + 4 * 3 * 24 * 16) + 24 + 2 * 11 * 24);
+}
