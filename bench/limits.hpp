@@ -44,13 +44,17 @@ inline double fma_peak() {
     const double time = time_of([] {
       moeskip::parallel([](int, int) {
         simd::lanes<arch> a(1.0000001f), b(1e-9f), sum[chains];
-        for (auto& s : sum) s = simd::lanes<arch>(1.f);
+        simd::hold(a), simd::hold(b);
+        // All loops over the chains unroll, or the sums would live in memory.
+#pragma GCC unroll 12
+        for (int c = 0; c < chains; ++c) sum[c] = simd::lanes<arch>(1.f);
         for (long i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
           for (int c = 0; c < chains; ++c) sum[c] = simd::fma<arch>(sum[c], a, b), simd::hold(sum[c]);
         }
         volatile float keep = 0;
-        for (auto& s : sum) keep = keep + simd::reduce_add<arch>(s);
+#pragma GCC unroll 12
+        for (int c = 0; c < chains; ++c) keep = keep + simd::reduce_add<arch>(sum[c]);
       });
     });
     best = std::max(best, 2.0 * chains * double(simd::width<arch>) * rounds * moeskip::thread_count() / time);

@@ -57,6 +57,12 @@ class report {
     std::printf("%-34s %12.4g %-12s %s%s%s\n", name.c_str(), value, unit.c_str(), of.empty() ? "" : "of ", of.c_str(),
                 remark.empty() ? "" : ("  (" + remark + ")").c_str());
     std::fflush(stdout);
+    quiet_line(name, value, unit, of, remark);
+  }
+
+  /// Only in the JSON file.
+  void quiet_line(const std::string& name, double value, const std::string& unit, const std::string& of = {},
+                  const std::string& remark = {}) {
     if (!file_.is_open()) return;
     nlohmann::ordered_json json{{"name", name}, {"value", value}, {"unit", unit}};
     if (!of.empty()) json["of"] = of;

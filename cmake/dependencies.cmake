@@ -46,8 +46,6 @@ function(moeskip_dependency package target)
 endfunction()
 
 # Fetched versions are those of Ubuntu 24.04.
-moeskip_dependency(Eigen3 Eigen3::Eigen MINIMUM 3.4 HEADERS .
-                   REPOSITORY https://gitlab.com/libeigen/eigen.git TAG 3.4.0)
 moeskip_dependency(xsimd xsimd MINIMUM 8.1 HEADERS include
                    REPOSITORY https://github.com/xtensor-stack/xsimd.git TAG 12.1.1)
 moeskip_dependency(nlohmann_json nlohmann_json::nlohmann_json MINIMUM 3.10 HEADERS include
@@ -61,6 +59,8 @@ if(MOESKIP_BUILD_EXAMPLES)
                      REPOSITORY https://github.com/CLIUtils/CLI11.git TAG v2.4.1)
 endif()
 if(MOESKIP_BUILD_BENCH)
+  moeskip_dependency(Eigen3 Eigen3::Eigen MINIMUM 3.4 HEADERS .
+                     REPOSITORY https://gitlab.com/libeigen/eigen.git TAG 3.4.0)
   set(BENCHMARK_ENABLE_TESTING OFF)
   set(BENCHMARK_ENABLE_INSTALL OFF)
   set(BENCHMARK_ENABLE_WERROR OFF)

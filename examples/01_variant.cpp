@@ -1,5 +1,5 @@
-// A model is composed of policies. A variant names them, one for each slot; slots left out keep their
-// default. Policies are types, their numbers are values, and sizes that do not fit together do not compile.
+// A model is composed of policies. A variant names them, one for each slot; slots left out keep their default. Policies
+// are types, their numbers are values, and sizes that do not fit together do not compile.
 #include "example.hpp"
 
 namespace ms = moeskip;

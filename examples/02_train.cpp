@@ -1,5 +1,5 @@
-// example_02_train [TEXT [CHECKPOINT]]: trains a small byte-level model on a text file and saves it. Where no
-// text is given it learns a rhyme; the checkpoint is model.safetensors unless it is named. 03 and 04 run it.
+// example_02_train [TEXT [CHECKPOINT]]: trains a small byte-level model on a text file and saves it. Where no text is
+// given it learns a rhyme; the checkpoint is model.safetensors unless it is named. 03 and 04 run it.
 #include "example.hpp"
 
 namespace ms = moeskip;
@@ -25,7 +25,7 @@ int main(int argc, char** argv) {
                                 example::fixed(report.losses.exits[std::size_t(model.layers())], 3), "\n"));
     }
 
-    for (const ms::exit_quality& q : ms::evaluate(model, std::span<const int>(tokens), 64))
+    for (const ms::exit_quality& q : ms::evaluate(model, tokens, 64))
       example::print(
           ms::text("exit after layer ", q.exit_layer, ": ", example::fixed(q.bits_per_token, 3), " bits per byte\n"));
 

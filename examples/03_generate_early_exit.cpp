@@ -1,6 +1,5 @@
-// example_03_generate_early_exit [CHECKPOINT]: a token leaves the model at the first exit that is sure
-// enough. The lower the threshold, the fewer layers are run, and the further the text strays from that of the
-// full model.
+// example_03_generate_early_exit [CHECKPOINT]: a token leaves the model at the first exit that is sure enough. The
+// lower the threshold, the fewer layers are run, and the further the text strays from that of the full model.
 #include "example.hpp"
 
 namespace ms = moeskip;

@@ -1,6 +1,5 @@
-// example_04_self_speculative [CHECKPOINT]: the first layers draft a few tokens, the remaining layers verify
-// them all at once. The text is exactly the one of plain decoding; what changes is how often the deep layers
-// are run.
+// example_04_self_speculative [CHECKPOINT]: the first layers draft a few tokens, the remaining layers verify them all
+// at once. The text is exactly the one of plain decoding; what changes is how often the deep layers are run.
 #include "example.hpp"
 
 namespace ms = moeskip;
@@ -24,7 +23,7 @@ int main(int argc, char** argv) {
         const ms::generated drafted = ms::generate(model, prompt, options, decoder, ignore);
         example::print(ms::text("drafts of ", num_speculations, " after layer ", exit_layer, ": ", drafted.stats.rounds,
                                 " verifications, ", example::fixed(100 * drafted.stats.acceptance_rate(), 0),
-                                " % accepted, ", drafted.stats.tokens_per_second(),
+                                " % accepted, ", example::fixed(drafted.stats.tokens_per_second(), 0),
                                 " tokens/s, identical to plain: ", drafted.ids() == plain.ids() ? "yes" : "no", "\n"));
       }
     }

@@ -1,6 +1,7 @@
-// A router of one's own: the two best experts, from a softmax with a temperature. Below 1 tokens are more
-// decided, above they spread.   p = softmax(logits / τ)   gate_k = p_k / (p_1 + p_2) Both functions see one
-// token and touch nothing else, so every backend can run them.
+// A router of one's own: the two best experts, from a softmax with a temperature τ. Below 1 tokens are more decided,
+// above they spread.
+//   p = softmax(logits / τ)   gate_k = p_k / (p_1 + p_2)
+// Both functions see one token and touch nothing else, so every backend can run them.
 #include "example.hpp"
 
 namespace ms = moeskip;
@@ -52,10 +53,9 @@ int main(int argc, char** argv) {
 
       const auto prompt = ms::tokenizer::byte::encode("This is the dog ");
       const ms::generated out = ms::generate(model, prompt, {.max_new_tokens = given.tiny ? 16 : 64});
-      example::print(
-          ms::text("temperature ", temperature, ": ",
-                   example::fixed(ms::evaluate(model, std::span<const int>(tokens), 32).back().bits_per_token, 3),
-                   " bits per byte\nThis is the dog ", example::readable(out.ids()), "\n\n"));
+      example::print(ms::text("temperature ", temperature, ": ",
+                              example::fixed(ms::evaluate(model, tokens, 32).back().bits_per_token, 3),
+                              " bits per byte\nThis is the dog ", example::readable(out.ids()), "\n\n"));
     }
   });
 }

@@ -1,5 +1,6 @@
-// The demonstration: trains a small mixture of experts on a text, saves it, loads it back, measures every
-// exit on text that it has not seen, and lets three decoders continue the same prompt.
+// The demonstration: trains a small mixture of experts on a text, saves it, loads it back, measures every exit on text
+// that it has not seen, and lets three decoders continue the same prompt.
+#include <cmath>
 #include <filesystem>
 
 #include "demo/decoding.hpp"
@@ -15,16 +16,8 @@ using namespace demo;
 void prepare_folder(const std::filesystem::path& folder) {
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
-  MOESKIP_CHECK(ms::file_error, !failed, folder.string(), ": cannot create the folder: ", failed.message());
+  MOESKIP_CHECK(ms::file_error, !failed, "--out: cannot create the folder '", folder.string(), "': ", failed.message());
   for (const char* name : {"model.safetensors", "summary.json"}) ms::atomic_file attempt(folder / name);
-}
-
-void use_threads(int threads) {
-#if defined(_OPENMP)
-  if (threads > 0) omp_set_num_threads(threads);
-#else
-  MOESKIP_CHECK(ms::config_error, threads <= 1, "--threads: this program was built without OpenMP and has one thread");
-#endif
 }
 
 void print_exits(const std::vector<ms::exit_quality>& exits, const terminal& out) {
@@ -83,7 +76,8 @@ void run(const options& o, const task& t, const std::string& prompt, int tokens,
 void start(const options& o) {
   const terminal out;
   const shape s = o.tiny ? tiny() : full();
-  use_threads(o.threads);
+  MOESKIP_CHECK(ms::config_error, std::isfinite(o.seconds), "--seconds: expected a number, got ", o.seconds);
+  if (o.threads > 0) ms::set_thread_count(o.threads);
   const task t{s, read_corpus(o.corpus, MOESKIP_SOURCE_DIR, s), ms::seed{o.seed}};
   const std::string prompt = o.prompt.value_or(t.text.beginning);
   const int context = s.model.sizes.context, tokens = o.tokens ? o.tokens : context / 2;

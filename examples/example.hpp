@@ -9,8 +9,6 @@
 #include <string_view>
 #include <vector>
 
-#include "moeskip/formats/text.hpp"
-#include "moeskip/formats/tokenizer/byte.hpp"
 #include "moeskip/model/checkpoint.hpp"
 #include "moeskip/moeskip.hpp"
 

@@ -71,6 +71,17 @@ if(NOT first STREQUAL second OR first STREQUAL third)
 endif()
 
 demo(--seconds 1 --bf16 --out timed)
+
+# Ctrl-C ends the training, not the program. It is sent until it is heard: the first one may come too early.
+execute_process(COMMAND sh -c "\"$0\" --tiny --tokens 24 --steps 1000000000 --out stopped &
+                               while sleep 1 && kill -INT $!; do :; done; wait $!" ${PROGRAM}
+                WORKING_DIRECTORY ${SCRATCH} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
+file(READ ${SCRATCH}/stopped/summary.json json)
+string(JSON steps GET "${json}" train steps)
+if(steps LESS 1 OR NOT steps LESS 1000000000 OR NOT output MATCHES "stopped by Ctrl-C after step ${steps} ")
+  message(FATAL_ERROR "Ctrl-C: expected a run cut short, got ${steps} steps and:\n${output}")
+endif()
+
 file(WRITE ${SCRATCH}/short.txt "a few words\n")
 file(WRITE ${SCRATCH}/empty.txt "")
 string(ASCII 255 not_utf8)
@@ -79,9 +90,11 @@ demo_fails("missing.txt: cannot open" --corpus missing.txt)
 demo_fails("empty.txt: is empty" --corpus empty.txt)
 demo_fails("bytes.txt: expected UTF-8" --corpus bytes.txt)
 demo_fails("short.txt: is too short" --corpus short.txt)
-demo_fails("short.txt/folder: cannot create the folder" --out short.txt/folder)
+demo_fails("cannot create the folder 'short.txt/folder'" --out short.txt/folder)
 file(MAKE_DIRECTORY ${SCRATCH}/taken/summary.json)
 demo_fails("summary.json: cannot write" --out taken)
 demo_fails("must fit into the context" --tokens 1000)
 demo_fails("--prompt" --prompt "")
 demo_fails("--help" --stepz 3)
+demo_fails("--steps: Value 0 not in range 1 to" --steps 0)
+demo_fails("--seconds" --seconds nan)

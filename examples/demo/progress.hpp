@@ -21,7 +21,8 @@ class progress {
   progress(const terminal& to, std::uint64_t steps, int layers, int tokens_per_step)
       : to_(to), steps_(steps), layers_(layers), tokens_per_step_(tokens_per_step) {}
 
-  template <class T> void show(std::uint64_t done, const ms::training_losses<T>& losses) {
+  /// last: nothing will follow, so this is drawn however short ago the one before was.
+  template <class T> void show(std::uint64_t done, const ms::training_losses<T>& losses, bool last) {
     for (std::size_t e = 1; e <= std::size_t(layers_); ++e)  // exits take turns: those that rest keep their last loss
       if (losses.exits[e] > 0)
         exits_[e] = exits_[e] > 0 ? 0.8 * exits_[e] + 0.2 * double(losses.exits[e]) : losses.exits[e];
@@ -31,10 +32,10 @@ class progress {
     rate_ = double(done) * tokens_per_step_ / elapsed;
     left_ = elapsed / double(done) * double(steps_ - done);
     if (to_.tty()) {
-      if (drawn_ && done < steps_ && now - last_ < std::chrono::milliseconds(100)) return;
+      if (drawn_ && !last && now - last_ < std::chrono::milliseconds(100)) return;
       draw(done);
       last_ = now;
-    } else if (done == 1 || done == steps_ || done * 20 / steps_ != (done - 1) * 20 / steps_) {
+    } else if (done == 1 || last || done * 20 / steps_ != (done - 1) * 20 / steps_) {
       to_.print(ms::text("  step ", right(ms::text(done), width(ms::text(steps_))), "/", steps_, "  ", figures(), "  ",
                          minutes(left_), " left\n"));
     }

@@ -98,7 +98,7 @@ training_outcome train(ms::model<variant, B>& m, const task& t, std::uint64_t st
     if (result.steps == 1) result.first_loss = result.last_loss;
     MOESKIP_CHECK(ms::error, std::isfinite(result.last_loss), "training diverged: the loss of step ", result.steps,
                   " is ", result.last_loss);
-    shown.show(result.steps, report.losses);
+    shown.show(result.steps, report.losses, stop || result.steps == steps);
   }
   result.seconds = demo::seconds(clock::now() - start).count();
   if (result.steps < steps)

@@ -6,6 +6,8 @@
 #include "moeskip/version.hpp"
 
 #include "moeskip/backend/cpu.hpp"
+#include "moeskip/formats/text.hpp"
+#include "moeskip/formats/tokenizer/byte.hpp"
 #include "moeskip/model/config.hpp"
 #include "moeskip/model/describe.hpp"
 #include "moeskip/model/model.hpp"

@@ -22,6 +22,15 @@ inline int thread_count() {
 #endif
 }
 
+/// Lets later parallel regions of the calling thread use n threads (at least 1). Without OpenMP it changes nothing.
+inline void set_thread_count(int n) {
+#if defined(_OPENMP)
+  omp_set_num_threads(std::max(n, 1));
+#else
+  static_cast<void>(n);
+#endif
+}
+
 /// Runs body(thread, threads) once on each thread and waits for all. Nested regions run on the calling thread. The
 /// body must not throw.
 template <class Body> void parallel(Body&& body) {

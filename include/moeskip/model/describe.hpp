@@ -3,6 +3,7 @@
 
 #include "moeskip/base/parallel.hpp"
 #include "moeskip/model/model.hpp"
+#include "moeskip/ops/list.hpp"
 
 namespace moeskip {
 
@@ -31,11 +32,11 @@ template <class V, class B> model_footprint footprint(const model<V, B>& m) {
 /// "1,234,567"
 inline std::string grouped(index_t n) {
   std::string digits = text(n);
-  for (index_t i = index_t(digits.size()) - 3; i > 0; i -= 3) digits.insert(std::size_t(i), ",");
+  for (index_t i = index_t(digits.size()) - 3; i > 0; i -= 3) digits.insert(std::size_t(i), 1, ',');
   return digits;
 }
 
-/// Variant, sizes, exits, footprint, backend; a warning where the CPU offers more than was compiled for.
+/// Variant, sizes, exits, footprint, backend, the ops that it leaves to plain loops; a warning where the CPU offers more than was compiled for.
 template <class V, class B> std::string describe(const model<V, B>& m) {
   const sizes& s = m.sizes();
   const model_footprint f = footprint(m);
@@ -51,6 +52,7 @@ template <class V, class B> std::string describe(const model<V, B>& m) {
   out += text("weights    ", grouped(f.parameters), " in all, ", grouped(f.active_parameters),
               " active for one token, ", grouped(f.bytes_per_token), " bytes read per token\n");
   out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");
+  if (const std::string slow = fallbacks<B>(); !slow.empty()) out += text("plain      ops without SIMD: ", slow, "\n");
   if constexpr (requires { typename B::isa; }) {
     if (std::string_view(isa::offered()) != B::isa::name)
       out += text("warning    compiled for ", B::isa::name, ", this CPU offers ", isa::offered(),

@@ -1,0 +1,160 @@
+// The CPU's kernels one by one, with Google Benchmark: bytes read and floating-point operations as rates, Eigen's product
+// beside ours.
+#include <benchmark/benchmark.h>
+#include <Eigen/Core>
+
+#include "limits.hpp"
+#include "moeskip/moeskip.hpp"
+
+namespace ms = moeskip;
+
+namespace {
+
+template <class T> ms::buffer<T> filled(ms::index_t size) {
+  ms::buffer<T> b(size);
+  for (ms::index_t i = 0; i < size; ++i) b[i] = T(float(i * 7 % 13) * 0.1f - 0.6f);
+  return b;
+}
+
+benchmark::Counter rate(double amount) {
+  return {amount, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::OneK::kIs1000};
+}
+
+/// What the other figures are limits of.
+void limits(benchmark::State& state) {
+  ms::buffer<float> block(ms::index_t{64} << 20);
+  for (auto _ : state)
+    benchmark::DoNotOptimize(
+        bench::stream_read(reinterpret_cast<const std::byte*>(block.data()), std::size_t(block.size()) * 4));
+  state.counters["bytes"] = rate(double(block.size()) * 4);
+}
+
+/// y = x wᵀ for few rows; the weights of 16 matrices in turn, so that they come from memory.
+template <class W> void linear_few(benchmark::State& state) {
+  using B = ms::cpu<W>;
+  const ms::index_t N = state.range(0), I = 1024, O = 2048, copies = 16;
+  B b;
+  ms::buffer<W> w = filled<W>(copies * O * I);
+  ms::buffer<float> x = filled<float>(N * I), y(N * O);
+  ms::index_t at = 0;
+  for (auto _ : state) {
+    ms::linear(b, {y.data(), N, O}, {x.data(), N, I}, {w.data() + at++ % copies * O * I, O, I});
+    benchmark::ClobberMemory();
+  }
+  state.counters["bytes"] = rate(double(O * I * ms::index_t(sizeof(W))));
+  state.counters["flop"] = rate(2.0 * double(N * O * I));
+}
+
+template <class W> void linear_many(benchmark::State& state) {
+  using B = ms::cpu<W>;
+  const ms::index_t N = state.range(0), O = state.range(1), I = state.range(2);
+  B b;
+  ms::buffer<W> w = filled<W>(O * I);
+  ms::buffer<float> x = filled<float>(N * I), y(N * O);
+  for (auto _ : state) {
+    ms::linear(b, {y.data(), N, O}, {x.data(), N, I}, {w.data(), O, I});
+    benchmark::ClobberMemory();
+  }
+  state.counters["flop"] = rate(2.0 * double(N * O * I));
+}
+
+/// The same product by Eigen, on the same threads.
+void eigen_many(benchmark::State& state) {
+  using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  const ms::index_t N = state.range(0), O = state.range(1), I = state.range(2);
+  ms::buffer<float> w = filled<float>(O * I), x = filled<float>(N * I), y(N * O);
+  Eigen::Map<matrix> Y(y.data(), N, O);
+  const Eigen::Map<const matrix> X(x.data(), N, I), Wt(w.data(), O, I);
+  for (auto _ : state) {
+    Y.noalias() = X * Wt.transpose();
+    benchmark::ClobberMemory();
+  }
+  state.counters["flop"] = rate(2.0 * double(N * O * I));
+}
+
+/// Eight experts, two a row: forward and backward of the whole stage.
+void experts_step(benchmark::State& state) {
+  using B = ms::cpu<float>;
+  const ms::index_t N = state.range(0), D = 256, F = 256, E = 8, K = 2;
+  B b;
+  ms::arena memory;
+  ms::buffer<float> w = filled<float>(E * 3 * F * D), dw(E * 3 * F * D), h = filled<float>(N * D), y(N * D), dh(N * D);
+  ms::routing<float> r{memory.take<float>(N, E), memory.take<int>(N, K), memory.take<float>(N, K),
+                       memory.take<float>(E)};
+  for (ms::index_t n = 0; n < N; ++n)
+    for (ms::index_t k = 0; k < K; ++k) r.chosen(n, k) = int((n * 5 + k * 3) % E), r.gate(n, k) = 0.5f;
+  const ms::dispatch plan = ms::plan_dispatch(r.chosen, int(E), 0, memory);
+  const ms::mat<float> gate_up = memory.take<float>(plan.size(), 2 * F), dgate = memory.take<float>(N, K);
+  const ms::expert_weights<const float> weights{{w.data(), E, 2 * F, D}, {w.data() + E * 2 * F * D, E, D, F}};
+  const ms::expert_weights<float> grads{{dw.data(), E, 2 * F, D}, {dw.data() + E * 2 * F * D, E, D, F}};
+  for (auto _ : state) {
+    ms::experts(b, {y.data(), N, D}, gate_up, {h.data(), N, D}, {h.data(), N, D}, r, plan, weights, memory);
+    ms::experts_backward(b, {dh.data(), N, D}, dgate, grads, {y.data(), N, D}, gate_up, {h.data(), N, D}, r, plan,
+                         weights, memory);
+    benchmark::ClobberMemory();
+  }
+  state.counters["flop"] = rate(3 * 2.0 * double(N * K * 3 * F * D));
+}
+
+/// Sixteen sequences of 256 tokens, eight heads of 32 over four groups.
+void attention_step(benchmark::State& state) {
+  using B = ms::cpu<float>;
+  const ms::index_t S = 16, C = state.range(0), N = S * C;
+  const ms::attention_shape shape{.heads = 8, .kv_heads = 4, .head_dim = 32, .scale = 0.2f};
+  B b;
+  ms::arena memory;
+  std::vector<int> slot, position;
+  for (int n = 0; n < N; ++n) slot.push_back(int(n / C)), position.push_back(int(n % C));
+  const ms::token_rows rows{{slot.data(), N}, {position.data(), N}};
+  const auto take = [&](ms::index_t size) {
+    auto v = memory.take<float>(size);
+    for (ms::index_t i = 0; i < size; ++i) v[i] = float(i * 7 % 13) * 0.1f - 0.6f;
+    return v.data();
+  };
+  const ms::kv_layer<float> kv{{take(N * 128), S, C, 128}, {take(N * 128), S, C, 128}};
+  const ms::kv_layer<float> dkv{{take(N * 128), S, C, 128}, {take(N * 128), S, C, 128}};
+  const ms::mat<float> q{take(N * 256), N, 256}, out{take(N * 256), N, 256}, dq{take(N * 256), N, 256};
+  for (auto _ : state) {
+    ms::attend(b, out, q, kv, rows, shape, memory);
+    ms::attend_backward(b, dq, dkv, out, q, kv, rows, shape, memory);
+    benchmark::ClobberMemory();
+  }
+  state.counters["flop"] = rate(3 * 2.0 * double(N) * 256 * double(C + 1));
+}
+
+BENCHMARK(limits)->UseRealTime();
+BENCHMARK(linear_few<ms::bf16>)->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Arg(16)->UseRealTime();
+BENCHMARK(linear_few<float>)->Arg(1)->Arg(4)->UseRealTime();
+BENCHMARK(linear_many<float>)->Args({4096, 512, 256})->Args({512, 2048, 2048})->Args({64, 512, 256})->UseRealTime();
+BENCHMARK(linear_many<ms::bf16>)->Args({4096, 512, 256})->Args({512, 2048, 2048})->UseRealTime();
+BENCHMARK(eigen_many)->Args({4096, 512, 256})->Args({512, 2048, 2048})->Args({64, 512, 256})->UseRealTime();
+BENCHMARK(experts_step)->Arg(4096)->UseRealTime();
+BENCHMARK(attention_step)->Arg(256)->UseRealTime();
+
+/// Google Benchmark's table, and each rate as a line of our own JSON.
+class lines : public benchmark::ConsoleReporter {
+ public:
+  explicit lines(bench::report& out) : out_(out) {}
+  void ReportRuns(const std::vector<Run>& runs) override {
+    ConsoleReporter::ReportRuns(runs);
+    for (const Run& run : runs)
+      for (const auto& [name, counter] : run.counters)
+        out_.quiet_line("ops." + run.benchmark_name() + "." + name, counter.value / 1e9,
+                        name == "flop" ? "GFLOP/s" : "GB/s");
+  }
+
+ private:
+  bench::report& out_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  return bench::guarded([&] {
+    bench::report out(argc, argv);
+    lines reporter(out);
+    benchmark::RunSpecifiedBenchmarks(&reporter);
+    out.line("fma.peak", bench::fma_peak() / 1e9, "GFLOP/s");
+  });
+}
