@@ -24,7 +24,7 @@ struct shape {
 
 inline constexpr ms::config<variant> full_model{
     .sizes =
-        {.layers = 8, .dim = 192, .heads = 6, .kv_heads = 3, .ffn = 192, .experts = 8, .vocab = 256, .context = 512},
+        {.layers = 8, .dim = 192, .heads = 6, .kv_heads = 3, .ffn = 192, .experts = 8, .vocab = 256, .context = 256},
     .exits = ms::exits_every(2, 8),
     .expert_dropout = {.p = 0.05f},
     .layer_dropout = {.p_max = 0.1f}};
@@ -39,10 +39,10 @@ static_assert(ms::valid(tiny_model));
 
 inline shape full() {
   return {.model = full_model,
-          .sequences = 8,
-          .length = 128,
-          .training = {.exit_scale = 0.2,
-                       .curriculum = {.every = 3},
+          .sequences = 4,
+          .length = 256,
+          .training = {.exit_scale = 1.0,
+                       .curriculum = {.every = 2},
                        .schedule = {.warmup = 60},
                        .optimizer = {.lr = 3e-3}},
           .early_exit = {.rule = {.threshold = 0.9f}},
