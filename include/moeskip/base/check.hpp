@@ -26,12 +26,13 @@ struct file_error : error {  // unreadable, unwritable, truncated, corrupt or mi
 namespace detail {
 
 inline void append(std::string& out, std::string_view text) { out += text; }
+inline void append(std::string& out, char c) { out += c; }
 template <std::same_as<bool> T> void append(std::string& out, T value) {
   out += value ? "true" : "false";
 }  // no pointers
 
 template <class N>
-  requires((std::integral<N> || std::floating_point<N>)&&!std::same_as<N, bool>)
+  requires((std::integral<N> || std::floating_point<N>)&&!std::same_as<N, bool> && !std::same_as<N, char>)
 void append(std::string& out, N value) {
   char digits[64];
   out.append(digits, std::to_chars(digits, digits + sizeof digits, value).ptr);

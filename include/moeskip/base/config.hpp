@@ -18,22 +18,27 @@ using index_t = std::ptrdiff_t;  // every extent and offset; signed, so that dif
 inline constexpr std::size_t alignment = 64;
 
 // Instruction sets as types. A backend carries the set it was compiled for, so that two translation units built with
-// different flags never share a symbol.
+// different flags never share a symbol. rank orders those of one machine; width: floats in a vector.
 namespace isa {
 struct generic {
   static constexpr const char* name = "generic";
+  static constexpr int rank = 0, width = 0;
 };
 struct sse2 {
   static constexpr const char* name = "sse2";
+  static constexpr int rank = 1, width = 4;
 };
 struct avx2 {
   static constexpr const char* name = "avx2+fma";
+  static constexpr int rank = 2, width = 8;
 };
 struct avx512 {
   static constexpr const char* name = "avx512";
+  static constexpr int rank = 3, width = 16;
 };
 struct neon64 {
   static constexpr const char* name = "neon64";
+  static constexpr int rank = 1, width = 4;
 };
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
@@ -48,16 +53,20 @@ using native = neon64;
 using native = generic;
 #endif
 
-// What the running CPU offers at least; describe() compares it with what was compiled for.
-inline const char* offered() {
+// The best of these that the running CPU offers.
+struct offer {
+  const char* name;
+  int rank;
+};
+inline offer offered() {
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return avx512::name;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::name;
-  return sse2::name;
+    return {avx512::name, avx512::rank};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {avx2::name, avx2::rank};
+  return {sse2::name, sse2::rank};
 #else
-  return native::name;
+  return {native::name, native::rank};
 #endif
 }
 }  // namespace isa

@@ -1,9 +1,10 @@
-// Threads: fork and join over OpenMP (docs/adr/0003-threads.md). Without OpenMP everything runs on one thread, and
-// describe() says so. Work is split statically by thread number, so results do not depend on timing.
+// Threads: fork and join over OpenMP (docs/adr/0003-threads.md). Without OpenMP everything runs on one thread. Work is
+// split by thread number, or into tasks whose results do not depend on which thread takes them: never on timing.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 
 #include "moeskip/base/config.hpp"
 
@@ -31,13 +32,22 @@ inline void set_thread_count(int n) {
 #endif
 }
 
-/// Runs body(thread, threads) once on each thread and waits for all. Nested regions run on the calling thread. The
-/// body must not throw.
+/// Runs body(thread, threads) once on each thread and waits for all. Nested regions run on the calling thread. Where
+/// bodies throw, one of the exceptions is thrown again when all threads are done.
 template <class Body> void parallel(Body&& body) {
 #if defined(_OPENMP)
   if (thread_count() > 1) {
+    std::exception_ptr failure;
   #pragma omp parallel
-    body(omp_get_thread_num(), omp_get_num_threads());
+    {
+      try {
+        body(omp_get_thread_num(), omp_get_num_threads());
+      } catch (...) {
+  #pragma omp critical(moeskip_parallel_failure)
+        failure = std::current_exception();
+      }
+    }
+    if (failure) std::rethrow_exception(failure);
     return;
   }
 #endif

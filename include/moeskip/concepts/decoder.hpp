@@ -27,13 +27,16 @@ concept Decoder = requires(typename P::template on<Session>& d, Session& s, Samp
   d.round(s, sampler, int{}, sink);
 };
 
-/// on<Session>: begin(session) starts a round; next(session, logits) runs the last token one draft step further and
-/// writes the draft's logits (V); verify(session, logits) runs what the draft left undone for all tokens so far and
-/// writes the full model's logits, one row for each.
-template <class P, class Session>
-concept Draft = requires(typename P::template on<Session>& d, Session& s, vec<float> row, mat<float> rows, int token) {
+/// on<Session>: begin(session, room) starts a round of at most `room` drafted tokens; next(session, token, logits) runs
+/// a token of the round one draft step further and writes the draft's logits (V); verify(session, tokens, logits) runs
+/// what the draft left undone for all tokens of the round and writes the full model's logits, one row for each;
+/// exit_layer() is how many layers a drafted token's logits came from.
+template <class P, class Session> concept Draft = requires(typename P::template on<Session>& d, Session& s,
+                                                           vec<typename Session::T> row, mat<typename Session::T> rows,
+                                                           int token) {
   { P::name } -> std::convertible_to<std::string_view>;
-  d.begin(s);
+  { d.exit_layer() } -> std::convertible_to<int>;
+  d.begin(s, int{});
   d.next(s, token, row);
   d.verify(s, std::span<const int>{}, rows);
 };
@@ -51,14 +54,22 @@ template <class P> concept DraftLength = requires(P& p, int n, double confidence
 /// residual(out, p, q) is what to draw from after a rejection.
 template <class P> concept Acceptance = requires(const P& a, vec<const float> p, vec<const float> q, vec<float> out) {
   { P::name } -> std::convertible_to<std::string_view>;
-  { a.accepts(p, q, int{}, double{}) } -> std::convertible_to<bool>;
-  a.residual(out, p, q);
+  { a.template accepts<float>(p, q, int{}, double{}) } -> std::convertible_to<bool>;
+  a.template residual<float>(out, p, q);
 };
 
-/// Says when a token may leave early: leaves(probabilities (V), exit_layer).
+/// A decoder composed of the three.
+template <class P, class Session, class Sampler> concept SpeculativeDecoder = Decoder<P, Session, Sampler> &&
+    requires(P p) {
+  p.draft;
+  p.length;
+  p.acceptance;
+};
+
+/// Says when a token may leave early: leaves(logits (V), exit_layer).
 template <class P> concept ExitRule = requires(const P& r, vec<const float> logits, int exit_layer) {
   { P::name } -> std::convertible_to<std::string_view>;
-  { r.leaves(logits, exit_layer) } -> std::convertible_to<bool>;
+  { r.template leaves<float>(logits, exit_layer) } -> std::convertible_to<bool>;
 };
 
 }  // namespace moeskip

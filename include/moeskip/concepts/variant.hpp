@@ -26,16 +26,29 @@ template <class V> struct check_variant {
   static_assert(detail::routes_backward<router>,
                 "moeskip: V::router needs `template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const "
                 "T* dgate, T* dprobability, T* dlogits) const` that adds to dlogits. See moeskip/concepts/router.hpp");
+  static_assert(detail::names_itself<typename V::expert_dropout> && detail::comparable<typename V::expert_dropout>,
+                "moeskip: V::expert_dropout needs `static constexpr std::string_view name` and a defaulted operator==. "
+                "See moeskip/concepts/expert_dropout.hpp");
   static_assert(
       detail::tells_survivors<typename V::expert_dropout>,
       "moeskip: V::expert_dropout needs `expert_set survivors(const mask_key& key, int experts, int at_least) "
       "const`. See moeskip/concepts/expert_dropout.hpp");
+  static_assert(
+      detail::names_itself<typename V::layer_dropout> && detail::comparable<typename V::layer_dropout>,
+      "moeskip: V::layer_dropout needs `static constexpr std::string_view name` and a defaulted operator==. See "
+      "moeskip/concepts/layer_dropout.hpp");
   static_assert(detail::tells_probability<typename V::layer_dropout>,
                 "moeskip: V::layer_dropout needs `float probability(int layer, int layers) const`. See "
                 "moeskip/concepts/layer_dropout.hpp");
   static_assert(detail::has_head_weights<typename V::exit_head>,
                 "moeskip: V::exit_head needs a nested `template <class W> struct weights`: what the exits own. See "
                 "moeskip/concepts/exit_head.hpp");
+  static_assert(detail::names_itself<typename V::exit_head> && detail::comparable<typename V::exit_head>,
+                "moeskip: V::exit_head needs `static constexpr std::string_view name` and a defaulted operator==. See "
+                "moeskip/concepts/exit_head.hpp");
+  static_assert(detail::finds_head<typename V::exit_head>,
+                "moeskip: V::exit_head's weights<W> need `bool has(int exit_layer) const` and `head_weights<W> at(int "
+                "exit_layer, const head_weights<W>& top) const`. See moeskip/concepts/exit_head.hpp");
   static constexpr bool passed = true;
 };
 

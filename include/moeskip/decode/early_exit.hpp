@@ -6,6 +6,7 @@
 #include <cmath>
 #include <string_view>
 
+#include "moeskip/concepts/decoder.hpp"
 #include "moeskip/decode/sampler.hpp"
 #include "moeskip/decode/session.hpp"
 
@@ -21,9 +22,11 @@ struct max_probability {
   /// logits (V), before temperature.
   template <class T> bool leaves(vec<const T> logits, int) const {
     const T best = logits[argmax(logits)];
+    const double most =
+        1 / double(threshold);  // the sum of exp(logit - best) at which the probability is the threshold
     double total = 0;
-    for (const T& logit : logits) total += std::exp(double(logit - best));
-    return 1 / total >= double(threshold);
+    for (index_t i = 0; i < logits.size() && total <= most; ++i) total += std::exp(double(logits[i] - best));
+    return total <= most;
   }
 };
 
@@ -33,6 +36,9 @@ namespace decoder {
 
 template <class Rule = exit_rule::max_probability> struct early_exit {
   static constexpr std::string_view name = "early_exit";
+  static_assert(ExitRule<Rule>,
+                "moeskip: an exit rule needs `name` and `template <class T> bool leaves(vec<const T> "
+                "logits, int exit_layer) const`. See moeskip/concepts/decoder.hpp");
   Rule rule{};
 
   template <class Session> struct on {

@@ -61,6 +61,9 @@ template <class V, class B, class Decoder, class Sink> generated generate(sessio
     MOESKIP_CHECK(config_error, options.max_new_tokens <= room, "the context would be exhausted: a prompt of ", length,
                   " tokens leaves room for ", room, " new ones in a context of ", context, ", asked for ",
                   options.max_new_tokens);
+  static_assert(moeskip::Decoder<Decoder, session<V, B>, sampler>,
+                "moeskip: the decoder needs `name` and `on<Session>` "
+                "with `round(session, sampler, most, sink)`. See moeskip/concepts/decoder.hpp");
   sampler draw_from(options.sampling);
   typename Decoder::template on<session<V, B>> rounds(decoder, s);
   s.prefill(prompt);

@@ -75,13 +75,23 @@ class sampler {
     order_.resize(std::size_t(p.size()));
     std::iota(order_.begin(), order_.end(), 0);
     const auto likelier = [&](int a, int b) { return p[a] != p[b] ? p[a] > p[b] : a < b; };
-    std::sort(order_.begin(), order_.end(), likelier);
     std::size_t keep = order_.size();
     if (options_.top_k > 0) keep = std::min(keep, std::size_t(options_.top_k));
+    if (keep < order_.size())
+      std::nth_element(order_.begin(), order_.begin() + std::ptrdiff_t(keep), order_.end(), likelier);
     double total = 0, mass = 0;
     for (std::size_t i = 0; i < keep; ++i) total += double(p[order_[i]]);
-    std::size_t inside = 0;
-    while (inside < keep && mass < double(options_.top_p) * total) mass += double(p[order_[inside++]]);
+    // Most of the mass is in few tokens: they are sorted a growing number at a time, until top_p is reached.
+    std::size_t inside = 0, sorted = 0;
+    while (inside < keep && mass < double(options_.top_p) * total) {
+      if (inside == sorted) {
+        const std::size_t next = std::min(keep, std::max<std::size_t>(64, 4 * sorted));
+        std::partial_sort(order_.begin() + std::ptrdiff_t(sorted), order_.begin() + std::ptrdiff_t(next),
+                          order_.begin() + std::ptrdiff_t(keep), likelier);
+        sorted = next;
+      }
+      mass += double(p[order_[inside++]]);
+    }
     for (std::size_t i = std::max<std::size_t>(inside, 1); i < order_.size(); ++i) p[order_[i]] = T{};
   }
 

@@ -76,6 +76,15 @@ template <class V, class B> class session {
   /// Adds a token; it becomes the pending one.
   void push(int token) { tokens_.push_back(token); }
 
+  /// Forgets all but the first `count` tokens; the last of them becomes the pending one. Their keys and values stay.
+  void truncate(int count) {
+    MOESKIP_CHECK(config_error, count >= 1 && count <= int(tokens_.size()), "truncate: expected from 1 to ",
+                  tokens_.size(), " tokens, got ", count);
+    tokens_.resize(std::size_t(count));
+  }
+  /// Keys and values (1, C, G·d) of a layer: those before the pending token's position are valid.
+  kv_layer<T> keys_values(int layer) { return kv_.layer(layer); }
+
   /// Layers [first, last) on x (N, D): rows at consecutive positions from `at`.
   mat<T> run(int first, int last, mat<T> x, int at) {
     for (index_t n = 0; n < x.rows(); n += invariant_rows) {

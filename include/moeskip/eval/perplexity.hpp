@@ -22,9 +22,12 @@ template <class V, class B> std::vector<exit_quality> evaluate(model<V, B>& m, s
                                                                int sequences = 8, int max_windows = 0) {
   using T = scalar_t<B>;
   const sizes& s = m.sizes();
+  MOESKIP_CHECK(config_error, length >= 1 && length <= s.context, "windows must have from 1 token to the context of ",
+                s.context, ", got ", length);
+  MOESKIP_CHECK(config_error, sequences >= 1, "at least one window must be run at a time, got ", sequences);
   const index_t available = (index_t(tokens.size()) - 1) / length;
-  MOESKIP_CHECK(config_error, length >= 1 && available >= 1, "the text to evaluate is too short: expected at least ",
-                length + 1, " tokens, got ", tokens.size());
+  MOESKIP_CHECK(config_error, available >= 1, "the text to evaluate is too short: expected at least ", length + 1,
+                " tokens, got ", tokens.size());
   const index_t windows = max_windows > 0 ? std::min<index_t>(max_windows, available) : available;
   std::vector<exit_quality> quality;
   for (int e = 1; e <= s.layers; ++e)

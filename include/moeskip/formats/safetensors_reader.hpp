@@ -52,20 +52,26 @@ class safetensors_file {
     return map_.bytes().subspan(info.offset, info.bytes);
   }
 
-  /// Copies an array that must have this name, shape and number of elements, converting between F64, F32, F16
-  /// and BF16.
-  template <ArrayElement T>
-  void read(std::string_view name, std::span<const std::int64_t> shape, std::span<T> out) const {
+  /// The array of this name. Throws file_error unless it is there and has this shape.
+  const array_info& expect(std::string_view name, std::span<const std::int64_t> shape) const {
     const array_info* const info = find(name);
     MOESKIP_CHECK(file_error, info, path(), ": expected a tensor ", in_quotes(name), ", got ", arrays_.size(),
                   " others");
     MOESKIP_CHECK(file_error, std::ranges::equal(info->shape, shape), path(), ": tensor ", in_quotes(name),
                   ": expected shape ", shape_text(shape), ", got ", shape_text(info->shape));
-    const std::size_t count = info->bytes * 8 / static_cast<std::size_t>(find_dtype(info->dtype)->bits);
+    return *info;
+  }
+
+  /// Copies an array that must have this name, shape and number of elements, converting between F64, F32, F16
+  /// and BF16.
+  template <ArrayElement T>
+  void read(std::string_view name, std::span<const std::int64_t> shape, std::span<T> out) const {
+    const array_info& info = expect(name, shape);
+    const std::size_t count = info.bytes * 8 / static_cast<std::size_t>(find_dtype(info.dtype)->bits);
     MOESKIP_CHECK(shape_error, out.size() == count, path(), ": tensor ", in_quotes(name), ": expected room for ", count,
                   " elements, got ", out.size());
-    MOESKIP_CHECK(file_error, convert_array(out, info->dtype, bytes(*info)), path(), ": tensor ", in_quotes(name),
-                  ": expected elements that convert to ", dtype_of<T>(), ", got ", info->dtype);
+    MOESKIP_CHECK(file_error, convert_array(out, info.dtype, bytes(info)), path(), ": tensor ", in_quotes(name),
+                  ": expected elements that convert to ", dtype_of<T>(), ", got ", info.dtype);
   }
   template <ArrayElement T>
   void read(std::string_view name, std::initializer_list<std::int64_t> shape, std::span<T> out) const {

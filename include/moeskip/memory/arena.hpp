@@ -20,6 +20,9 @@ class arena {
  public:
   static constexpr std::size_t first_block = std::size_t{1} << 20;  // bytes
 
+  arena() = default;
+  arena(const arena&) = delete;  // scopes refer to it
+
   /// Uninitialised elements with the given extents. They live until the enclosing scope ends.
   template <class T, class... Extents> view<T, int(sizeof...(Extents))> take(Extents... extents) {
     static_assert(std::is_trivially_destructible_v<T>);

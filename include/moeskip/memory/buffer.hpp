@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "moeskip/base/config.hpp"
 #include "moeskip/tensor/view.hpp"
@@ -33,6 +34,12 @@ template <class T> class buffer {
     if (align == huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #endif
     std::fill_n(data_.get(), size, T{});
+  }
+
+  buffer(buffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
+  buffer& operator=(buffer&& other) noexcept {
+    data_ = std::move(other.data_), size_ = std::exchange(other.size_, 0);
+    return *this;
   }
 
   index_t size() const { return size_; }

@@ -44,7 +44,11 @@ template <class V, class B> void save(const model<V, B>& m, const std::filesyste
 /// the file's variant and V.
 template <class V, class B> model<V, B> load(const std::filesystem::path& path) {
   const safetensors_file file(path);
-  model<V, B> m(from_metadata<V>(file.metadata(), path.string()), typename model<V, B>::uninitialised{});
+  const config<V> c = from_metadata<V>(file.metadata(), path.string());
+  model_weights<V, weight_t<B>> nothing;  // only measured: a file that lacks tensors must not make us allocate
+  for (const tensor_info& t : bind_weights<V, weight_t<B>>(c, nothing, nullptr))
+    file.expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
+  model<V, B> m(c, typename model<V, B>::uninitialised{});
   detail::read_block<weight_t<B>>(file, m.tensors(), m.block());
   return m;
 }

@@ -8,7 +8,8 @@ namespace moeskip {
 
 template <class V> struct config {
   moeskip::sizes sizes{};
-  layer_set exits{};  // exits after these numbers of layers; the full depth is always one
+  layer_set
+      exits{};  // after these numbers of layers; the full depth is always one, that after 1 has no loss of its own
   typename V::router router{};
   typename V::expert_dropout expert_dropout{};
   typename V::layer_dropout layer_dropout{};
@@ -16,6 +17,23 @@ template <class V> struct config {
 
   friend constexpr bool operator==(const config&, const config&) = default;
 };
+
+namespace detail {
+
+/// A policy's own complaint about its numbers; empty where it has none.
+template <class P> constexpr std::string_view policy_problem(const P& policy) {
+  if constexpr (requires { policy.problem(); }) return policy.problem();
+  else return {};
+}
+
+/// All weights of a model, roughly: for bounds only, hence in double.
+constexpr double rough_weights(const sizes& s) {
+  const double attention = 2.0 * (s.heads + s.kv_groups()) * s.head_size(), dense = 3.0 * s.dense_width();
+  const double moe = s.experts * (1 + 3.0 * s.ffn);
+  return s.dim * (s.layers * (attention + dense) + s.moe_layers() * moe + 2.0 * s.vocab);
+}
+
+}  // namespace detail
 
 /// What is wrong with a config, in a sentence that names field and value; empty where it is sound.
 template <class V> constexpr std::string_view problem(const config<V>& c) {
@@ -35,7 +53,16 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   if (s.moe_layers() > 0 && s.experts < V::router::experts_per_token)
     return "sizes.experts must be at least the router's experts_per_token";
   if (s.experts > expert_set::capacity) return "sizes.experts must be at most 512";
-  if (!(s.norm_eps > 0)) return "sizes.norm_eps must be positive";
+  constexpr int most = 1 << 24;
+  for (const int extent : {s.dim, s.heads, s.kv_heads, s.head_dim, s.ffn, s.dense_ffn, s.vocab, s.context})
+    if (extent < 0 || extent > most) return "sizes: no extent may be negative or above 16,777,216";
+  if (detail::rough_weights(s) > 0x1p40) return "sizes: the model would have more than 2^40 weights";
+  if (!(s.norm_eps > 0 && s.norm_eps < 1)) return "sizes.norm_eps must be between 0 and 1";
+  if (!(s.rope_theta > 0 && s.rope_theta < 1e30f)) return "sizes.rope_theta must be positive and finite";
+  for (const std::string_view complaint :
+       {detail::policy_problem(c.router), detail::policy_problem(c.expert_dropout),
+        detail::policy_problem(c.layer_dropout), detail::policy_problem(c.exit_head)})
+    if (!complaint.empty()) return complaint;
   for (int e = 0; e < layer_set::capacity; ++e)
     if (c.exits.contains(e) && (e < 1 || e >= s.layers)) return "exits must lie from 1 to sizes.layers - 1";
   return {};

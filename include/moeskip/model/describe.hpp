@@ -54,8 +54,8 @@ template <class V, class B> std::string describe(const model<V, B>& m) {
   out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");
   if (const std::string slow = fallbacks<B>(); !slow.empty()) out += text("plain      ops without SIMD: ", slow, "\n");
   if constexpr (requires { typename B::isa; }) {
-    if (std::string_view(isa::offered()) != B::isa::name)
-      out += text("warning    compiled for ", B::isa::name, ", this CPU offers ", isa::offered(),
+    if (isa::offered().rank > B::isa::rank)
+      out += text("warning    compiled for ", B::isa::name, ", this CPU offers ", isa::offered().name,
                   ": compile with -march=native to use it\n");
   }
   return out;

@@ -29,6 +29,9 @@ template <class V, class B> class model {
   struct uninitialised {};
   model(const config<V>& c, uninitialised) : config_(c) {
     MOESKIP_CHECK(config_error, valid(c), "config: ", problem(c));
+    if constexpr (requires { typename B::isa; })
+      MOESKIP_CHECK(config_error, isa::offered().rank >= B::isa::rank, "this program was compiled for ", B::isa::name,
+                    ", but this CPU offers only ", isa::offered().name, ": compile it for this machine");
     tensors_ = bind_weights<V, W>(c, mutable_weights_, nullptr);
     block_ = buffer<W>(block_size(tensors_));
     bind_weights<V, W>(config_, mutable_weights_, block_.data());

@@ -71,7 +71,8 @@ template <> struct kernel<route_t, on_reference> {
                                   r.gate.row(n).data(), E, &alive.of(n)});
     const T share = T(1) / T(real_t<T>(logits.rows() * K));
     for (T& load : r.load) load = T{};
-    for (const int e : r.chosen) r.load[e] += share;
+    for (const int e : r.chosen)
+      if (e >= 0 && e < E) r.load[e] += share;  // plan_dispatch refuses the others
   }
 };
 

@@ -2,7 +2,9 @@
 // sees the same batches.
 #pragma once
 
+#include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "moeskip/base/check.hpp"
@@ -29,6 +31,16 @@ class random_windows {
                   "the corpus is shorter than one batch: expected at least ", need, " tokens (", sequences,
                   " sequences of ", length, " and one more), got ", tokens.size());
     inputs_.resize(std::size_t(need - 1)), targets_.resize(std::size_t(need - 1));
+  }
+
+  random_windows(std::vector<int>&&, int, int, seed) = delete;  // the text must outlive this
+
+  /// What must be the same for a resumed run to see the same batches: for save() and resume().
+  std::map<std::string, std::string> about() const {
+    return {{"data.tokens", text(tokens_.size())},
+            {"data.sequences", text(sequences_)},
+            {"data.length", text(length_)},
+            {"data.seed", text(draw_.from.value)}};
   }
 
   int tokens_per_batch() const { return sequences_ * length_; }

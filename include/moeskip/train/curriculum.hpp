@@ -12,6 +12,7 @@ namespace moeskip::curriculum {
 struct all {
   static constexpr std::string_view name = "all";
   layer_set enabled(const layer_set& exits, std::uint64_t) const { return exits; }
+  template <class Self, class F> static constexpr void fields(Self&, F&&) {}
   friend constexpr bool operator==(const all&, const all&) = default;
 };
 
@@ -29,6 +30,7 @@ struct rotational {
       if (exits.contains(e) && number++ % period == step % period) on.insert(e);
     return on;
   }
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) { f("every", self.every); }
   friend constexpr bool operator==(const rotational&, const rotational&) = default;
 };
 

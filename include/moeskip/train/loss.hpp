@@ -73,6 +73,11 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   const sizes& s = m.sizes();
   const auto scope = memory.scope();
   const index_t N = index_t(data.sequences) * data.length;
+  MOESKIP_CHECK(config_error, data.inputs.size() == N && data.targets.size() == N, "a batch of ", data.sequences,
+                " sequences of ", data.length, " needs ", N, " inputs and targets, got ", data.inputs.size(), " and ",
+                data.targets.size());
+  MOESKIP_CHECK(config_error, data.length <= s.context, "sequences of ", data.length,
+                " tokens are longer than the context of ", s.context);
   const token_rows rows = batch_rows(data.sequences, data.length, memory);
   tape<T> record(memory, from, step);
   kv_on_arena<T> kv(memory, data.sequences, data.length, s.kv_groups() * s.head_size());
@@ -84,7 +89,7 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   for (int e = 1; e <= s.layers; ++e) {
     x = m.run_layers(e - 1, e, x, kv, rows, record);
     const double weight = weights[std::size_t(e)];
-    if (weight == 0) continue;
+    if (weight == 0 && e < s.layers) continue;
     mat<T>& dx = dx_exit[std::size_t(e)] = memory.take_zeroed<T>(N, s.dim);
     T& loss = losses.exits[std::size_t(e)];
     loss = detail::exit_loss(m, e, x, data.targets, weight, dx, &grads, memory);

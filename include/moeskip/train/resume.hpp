@@ -16,30 +16,32 @@ template <class V, class O> string_map run_options(const training<V, O>& t) {
                  {"training.accumulate", text(t.accumulate)},
                  {"training.clip", text(t.clip)},
                  {"training.exit_scale", text(t.exit_scale)},
-                 {"training.curriculum", std::string(V::curriculum::name)},
                  {"training.warmup", text(t.schedule.warmup)},
                  {"training.floor", text(t.schedule.floor)},
                  {"training.masks", text(t.masks.value)},
-                 {"optimizer", std::string(O::name)},
-                 {"optimizer.lr", text(t.optimizer.lr)}};
-  if constexpr (requires { t.optimizer.beta1; }) {
-    map["optimizer.beta1"] = text(t.optimizer.beta1), map["optimizer.beta2"] = text(t.optimizer.beta2);
-    map["optimizer.epsilon"] = text(t.optimizer.epsilon);
-    map["optimizer.weight_decay"] = text(t.optimizer.weight_decay);
-  }
-  if constexpr (requires { t.curriculum.every; }) map["training.curriculum.every"] = text(t.curriculum.every);
+                 {"curriculum", std::string(V::curriculum::name)},
+                 {"optimizer", std::string(O::name)}};
+  const auto add = [&](std::string_view slot, const auto& policy) {
+    if constexpr (requires { policy.fields(policy, [](std::string_view, const auto&) {}); })
+      policy.fields(policy,
+                    [&](std::string_view field, const auto& value) { map[text(slot, ".", field)] = to_text(value); });
+  };
+  add("curriculum", t.curriculum), add("optimizer", t.optimizer);
   return map;
 }
 
 }  // namespace detail
 
-/// Writes the whole state of a run; load<V, B>() reads the same file as a model. All or nothing. Throws file_error.
-template <class V, class B, class O> void save(trainer<V, B, O>& run, const std::filesystem::path& path) {
+/// Writes the whole state of a run; load<V, B>() reads the same file as a model. `about`: what else must be the same when
+/// it is resumed, such as random_windows::about(). All or nothing. Throws file_error.
+template <class V, class B, class O>
+void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string_map& about = {}) {
   using T = scalar_t<B>;
   const model<V, B>& m = run.trained();
   safetensors_writer file;
   for (const auto& [key, value] : to_metadata(m.configuration())) file.metadata(key, value);
   for (const auto& [key, value] : detail::run_options(run.options())) file.metadata(key, value);
+  for (const auto& [key, value] : about) file.metadata(key, value);
   file.metadata("training.next_step", text(run.next_step()));
   detail::add_block<T>(file, m.tensors(), run.master());
   run.optimizer_state().blocks([&](std::string_view name, buffer<T>& block) {
@@ -48,15 +50,18 @@ template <class V, class B, class O> void save(trainer<V, B, O>& run, const std:
   file.write(path);
 }
 
-/// Continues the run in the file. The trainer must have the same variant, sizes and options; otherwise throws
+/// Continues the run in the file. The trainer must have the same variant, sizes and options, and `about` must be what
+/// was saved; otherwise throws
 /// file_error that names every difference, and the trainer stays as it was.
-template <class V, class B, class O> void resume(trainer<V, B, O>& run, const std::filesystem::path& path) {
+template <class V, class B, class O>
+void resume(trainer<V, B, O>& run, const std::filesystem::path& path, string_map about = {}) {
   using T = scalar_t<B>;
   const model<V, B>& m = run.trained();
   const safetensors_file file(path);
   string_map expected = to_metadata(m.configuration());
   expected.erase("moeskip_version");
   expected.merge(detail::run_options(run.options()));
+  expected.merge(about);
   const std::string wrong = differences(expected, file.metadata());
   MOESKIP_CHECK(file_error, wrong.empty(), path.string(), ": the file holds another run: ", wrong);
   std::uint64_t step = 0;

@@ -41,6 +41,12 @@ template <class T> struct step_report {
 };
 
 template <class V, class B, class O = adamw> class trainer {
+  static_assert(Curriculum<typename V::curriculum>,
+                "moeskip: V::curriculum needs `layer_set enabled(const layer_set& "
+                "exits, std::uint64_t step) const`. See moeskip/concepts/curriculum.hpp");
+  static_assert(Optimizer<O, B>,
+                "moeskip: the optimizer needs `name`, `lr`, `==` and `on<B>`. See "
+                "moeskip/concepts/optimizer.hpp");
   using T = scalar_t<B>;
   using W = weight_t<B>;
   // Where weights are stored as the scalar itself, the model's own block is the master copy.
@@ -53,10 +59,7 @@ template <class V, class B, class O = adamw> class trainer {
         gradients_(m.block().size()),
         state_(m.block().size()),
         master_(separate_master ? m.block().size() : 0) {
-    MOESKIP_CHECK(config_error, options.accumulate >= 1, "training.accumulate must be at least 1, got ",
-                  options.accumulate);
-    MOESKIP_CHECK(config_error, options.exit_scale >= 0 && options.exit_scale <= 1,
-                  "training.exit_scale must be in [0, 1], got ", options.exit_scale);
+    check_options();
     bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
     if constexpr (separate_master)
       for (index_t i = 0; i < master_.size(); ++i) master_[i] = to<T>(m.block()[i]);
@@ -74,6 +77,8 @@ template <class V, class B, class O = adamw> class trainer {
     }
     const double average = 1.0 / options_.accumulate;
     report.gradient_norm = average * std::sqrt(sum_of_squares(model_.backend(), gradients_.view()));
+    MOESKIP_CHECK(error, std::isfinite(report.gradient_norm), "training diverged: the gradient of step ", step_,
+                  " is not finite; weights and optimizer are as they were before it");
     const double clip =
         options_.clip > 0 && report.gradient_norm > options_.clip ? options_.clip / report.gradient_norm : 1;
     report.rate = options_.optimizer.lr * options_.schedule.at(step_, options_.steps);
@@ -82,7 +87,7 @@ template <class V, class B, class O = adamw> class trainer {
     for (const tensor_info& t : model_.tensors())
       state_.update(model_.backend(), options_.optimizer, {w.data() + t.offset, t.size},
                     {gradients_.data() + t.offset, t.size}, t.offset, report.rate, step_, average * clip,
-                    t.start != initial::ones);
+                    t.shape.size() > 1);
     publish();
     return report;
   }
@@ -111,6 +116,23 @@ template <class V, class B, class O = adamw> class trainer {
   void continue_at(std::uint64_t step) { step_ = step, publish(); }
 
  private:
+  void check_options() const {
+    const auto& o = options_;
+    MOESKIP_CHECK(config_error, o.steps >= 1, "training.steps must be at least 1");
+    MOESKIP_CHECK(config_error, o.accumulate >= 1, "training.accumulate must be at least 1, got ", o.accumulate);
+    MOESKIP_CHECK(config_error, o.clip >= 0 && std::isfinite(o.clip),
+                  "training.clip must be 0 (no limit) or more, got ", o.clip);
+    MOESKIP_CHECK(config_error, o.exit_scale >= 0 && o.exit_scale <= 1, "training.exit_scale must be in [0, 1], got ",
+                  o.exit_scale);
+    MOESKIP_CHECK(config_error, o.schedule.warmup >= 0, "training.schedule.warmup must be 0 or more, got ",
+                  o.schedule.warmup);
+    MOESKIP_CHECK(config_error, o.schedule.floor >= 0 && o.schedule.floor <= 1,
+                  "training.schedule.floor must be in [0, 1], got ", o.schedule.floor);
+    MOESKIP_CHECK(config_error, o.optimizer.lr > 0 && std::isfinite(o.optimizer.lr),
+                  "training.optimizer.lr must be positive, got ", o.optimizer.lr);
+    const std::string_view complaint = detail::policy_problem(o.optimizer);
+    MOESKIP_CHECK(config_error, complaint.empty(), "training.optimizer: ", complaint);
+  }
   void publish() {
     if constexpr (separate_master) store_weights(model_.backend(), model_.block(), master_.view());
   }

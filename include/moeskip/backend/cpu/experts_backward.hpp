@@ -40,7 +40,7 @@ template <> struct kernel<experts_backward_t, on_cpu> {
                  {0, rows, 0, D}, 2 * F);
     });
 
-    // Two halves of each expert's weights as tasks, so that a popular expert does not keep one thread waiting.
+    // Gate, up and down of each expert are tasks, so that a popular expert does not keep one thread waiting.
     parallel_tasks(3 * index_t(d.experts()), [&](index_t i) {
       const int e = int(i / 3), part = int(i % 3);
       const index_t first = d.first[e], rows = d.first[e + 1] - first;

@@ -59,6 +59,7 @@ template <> struct kernel<linear_t, on_cpu> {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const index_t N = x.rows(), I = x.cols(), O = w.rows();
+    if (N == 0) return;
     if (N <= k::max_matvec_tokens) {
       k::matvec_args<W> call{y.data(), O, w.data(), I, N, residual.data(), O};
       return k::parallel_matvec<A>(call, x.data(), I, O);

@@ -20,7 +20,8 @@ template <> struct kernel<route_t, on_cpu> {
         64);
     const float share = 1.f / float(logits.rows() * K);
     std::fill(r.load.begin(), r.load.end(), 0.f);
-    for (const int e : r.chosen) r.load[e] += share;
+    for (const int e : r.chosen)
+      if (e >= 0 && e < E) r.load[e] += share;  // plan_dispatch refuses the others
     static_cast<void>(b);
   }
 };
@@ -32,12 +33,13 @@ template <> struct kernel<route_backward_t, on_cpu> {
                                                             double balance_weight, double z_weight, Memory& memory) {
     const auto scope = memory.scope();
     const index_t rows = logits.rows(), E = logits.cols();
-    mat<float> scratch = memory.template take<float>(thread_count(), E);
+    mat<float> scratch =
+        memory.template take<float>(thread_count(), (E + 15) / 16 * 16);  // a cache line is one thread's
     parallel([&](int thread, int threads) {
       const range mine = share(rows, thread, threads);
       for (index_t n = mine.first; n < mine.last; ++n)
         kernel<route_backward_t, on_reference>::row(dlogits, dgate, logits, r, router, alive, balance_weight, z_weight,
-                                                    n, scratch.row(thread));
+                                                    n, {scratch.row(thread).data(), E});
     });
     static_cast<void>(b);
   }

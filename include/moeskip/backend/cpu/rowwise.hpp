@@ -2,6 +2,7 @@
 // padded, so a row's bits depend on nothing but the row.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <memory>
 #include <new>
@@ -18,11 +19,17 @@ template <class Isa> struct arch_of {
   static_assert(std::is_same_v<Isa, isa::native>,
                 "moeskip: cpu<W, Isa> must name the instruction set that this translation unit is compiled for: leave "
                 "Isa out, or change the compiler's -march");
+  // Otherwise one name would stand for several codes, and two translation units could exchange their kernels.
+  static_assert(
+      simd::width<simd::native_arch> == Isa::width || std::is_same_v<Isa, isa::generic>,
+      "moeskip: the compiler targets an instruction set between those that moeskip knows (such as AVX without "
+      "AVX2 and FMA): compile for x86-64, x86-64-v3, x86-64-v4 or -march=native");
   using type = simd::native_arch;
 };
 template <class Isa> using arch = typename arch_of<Isa>::type;
 
-/// Scratch of the calling thread, at least `size` elements, 64-byte aligned; grows, never shrinks. Each Use has its own.
+/// Scratch of the calling thread, at least `size` elements, 64-byte aligned. It at least doubles when it grows, so that
+/// a size that rises by one each token seldom allocates. Each Use has its own.
 template <class Use, class T = float> T* thread_scratch(index_t size) {
   struct release {
     void operator()(T* p) const { ::operator delete (p, std::align_val_t{alignment}); }
@@ -30,8 +37,9 @@ template <class Use, class T = float> T* thread_scratch(index_t size) {
   thread_local std::unique_ptr<T, release> block;
   thread_local index_t capacity = 0;
   if (capacity < size) {
-    block.reset(static_cast<T*>(::operator new (std::size_t(size) * sizeof(T), std::align_val_t{alignment})));
-    capacity = size;
+    const index_t grown = std::max(size, 2 * capacity);
+    block.reset(static_cast<T*>(::operator new (std::size_t(grown) * sizeof(T), std::align_val_t{alignment})));
+    capacity = grown;
   }
   return block.get();
 }

@@ -17,7 +17,7 @@ struct exact {
   template <class T> bool accepts(vec<const T> p, vec<const T> q, int token, double u) const {
     return u * double(q[token]) < double(p[token]);
   }
-  /// Unnormalised mass p − q where positive. Throws nothing; where rounding leaves none (p equals q), p itself.
+  /// max(0, p − q), normalised; where rounding leaves nothing (p equals q), p itself.
   template <class T> void residual(vec<T> out, vec<const T> p, vec<const T> q) const {
     double total = 0;
     for (index_t i = 0; i < out.size(); ++i) total += double(out[i] = std::max(T{}, p[i] - q[i]));

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "moeskip/concepts/decoder.hpp"
 #include "moeskip/decode/acceptance/exact.hpp"
 #include "moeskip/decode/draft_length/fixed.hpp"
 #include "moeskip/decode/sampler.hpp"
@@ -22,9 +23,18 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
   template <class Session> class on {
     using T = typename Session::T;
 
+    static_assert(moeskip::Draft<Draft, Session>,
+                  "moeskip: the Draft of a speculative decoder needs `on<Session>` with "
+                  "begin, next, verify and exit_layer. See moeskip/concepts/decoder.hpp");
+    static_assert(moeskip::Acceptance<Acceptance>,
+                  "moeskip: the Acceptance of a speculative decoder needs `accepts` and "
+                  "`residual`. See moeskip/concepts/decoder.hpp");
+    static_assert(moeskip::DraftLength<DraftLength>,
+                  "moeskip: the DraftLength of a speculative decoder needs `longest`, "
+                  "`more` and `observe`. See moeskip/concepts/decoder.hpp");
+
    public:
-    on(const compose& o, Session& s)
-        : length_(o.length), acceptance_(o.acceptance), draft_(o.draft, s, o.length.longest()) {
+    on(const compose& o, Session& s) : length_(o.length), acceptance_(o.acceptance), draft_(o.draft, s) {
       MOESKIP_CHECK(config_error, o.length.longest() >= 1, "num_speculations must be at least 1, got ",
                     o.length.longest());
     }
@@ -43,7 +53,7 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
       const std::uint64_t number = std::uint64_t(s.stats.rounds);  // a position may come up again in a later round
 
       tokens_.assign(1, s.pending());
-      draft_.begin(s);
+      draft_.begin(s, room);
       double confidence = 1;
       while (int(tokens_.size()) <= room && length_.more(int(tokens_.size()) - 1, confidence)) {
         const int drafted = int(tokens_.size()) - 1;

@@ -17,7 +17,7 @@ struct self {
   template <class Session> struct on {
     using T = typename Session::T;
 
-    on(const self& options, Session& s, int longest) : longest_(longest) {
+    on(const self& options, Session& s) {
       auto& m = s.model();
       exit_ = options.exit_layer ? options.exit_layer : default_exit(m);
       MOESKIP_CHECK(config_error, exit_ < m.layers(), "exit layer ", exit_,
@@ -28,8 +28,9 @@ struct self {
     }
     int exit_layer() const { return exit_; }
 
-    void begin(Session& s) {
-      states_ = s.memory().template take<T>(longest_ + 1, s.model().sizes().dim);
+    /// A round of at most `room` drafted tokens.
+    void begin(Session& s, int room) {
+      states_ = s.memory().template take<T>(room + 1, s.model().sizes().dim);
       count_ = 0;
       at_ = s.position();
     }
@@ -51,11 +52,11 @@ struct self {
 
    private:
     template <class M> static int default_exit(const M& m) {
-      for (int e = m.layers() / 2; e > 0; --e)
+      for (int e = m.layers() / 2; e > 1; --e)  // LayerSkip's loss gives the exit after one layer no weight
         if (m.configuration().exits.contains(e)) return e;
       return m.layers() / 2;
     }
-    int longest_, exit_ = 0, count_ = 0, at_ = 0;
+    int exit_ = 0, count_ = 0, at_ = 0;
     mat<T> states_;  // (d + 1, D) streams after layer E
   };
 };

@@ -13,6 +13,8 @@ struct bernoulli {
   static constexpr std::string_view name = "bernoulli";
   float p = 0.1f;  // chance that an expert is dropped
 
+  constexpr std::string_view problem() const { return p >= 0 && p < 1 ? "" : "expert_dropout.p must be in [0, 1)"; }
+
   MOESKIP_HD expert_set survivors(const mask_key& key, int experts, int at_least) const {
     const draws draw{key.from, stream::expert_dropout};
     const auto height = [&](int e) { return draw.uniform(key.step, std::uint64_t(key.layer), 0, std::uint64_t(e)); };

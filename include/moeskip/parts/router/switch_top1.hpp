@@ -25,6 +25,14 @@ struct switch_top1 {
     return std::max<index_t>(4, index_t(std::ceil(double(capacity_factor) * double(tokens) / experts)));
   }
 
+  constexpr std::string_view problem() const {
+    if (!(balance_loss >= 0 && balance_loss < 1e6f)) return "router.balance_loss must be 0 or more, and finite";
+    if (!(z_loss >= 0 && z_loss < 1e6f)) return "router.z_loss must be 0 or more, and finite";
+    if (!(capacity_factor >= 0 && capacity_factor < 1e6f))
+      return "router.capacity_factor must be 0 (no limit) or more, and finite";
+    return {};
+  }
+
   template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const {
     softmax_alive(t);
     choose_best<1>(t, t.logits);

@@ -20,6 +20,14 @@ template <int K> struct top_k {
   float balance_loss = 0.01f;  // weights of the auxiliary losses (ops/route.hpp)
   float z_loss = 0.001f;
 
+  constexpr std::string_view problem() const {
+    if (!(balance_loss >= 0 && balance_loss < 1e6f)) return "router.balance_loss must be 0 or more, and finite";
+    if (!(z_loss >= 0 && z_loss < 1e6f)) return "router.z_loss must be 0 or more, and finite";
+    if (order != softmax_order::before_selection && order != softmax_order::after_selection)
+      return "router.order must be 0 (softmax before the selection) or 1 (after it)";
+    return {};
+  }
+
   template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const {
     softmax_alive(t);
     choose_best<K>(t, t.logits);

@@ -17,6 +17,17 @@ struct adamw {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   double weight_decay = 0.1;  // on matrices only
 
+  constexpr std::string_view problem() const {
+    if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1)) return "beta1 and beta2 must be in [0, 1)";
+    if (!(epsilon > 0)) return "epsilon must be positive";
+    if (!(weight_decay >= 0 && weight_decay < 1e6)) return "weight_decay must be 0 or more, and finite";
+    return {};
+  }
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    f("lr", self.lr), f("beta1", self.beta1), f("beta2", self.beta2), f("epsilon", self.epsilon);
+    f("weight_decay", self.weight_decay);
+  }
+
   template <class B> struct on {
     using T = scalar_t<B>;
     buffer<T> first_moment, second_moment;
