@@ -1,4 +1,6 @@
 // Decoding a model larger than the caches, against the bandwidth that the same program reads with.
+#include <cmath>
+
 #include "limits.hpp"
 #include "moeskip/moeskip.hpp"
 
@@ -53,8 +55,8 @@ void plain_decode(bench::report& out) {
   out.line("decode.bandwidth_fraction", bench::median(fractions), "ratio", "read.bandwidth", remark);
 }
 
-/// The time of a call of t rows over that of one row, beside the ratio of the bytes that it must read when
-/// every row draws its experts independently.
+/// The time of a call of t rows over that of one row, and the ratio of the bytes that it must read when every row draws
+/// its experts independently: E (1 − (1 − K/E)^t) distinct ones a layer.
 void verify(bench::report& out) {
   using B = ms::cpu<ms::bf16>;
   ms::model<large, B> m(shape, ms::seed{1});
@@ -76,6 +78,11 @@ void verify(bench::report& out) {
       const double one = call(1), many = call(rows), again = call(1);
       if (pair >= 0) ratios.push_back(2 * many / (one + again));
     }
+    const double E = shape.sizes.experts, K = large::router::experts_per_token;
+    const double expert = 3.0 * shape.sizes.ffn * shape.sizes.dim * sizeof(ms::bf16);
+    const double distinct = E * (1 - std::pow(1 - K / E, rows)), one_row = double(ms::footprint(m).bytes_per_token);
+    const double bytes = (one_row + m.layers() * (distinct - K) * expert) / one_row;
+    out.line(ms::text("verify_", rows, ".bytes"), bytes, "ratio", "one row, by independent routing");
     out.line(ms::text("verify_", rows, ".time"), bench::median(ratios), "ratio", "one row");
   }
 }

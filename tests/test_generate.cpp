@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -29,6 +30,40 @@ ms::model<small, B> sharp() {
   ms::model<small, B> m(shape, ms::seed{5});
   for (float& w : m.block()) w *= 1.5f;
   return m;
+}
+
+/// All tokens through the model in one call: their keys and values, and logits (N, V).
+struct one_pass {
+  ms::arena memory;
+  ms::kv_cache<double> kv;
+  ms::mat<double> logits;
+
+  one_pass(ms::model<small, ms::reference<double>>& m, const std::vector<int>& tokens)
+      : kv(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size()) {
+    const int N = int(tokens.size());
+    ms::no_tape nothing(memory);
+    ms::mat<double> x = memory.take<double>(N, m.sizes().dim), normed = memory.take<double>(N, m.sizes().dim);
+    logits = memory.take<double>(N, m.sizes().vocab);
+    m.embed(x, {tokens.data(), N});
+    x = m.run_layers(0, m.layers(), x, kv, ms::batch_rows(1, N, memory), nothing);
+    m.head(logits, normed, x, m.layers());
+  }
+};
+
+/// The first positions of slot 0 of keys or values (S, C, G·d), as one vector.
+template <class T> ms::vec<T> first_rows(ms::cube<T> keys, int positions) {
+  return {keys.data(), positions * keys.cols()};
+}
+
+/// The largest difference between two vectors of the same size.
+template <class A, class C> double distance(ms::vec<A> a, ms::vec<C> b) {
+  REQUIRE(a.size() == b.size());
+  double worst = 0;
+  for (ms::index_t i = 0; i < a.size(); ++i) {
+    const double difference = std::abs(double(a[i]) - double(b[i]));
+    if (!(difference <= worst)) worst = difference;  // NaN too
+  }
+  return worst;
 }
 
 }  // namespace
@@ -93,23 +128,90 @@ TEST_CASE("early exit: a threshold above one runs every layer, zero leaves at th
   CHECK(some.stats.layer_steps < 80);
 }
 
-TEST_CASE("early exit fills the skipped layers' keys and values from the exit state") {
-  // After a token left at layer 1, the cache must hold what layers 2 to 4 project from its state there:
-  // checked by a full pass over the next token against one computed from the reference backend, whose cache
-  // is filled the same way.
-  ms::model<small, B> fast = sharp();
-  ms::model<small, ms::reference<float>> slow(shape, ms::seed{5});
-  for (float& w : slow.block()) w *= 1.5f;
-  const auto next_logits = [](auto& m) {
-    ms::session s(m);
-    s.prefill(prompt);
-    auto x = s.memory().template take<float>(1, 24), logits = s.memory().template take<float>(1, 11);
-    s.embed(x, 3), s.run(0, 1, x, 2), s.propagate(1, x, 2);
-    s.embed(x, 4), s.run(0, 4, x, 3), s.logits(logits, x, 4);
-    return std::vector<float>(logits.begin(), logits.end());
+TEST_CASE_TEMPLATE("a prefill in chunks and a step are one pass over all tokens", Back, ms::reference<double>, B) {
+  ms::config<small> c = shape;
+  c.sizes.context = 320;
+  ms::model<small, Back> m(c, ms::seed{6});
+  ms::model<small, ms::reference<double>> oracle(c, ms::seed{6});
+  for (auto& w : m.block()) w *= 1.5f;
+  for (double& w : oracle.block()) w *= 1.5;
+  const std::vector<int> tokens = random_tokens(300, 11, 2);
+  ms::session s(m);
+  s.prefill(tokens);
+  CHECK(s.position() == 299);
+  using T = typename ms::session<small, Back>::T;
+  auto x = s.memory().template take<T>(1, 24), logits = s.memory().template take<T>(1, 11);
+  s.embed(x, tokens.back()), s.run(0, 4, x, s.position()), s.logits(logits, x, 4);
+
+  one_pass whole(oracle, tokens);
+  const double error = std::is_same_v<T, double> ? 1e-9 : 1e-4;
+  CHECK(distance(logits.row(0), whole.logits.row(299)) < error);
+  for (int l = 0; l < 4; ++l) {  // positions 0 … 299 stand one behind the other
+    const auto got = s.keys_values(l);
+    const auto want = whole.kv.layer(l);
+    CHECK(distance(first_rows(got.keys, 300), first_rows(want.keys, 300)) < error);
+    CHECK(distance(first_rows(got.values, 300), first_rows(want.values, 300)) < error);
+  }
+}
+
+TEST_CASE_TEMPLATE("early exit fills the skipped layers' keys and values from the exit state", Back,
+                   ms::reference<double>, B) {
+  ms::model<small, Back> m(shape, ms::seed{5});
+  ms::model<small, ms::reference<double>> oracle(shape, ms::seed{5});
+  for (auto& w : m.block()) w *= 1.5f;
+  for (double& w : oracle.block()) w *= 1.5;
+  using T = typename ms::session<small, Back>::T;
+  ms::session s(m);
+  const auto out =
+      ms::generate(s, prompt, {.max_new_tokens = 6}, ms::decoder::early_exit<>{.rule = {.threshold = 0.f}}, ignore);
+  for (const ms::emitted& e : out.tokens) REQUIRE(e.exit_layer == 1);
+  REQUIRE(s.position() == 8);  // the prompt's last token at 2 was the first to leave early, then those up to 7
+
+  // The same keys and values by hand: full depth for the prompt but its last token; after that the first layer, and
+  // the projections of layers 2 to 4 applied to what it gave.
+  ms::arena memory;
+  ms::no_tape nothing(memory);
+  ms::kv_cache<double> filled(4, 1, 40, 12), unfilled(4, 1, 40, 12);
+  const auto rows = [&](int first, int count) {
+    ms::token_rows r = ms::batch_rows(1, 40, memory);
+    return r.rows(first, count);
   };
-  const auto a = next_logits(fast), b = next_logits(slow);
-  for (std::size_t i = 0; i < a.size(); ++i) CHECK(a[i] == doctest::Approx(b[i]).epsilon(1e-4));
+  const auto embedded = [&](int first, int count) {
+    ms::mat<double> x = memory.take<double>(count, 24);
+    oracle.embed(x, {s.tokens().data() + first, count});
+    return x;
+  };
+  for (ms::kv_cache<double>* kv : {&filled, &unfilled}) {
+    oracle.run_layers(0, 4, embedded(0, 2), *kv, rows(0, 2), nothing);
+    for (int at = 2; at < 8; ++at) {
+      const ms::mat<double> x = oracle.run_layers(0, 1, embedded(at, 1), *kv, rows(at, 1), nothing);
+      if (kv == &unfilled) continue;
+      for (int l = 1; l < 4; ++l) {
+        const auto& w = oracle.weights().layers[std::size_t(l)].attention;
+        ms::mat<double> h = memory.take<double>(1, 24), projected = memory.take<double>(1, 24);
+        ms::norm_linear(oracle.backend(), projected, h, x, w.norm, w.kv(), shape.sizes.norm_eps);
+        ms::rope_append(oracle.backend(), {}, kv->layer(l), projected, rows(at, 1), shape.sizes.attention());
+      }
+    }
+  }
+  const double error = std::is_same_v<T, double> ? 1e-12 : 1e-4;
+  for (int l = 0; l < 4; ++l) {
+    const auto got = s.keys_values(l);
+    CHECK(distance(first_rows(got.keys, 8), first_rows(filled.layer(l).keys, 8)) < error);
+    CHECK(distance(first_rows(got.values, 8), first_rows(filled.layer(l).values, 8)) < error);
+  }
+
+  // What the next token sees of it, and that it would see something else had the layers been left empty.
+  auto x = s.memory().template take<T>(1, 24), logits = s.memory().template take<T>(1, 11);
+  s.embed(x, s.pending()), s.run(0, 4, x, 8), s.logits(logits, x, 4);
+  const auto by_hand = [&](ms::kv_cache<double>& kv) {
+    const ms::mat<double> y = oracle.run_layers(0, 4, embedded(8, 1), kv, rows(8, 1), nothing);
+    ms::mat<double> normed = memory.take<double>(1, 24), out_logits = memory.take<double>(1, 11);
+    oracle.head(out_logits, normed, y, 4);
+    return out_logits.row(0);
+  };
+  CHECK(distance(logits.row(0), by_hand(filled)) < error);
+  CHECK(distance(logits.row(0), by_hand(unfilled)) > 0.1);
 }
 
 TEST_CASE("statistics of speculation add up") {

@@ -163,3 +163,20 @@ TEST_CASE("logits that are not numbers are refused, options that mean nothing to
   CHECK_THROWS_WITH_AS(ms::sampler(ms::sampling{.top_k = -2}),
                        doctest::Contains("top_k must be 0 (no limit) or more, got -2"), ms::config_error);
 }
+
+TEST_CASE("top_p keeps no token beyond the one that reaches its mass exactly") {
+  const std::vector<float> equal(4, 0.5f);  // a quarter of the mass each, without rounding
+  const auto kept = [&](ms::sampling options) {
+    std::vector<float> p(4);
+    ms::sampler(options).distribution<float>({p.data(), 4}, {equal.data(), 4});
+    return p;
+  };
+  using list = std::vector<float>;
+  CHECK(kept({.temperature = 1.f, .top_p = 0.25f}) == list{1, 0, 0, 0});
+  CHECK(kept({.temperature = 1.f, .top_p = 0.5f}) == list{0.5f, 0.5f, 0, 0});
+  CHECK(kept({.temperature = 1.f, .top_p = std::nextafter(0.5f, 1.f)}) == list{1 / 3.f, 1 / 3.f, 1 / 3.f, 0});
+  CHECK(kept({.temperature = 1.f, .top_p = std::nextafter(0.5f, 0.f)}) == list{0.5f, 0.5f, 0, 0});
+  CHECK(kept({.temperature = 1.f, .top_p = 1e-9f}) == list{1, 0, 0, 0});  // never none
+  // top_k cuts first: the mass is that of the two which it leaves.
+  CHECK(kept({.temperature = 1.f, .top_k = 2, .top_p = 0.5f}) == list{1, 0, 0, 0});
+}

@@ -29,8 +29,11 @@ struct task {
   }
 };
 
-/// Bits per byte at every exit, over at most 256 windows spread over the held-out text.
-template <class B> std::vector<ms::exit_quality> validate(ms::model<variant, B>& m, const task& t, int windows = 256) {
+inline constexpr int most_windows = 1024;  // of held-out text: a quarter of a megabyte
+
+/// Bits per byte at every exit, over at most so many windows spread over the held-out text.
+template <class B>
+std::vector<ms::exit_quality> validate(ms::model<variant, B>& m, const task& t, int windows = most_windows) {
   return ms::evaluate(m, std::span<const int>(t.text.held_out), t.s.length, t.s.sequences, windows);
 }
 
@@ -51,7 +54,8 @@ template <class B> std::uint64_t steps_within(double budget, const task& t) {
   validate(m, t, t.s.sequences);  // allocates
   before = elapsed();
   validate(m, t, t.s.sequences);
-  const double batches = std::min(256.0, double(t.text.held_out.size() / std::size_t(t.s.length))) / t.s.sequences;
+  const double batches =
+      std::min(double(most_windows), double(t.text.held_out.size() / std::size_t(t.s.length))) / t.s.sequences;
   const double validation = (elapsed() - before) * std::ceil(batches);
   return std::uint64_t(std::max(1.0, (0.97 * budget - elapsed() - validation) / step));  // 3 % for saving and noise
 }
