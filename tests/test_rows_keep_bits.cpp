@@ -22,7 +22,9 @@ class with_threads {
   explicit with_threads(int n) : before_(ms::thread_count()) {
     ms::set_thread_count(n);
     int got = 0;
-    ms::parallel([&](int thread, int threads) { got = thread == 0 ? threads : got; });
+    ms::parallel([&](int thread, int threads) {
+      if (thread == 0) got = threads;
+    });
 #if defined(_OPENMP)
     REQUIRE(got == n);
 #endif

@@ -22,7 +22,6 @@ template <class T> class kv_cache {
     T* keys = data_.data() + 2 * plane_ * l;
     return {{keys, slots_, capacity_, kv_dim_}, {keys + plane_, slots_, capacity_, kv_dim_}};
   }
-  int slots() const { return slots_; }
   int capacity() const { return capacity_; }  // tokens per slot
 
  private:

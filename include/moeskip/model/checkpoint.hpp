@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <set>
 
 #include "moeskip/formats/safetensors.hpp"
 #include "moeskip/model/metadata.hpp"
@@ -29,6 +30,17 @@ template <class T> void read_block(const safetensors_file& file, const std::vect
   }
 }
 
+/// A file with weights that the model has no place for is another model's: of a tied model read from an untied one's
+/// file, say. What other prefixes name (an optimizer's state) is none of the model's business.
+inline void refuse_strangers(const safetensors_file& file, const std::vector<tensor_info>& expected,
+                             const std::string& path) {
+  std::set<std::string_view> known;
+  for (const tensor_info& t : expected) known.insert(t.name);
+  for (const array_info& a : file.arrays())
+    MOESKIP_CHECK(file_error, !(a.name.starts_with("model.") || a.name.starts_with("lm_head")) || known.contains(a.name),
+                  path, ": unexpected tensor ", a.name, ": the variant and sizes in its metadata have no such weight");
+}
+
 }  // namespace detail
 
 /// Writes the weights as they are stored. All or nothing: see formats/atomic_file.hpp. Throws file_error.
@@ -39,15 +51,17 @@ template <class V, class B> void save(const model<V, B>& m, const std::filesyste
   file.write(path);
 }
 
-/// The model in a file; sizes and numbers come from its metadata, weights are converted to what B stores. Tensors that
-/// the model does not have (an optimizer's state) are ignored. Throws file_error that names every difference between
+/// The model in a file; sizes and numbers come from its metadata, weights are converted to what B stores. What else a
+/// file holds beside weights (an optimizer's state) is ignored. Throws file_error that names every difference between
 /// the file's variant and V.
 template <class V, class B> model<V, B> load(const std::filesystem::path& path) {
   const safetensors_file file(path);
   const config<V> c = from_metadata<V>(file.metadata(), path.string());
   model_weights<V, weight_t<B>> nothing;  // only measured: a file that lacks tensors must not make us allocate
-  for (const tensor_info& t : bind_weights<V, weight_t<B>>(c, nothing, nullptr))
+  const std::vector<tensor_info> tensors = bind_weights<V, weight_t<B>>(c, nothing, nullptr);
+  for (const tensor_info& t : tensors)
     file.expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
+  detail::refuse_strangers(file, tensors, path.string());
   model<V, B> m(c, typename model<V, B>::uninitialised{});
   detail::read_block<weight_t<B>>(file, m.tensors(), m.block());
   return m;

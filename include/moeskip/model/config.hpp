@@ -56,6 +56,8 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   constexpr int most = 1 << 24;
   for (const int extent : {s.dim, s.heads, s.kv_heads, s.head_dim, s.ffn, s.dense_ffn, s.vocab, s.context})
     if (extent < 0 || extent > most) return "sizes: no extent may be negative or above 16,777,216";
+  if (double(s.heads + 2 * s.kv_groups()) * s.head_size() > most || 2.0 * s.ffn > most)
+    return "sizes: queries, keys and values together, and 2 * ffn, must be at most 16,777,216";
   if (detail::rough_weights(s) > 0x1p40) return "sizes: the model would have more than 2^40 weights";
   if (!(s.norm_eps > 0 && s.norm_eps < 1)) return "sizes.norm_eps must be between 0 and 1";
   if (!(s.rope_theta > 0 && s.rope_theta < 1e30f)) return "sizes.rope_theta must be positive and finite";

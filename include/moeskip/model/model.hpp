@@ -32,9 +32,8 @@ template <class V, class B> class model {
     if constexpr (requires { typename B::isa; })
       MOESKIP_CHECK(config_error, isa::offered().rank >= B::isa::rank, "this program was compiled for ", B::isa::name,
                     ", but this CPU offers only ", isa::offered().name, ": compile it for this machine");
-    tensors_ = bind_weights<V, W>(c, mutable_weights_, nullptr);
+    tensors_ = bind_weights<V, const W>(c, weights_, nullptr);
     block_ = buffer<W>(block_size(tensors_));
-    bind_weights<V, W>(config_, mutable_weights_, block_.data());
     bind_weights<V, const W>(config_, weights_, block_.data());
   }
   model(const model&) = delete;
@@ -207,7 +206,6 @@ template <class V, class B> class model {
   B backend_{};
   std::vector<tensor_info> tensors_;
   buffer<W> block_;
-  model_weights<V, W> mutable_weights_;
   model_weights<V, const W> weights_;
 };
 

@@ -61,27 +61,35 @@ struct rotation {
   }
 };
 
-template <> struct kernel<rope_append_t, on_reference> {
-  template <class T> static void rotate(T* out, const T* in, int heads, int position, const attention_shape& s) {
-    const int half = s.head_dim / 2;
-    for (int i = 0; i < half; ++i) {
-      const rotation r(position, i, s);
-      const T cosine(real_t<T>(r.cosine)), sine(real_t<T>(r.sine));
-      for (int h = 0; h < heads; ++h) {
-        const T a = in[h * s.head_dim + i], b = in[h * s.head_dim + i + half];
-        out[h * s.head_dim + i] = a * cosine - b * sine;
-        out[h * s.head_dim + i + half] = b * cosine + a * sine;
-      }
+namespace detail {
+
+/// Turns each head of d numbers to its position, or back from it.
+enum class turn { forth, back };
+template <turn To, class T>
+void rotate_heads(T* out, const T* in, int heads, int position, const attention_shape& s) {
+  const int half = s.head_dim / 2;
+  for (int i = 0; i < half; ++i) {
+    const rotation r(position, i, s);
+    const T cosine(real_t<T>(r.cosine)), sine(real_t<T>(To == turn::forth ? r.sine : -r.sine));
+    for (int h = 0; h < heads; ++h) {
+      const T a = in[h * s.head_dim + i], b = in[h * s.head_dim + i + half];
+      out[h * s.head_dim + i] = a * cosine - b * sine;
+      out[h * s.head_dim + i + half] = b * cosine + a * sine;
     }
   }
+}
+
+}  // namespace detail
+
+template <> struct kernel<rope_append_t, on_reference> {
   template <class B, class T>
   static void run(B&, mat<T> q, kv_layer<T> kv, mat<const T> qkv, const token_rows& rows, const attention_shape& s) {
     const int q_dim = q.data() ? s.q_dim() : 0, kv_dim = s.kv_dim();
     for (index_t n = 0; n < rows.size(); ++n) {
       const int slot = rows.slot[n], position = rows.position[n];
       const T* in = qkv.row(n).data();
-      if (q_dim) rotate(q.row(n).data(), in, s.heads, position, s);
-      rotate(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, position, s);
+      if (q_dim) detail::rotate_heads<detail::turn::forth>(q.row(n).data(), in, s.heads, position, s);
+      detail::rotate_heads<detail::turn::forth>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, position, s);
       T* value = kv.values.plane(slot).row(position).data();
       for (int i = 0; i < kv_dim; ++i) value[i] = in[q_dim + kv_dim + i];
     }
@@ -89,25 +97,13 @@ template <> struct kernel<rope_append_t, on_reference> {
 };
 
 template <> struct kernel<rope_append_backward_t, on_reference> {
-  template <class T> static void rotate_back(T* out, const T* in, int heads, int position, const attention_shape& s) {
-    const int half = s.head_dim / 2;
-    for (int i = 0; i < half; ++i) {
-      const rotation r(position, i, s);
-      const T cosine(real_t<T>(r.cosine)), sine(real_t<T>(r.sine));
-      for (int h = 0; h < heads; ++h) {
-        const T a = in[h * s.head_dim + i], b = in[h * s.head_dim + i + half];
-        out[h * s.head_dim + i] = a * cosine + b * sine;
-        out[h * s.head_dim + i + half] = b * cosine - a * sine;
-      }
-    }
-  }
   template <class B, class T>
   static void run(B&, mat<T> dqkv, mat<const T> dq, kv_layer<T> dkv, const token_rows& rows, const attention_shape& s) {
     for (index_t n = 0; n < rows.size(); ++n) {
       const int slot = rows.slot[n], position = rows.position[n];
       T* out = dqkv.row(n).data();
-      rotate_back<T>(out, dq.row(n).data(), s.heads, position, s);
-      rotate_back<T>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, position, s);
+      detail::rotate_heads<detail::turn::back>(out, dq.row(n).data(), s.heads, position, s);
+      detail::rotate_heads<detail::turn::back>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, position, s);
       const T* dvalue = dkv.values.plane(slot).row(position).data();
       for (int i = 0; i < s.kv_dim(); ++i) out[s.q_dim() + s.kv_dim() + i] = dvalue[i];
     }

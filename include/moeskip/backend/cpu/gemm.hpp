@@ -1,5 +1,5 @@
 // The matrix product of training and prefill, on the calling thread, for a tile of C that the caller chose:
-//   C(m,n) = [C(m,n) +] alpha * scale(m) * sum_k A(m,k) B(k,n)      in f32; A and B stored as f32 or bf16
+//   C(m,n) = [C(m,n) +] alpha * sum_k A(m,k) B(k,n)      in f32; A and B stored as f32 or bf16
 // A and B are copied ("packed") block by block into panels that the micro-kernel reads in order, which also
 // widens bf16, transposes, and gathers rows; the micro-kernel keeps a tile of C in registers (14 rows by 2
 // vectors with 32 registers, 6 by 2 with 16). After Goto and van de Geijn, "Anatomy of High-Performance
@@ -11,9 +11,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <new>
 
+#include "moeskip/backend/cpu/scratch.hpp"
 #include "moeskip/backend/cpu/simd.hpp"
 #include "moeskip/base/check.hpp"
 
@@ -33,12 +32,10 @@ template <class T> struct factor {
 
 /// C and what happens to the sums on their way into it.
 struct product {
-  float* data;  // (m, n), or (rows[m], n)
+  float* data;  // (m, n)
   index_t stride;
   bool accumulate = false;  // C += …, else C = …
   float alpha = 1.0f;
-  const float* scale = nullptr;        // (m): one more factor for each row, such as a routing weight
-  const std::int32_t* rows = nullptr;  // (m): row of C for each m (scatter)
 };
 
 /// Part of C: rows m.first … m.last-1, columns n.first … n.last-1.
@@ -57,22 +54,9 @@ template <class Arch> struct gemm_tile {
   static constexpr index_t depth = 256, height = 10 * m, breadth = 16 * n;
 };
 
-constexpr index_t round_up(index_t x, index_t to) { return (x + to - 1) / to * to; }
+template <class Arch> struct gemm_blocks;  // names the scratch
 
-/// Scratch of the calling thread, at least `floats` long, 64-byte aligned; grows, never shrinks.
-template <class Arch> float* gemm_scratch(index_t floats) {
-  struct release {
-    void operator()(float* p) const { ::operator delete (p, std::align_val_t{alignment}); }
-  };
-  thread_local std::unique_ptr<float, release> buffer;
-  thread_local index_t size = 0;
-  if (size < floats) {
-    buffer.reset(
-        static_cast<float*>(::operator new (std::size_t(floats) * sizeof(float), std::align_val_t{alignment})));
-    size = floats;
-  }
-  return buffer.get();
-}
+constexpr index_t round_up(index_t x, index_t to) { return (x + to - 1) / to * to; }
 
 // ---- packing: a panel is `width` rows of A, or columns of B, as (depth, width), its last ones padding ----
 
@@ -199,8 +183,8 @@ template <class Arch, int M, int V> void gemm_micro(const product& c, index_t m,
 #pragma GCC unroll 16
   for (int r = 0; r < M; ++r) {
     if (r >= used) break;
-    float* row = c.data + (c.rows ? index_t(c.rows[m + r]) : m + r) * c.stride + n;
-    const simd::lanes<Arch> factor(c.scale ? c.alpha * c.scale[m + r] : c.alpha);
+    float* row = c.data + (m + r) * c.stride + n;
+    const simd::lanes<Arch> factor(c.alpha);
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
       const index_t left = columns - v * N;
@@ -249,7 +233,7 @@ void gemm(const product& c, const factor<TA>& a, const factor<TB>& b, const part
   const index_t height = std::min(tile::height, round_up(p.m_last - p.m_first, 2));
   const index_t breadth = std::min(tile::breadth, round_up(p.n_last - p.n_first, tile::n));
   const index_t deepest = std::min(tile::depth, k), size_a = round_up(deepest * height, 16);
-  float* const block_a = detail::gemm_scratch<Arch>(size_a + deepest * breadth);
+  float* const block_a = thread_scratch<detail::gemm_blocks<Arch>>(size_a + deepest * breadth);
   float* const block_b = block_a + size_a;
 
   for (index_t n = p.n_first; n < p.n_last; n += breadth) {

@@ -2,6 +2,8 @@
 // computing them (a sine and a cosine in double for each pair) would cost more than the rotation.
 #pragma once
 
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "moeskip/backend/cpu/rowwise.hpp"
@@ -15,18 +17,15 @@ namespace cpu_kernels {
 /// cosines (d/2) and then sines (d/2) of each position, rows of d floats.
 class rope_table {
  public:
-  /// At least `positions` rows for this shape, from the calling thread's table.
+  /// At least `positions` rows for this shape. The calling thread keeps a table for each shape that it has met.
   static const float* of(const attention_shape& s, int positions) {
-    thread_local rope_table table;
-    if (table.theta_ != s.rope_theta || table.head_dim_ != s.head_dim) table = rope_table(s);
+    thread_local std::map<std::pair<float, int>, rope_table> tables;
+    rope_table& table = tables[{s.rope_theta, s.head_dim}];
     table.extend(s, positions);
     return table.rows_.data();
   }
 
  private:
-  rope_table() = default;
-  explicit rope_table(const attention_shape& s) : theta_(s.rope_theta), head_dim_(s.head_dim) {}
-
   void extend(const attention_shape& s, int positions) {
     const int half = s.head_dim / 2, known = int(rows_.size()) / s.head_dim;
     if (positions <= known) return;
@@ -39,8 +38,6 @@ class rope_table {
         rows_[std::size_t(p * s.head_dim + half + i)] = float(r.sine);
       }
   }
-  float theta_ = 0;
-  int head_dim_ = 0;
   std::vector<float> rows_;
 };
 

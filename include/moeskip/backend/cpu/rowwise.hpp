@@ -4,10 +4,9 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
-#include <new>
 #include <type_traits>
 
+#include "moeskip/backend/cpu/scratch.hpp"
 #include "moeskip/backend/cpu/simd.hpp"
 #include "moeskip/base/config.hpp"
 #include "moeskip/concepts/backend.hpp"
@@ -27,22 +26,6 @@ template <class Isa> struct arch_of {
   using type = simd::native_arch;
 };
 template <class Isa> using arch = typename arch_of<Isa>::type;
-
-/// Scratch of the calling thread, at least `size` elements, 64-byte aligned. It at least doubles when it grows, so that
-/// a size that rises by one each token seldom allocates. Each Use has its own.
-template <class Use, class T = float> T* thread_scratch(index_t size) {
-  struct release {
-    void operator()(T* p) const { ::operator delete (p, std::align_val_t{alignment}); }
-  };
-  thread_local std::unique_ptr<T, release> block;
-  thread_local index_t capacity = 0;
-  if (capacity < size) {
-    const index_t grown = std::max(size, 2 * capacity);
-    block.reset(static_cast<T*>(::operator new (std::size_t(grown) * sizeof(T), std::align_val_t{alignment})));
-    capacity = grown;
-  }
-  return block.get();
-}
 
 /// body(i, n): called for every whole vector at i with n = N, and once for the rest with n < N.
 template <class A, class Body> [[gnu::always_inline]] inline void for_vectors(index_t size, Body&& body) {

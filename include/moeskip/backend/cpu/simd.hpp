@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 #include <type_traits>
 
 // g++ 12 takes the deliberately undefined operands in its own AVX-512 intrinsics for mistakes (bug 105593).
@@ -42,16 +41,6 @@ inline constexpr int registers<Arch> = 32;
 #if XSIMD_WITH_NEON64
 template <> inline constexpr int registers<xsimd::neon64> = 32;
 #endif
-
-template <class Arch> std::string_view arch_name() { return Arch::name(); }
-
-/// Whether the CPU that runs the program offers Arch.
-template <class Arch> bool cpu_offers() {
-  return [](const auto& offered) {
-    if constexpr (requires { offered.has(Arch{}); }) return offered.has(Arch{});
-    else return offered.best >= Arch::version();  // xsimd before 12
-  }(xsimd::available_architectures());
-}
 
 /// Makes the compiler take x for a value that it cannot read again: g++ otherwise turns every use of a loaded
 /// vector into a memory operand, and a kernel that uses it four times is bound by loads.
@@ -107,12 +96,8 @@ template <class Arch> [[gnu::always_inline]] inline lanes<Arch> fma(lanes<Arch> 
 }
 
 template <class Arch> lanes<Arch> exp(lanes<Arch> x) { return xsimd::exp(x); }
-template <class Arch> lanes<Arch> log(lanes<Arch> x) { return xsimd::log(x); }
-template <class Arch> lanes<Arch> tanh(lanes<Arch> x) { return xsimd::tanh(x); }
 template <class Arch> lanes<Arch> sqrt(lanes<Arch> x) { return xsimd::sqrt(x); }
-template <class Arch> lanes<Arch> abs(lanes<Arch> x) { return xsimd::abs(x); }
 template <class Arch> lanes<Arch> max(lanes<Arch> a, lanes<Arch> b) { return xsimd::max(a, b); }
-template <class Arch> lanes<Arch> min(lanes<Arch> a, lanes<Arch> b) { return xsimd::min(a, b); }
 template <class Arch> lanes<Arch> sigmoid(lanes<Arch> x) {
   return lanes<Arch>(1.0f) / (lanes<Arch>(1.0f) + simd::exp(-x));
 }
