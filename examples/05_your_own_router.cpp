@@ -1,7 +1,7 @@
 // A router of one's own: the two best experts, from a softmax with a temperature τ. Below 1 tokens are more decided,
 // above they spread.
 //   p = softmax(logits / τ)   gate_k = p_k / (p_1 + p_2)
-// Both functions see one token and touch nothing else, so every backend can run them.
+// The functions see one token and touch nothing else, so every backend can run them.
 #include "example.hpp"
 
 namespace ms = moeskip;
@@ -12,10 +12,14 @@ struct tempered {
   float temperature = 1.f;
   float balance_loss = 0.01f;  // keeps experts equally busy; optional
 
-  template <class T> MOESKIP_HD void forward(const ms::routed_token<T>& t) const {
+  template <class T> MOESKIP_HD void score(const ms::routed_token<T>& t) const {
     for (int e = 0; e < t.experts; ++e) t.probability[e] = t.logits[e] / T(temperature);
-    ms::softmax(t.probability, t.probability, t.experts, [&](auto e) { return t.alive->contains(int(e)); });
+    ms::router::softmax_alive(t, t.probability);
+  }
+  template <class T> MOESKIP_HD void choose(const ms::routed_token<T>& t) const {
     ms::router::choose_best<2>(t, t.probability);
+  }
+  template <class T> MOESKIP_HD void weigh(const ms::routed_token<T>& t) const {
     const T best = t.probability[t.chosen[0]], second = t.probability[t.chosen[1]];
     t.gate[0] = best / (best + second), t.gate[1] = second / (best + second);
   }

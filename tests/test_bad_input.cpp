@@ -62,12 +62,19 @@ struct moody_router {
   enum mood { good, throws, throws_in_backward, chooses_minus_one, chooses_one_too_many, chooses_a_billion };
   static inline mood now = good;
 
-  template <class T> void forward(const ms::routed_token<T>& t) const {
-    ms::router::top_k<2>{}.forward(t);
+  template <class T> void score(const ms::routed_token<T>& t) const {
     if (now == throws) throw out_of_order("the router is out of order");
+    ms::router::top_k<2>{}.score(t);
+  }
+  template <class T> void choose(const ms::routed_token<T>& t) const {
+    ms::router::top_k<2>{}.choose(t);
     if (now == chooses_minus_one) t.chosen[1] = -1;
     if (now == chooses_one_too_many) t.chosen[0] = t.experts;
     if (now == chooses_a_billion) t.chosen[1] = 1'000'000'000;
+  }
+  template <class T> void weigh(const ms::routed_token<T>& t) const {
+    t.gate[0] = t.gate[1] = T(0.5);
+    if (now == good || now == throws_in_backward) ms::router::top_k<2>{}.weigh(t);
   }
   template <class T> void backward(const ms::routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
     if (now == throws_in_backward) throw out_of_order("the router is out of order");

@@ -358,30 +358,70 @@ TEST_CASE("cpu ops: experts and experts_backward") {
 
 TEST_CASE("cpu ops: route, route_backward, balance_loss") {
   const auto compare_router = [](const auto& router) {
+    using R = std::decay_t<decltype(router)>;
     compare_op([&](auto& s) {
-      const int K = router.experts_per_token, N = s.rows(300), E = s.number(K + 2, 40);
+      using T = ms::scalar_t<std::decay_t<decltype(s.backend)>>;
+      const int K = router.experts_per_token, N = s.rows(300), E = 2 * s.number(K + 2, 20);
       std::vector<ms::expert_set> sets(s.number(0, 1) ? 1 : std::size_t(N));
       for (ms::expert_set& set : sets) {
         set = ms::expert_set::first(E);
         set.erase(s.number(0, E - 1)).erase(s.number(0, E - 1));
       }
-      const ms::living_experts alive{{sets.data(), sets.size()}};
-      const auto logits = s.input(N, E), probability = s.output(N, E), gate = s.output(N, K);
+      // Sequences of 1 to 40 tokens, behind 3 earlier ones.
+      const ms::vec<int> slot = s.numbers(N, 0, 0), position = s.numbers(N, 0, 0);
+      for (int n = 1; n < N; ++n) {
+        const bool starts = s.number(0, 39) == 0;
+        slot[n] = slot[n - 1] + starts, position[n] = starts ? 0 : position[n - 1] + 1;
+      }
+      const int slots = slot[N - 1] + 1;
+      for (int& p : position) p += 3;
+      const ms::mat<int> past = s.numbers(slots * (N + 3), K, 0, 1);
+      for (ms::index_t i = 0; i < past.rows(); ++i)
+        for (int k = 0; k < K; ++k) past(i, k) = k;
+      ms::routing_call<T> call{.alive = {{sets.data(), ms::index_t(sets.size())}},
+                               .rows = {slot, position, s.numbers(N, 0, 99)},
+                               .past = {past.data(), slots, N + 3, K},
+                               .layer = s.number(0, 3),
+                               .training = true,
+                               .from = ms::seed{5},
+                               .step = 3};
+      if (s.number(0, 1)) call.bias = s.input(E);
+      const auto logits = s.input(N, E * ms::logits_per_expert<R>), probability = s.output(N, E), gate = s.output(N, K);
       const auto load = s.output(E);
       const ms::mat<int> chosen = s.numbers(N, K, -1, -1);
-      ms::route(s.backend, {probability, chosen, gate, load}, logits, router, alive);
+      const ms::routing<T> r{probability, chosen, gate, load};
+      ms::route(s.backend, r, logits, router, call, s.memory);
       for (const int e : chosen) s.result(e);
-      const auto losses = ms::balance_loss(s.backend, {probability, chosen, gate, load}, logits, alive);
-      s.result(losses.balance), s.result(losses.z);
-      ms::route_backward(s.backend, s.output(N, E), s.input(N, K), logits, {probability, chosen, gate, load}, router,
-                         alive, 0.3, s.number(0, 1) * 0.2, s.memory);
+      for (const int e : past) s.result(e);
+      const auto losses = ms::balance_loss(s.backend, r, logits, call);
+      s.result(losses.balance), s.result(losses.z), s.result(losses.change);
+      const ms::auxiliary_weights weights{.balance = 0.3, .z = s.number(0, 1) * 0.2, .change = s.number(0, 1) * 0.4};
+      ms::route_backward(s.backend, s.output(N, logits.cols()), s.input(N, K), logits, r, router, call, weights,
+                         s.memory);
     });
   };
-  using ms::router::softmax_order;
-  compare_router(ms::router::top_k<2>{});
-  compare_router(ms::router::top_k<4>{.renormalise = false});
-  compare_router(ms::router::top_k<3>{.order = softmax_order::after_selection});
-  compare_router(ms::router::switch_top1{});
+  using namespace ms::router;
+  compare_router(top_k<2>{});
+  compare_router(top_k<4>{.renormalise = false});
+  compare_router(top_k<3>{.order = softmax_order::after_selection});
+  compare_router(switch_top1{});
+  compare_router(noisy_top_k<2>{});
+  compare_router(sigmoid_top_k<2>{.scale = 2.5f});
+  compare_router(sigmoid_top_k<2>{.groups = 2, .best_groups = 1});
+  compare_router(hash<3>{});
+  compare_router(expert_choice<4>{});
+  compare_router(segment<top_k<2>, 4>{});
+  compare_router(segment<top_k<3>, 2, 1>{});
+  compare_router(sticky<top_k<2>>{.bonus = 0.3f});
+}
+
+TEST_CASE("cpu ops: gate_rows, gate_rows_backward") {
+  compare_op([](auto& s) {
+    const int N = s.rows(200), F = s.number(1, 60);
+    const auto x = s.input(N, F), g = s.input(N, 1), dy = s.sum(N, F);
+    ms::gate_rows(s.backend, s.output(N, F), x, g);
+    ms::gate_rows_backward(s.backend, dy, s.output(N, 1), dy, x, g);
+  });
 }
 
 TEST_CASE("cpu ops: cross_entropy, with gradient and without") {

@@ -342,30 +342,34 @@ TEST_CASE("op gradients: experts, without and with a capacity") {
 
 namespace {
 
-/// Gates and both auxiliary losses of a router, with every expert alive and with a set of living ones for each row.
+/// Gates and auxiliary losses of a router, with every expert alive and with a set of living ones for each row.
 template <class R> void check_router(const R& router) {
   constexpr int K = R::experts_per_token;
   for (const bool masked : {false, true})
     for (const double z_weight : {0.0, 0.7})
       check_gradients([&](auto& s) {
-        const int N = s.number(2, 6), E = s.number(K + 2, 7);
-        const auto logits = s.input(N, E);
+        using T = ms::scalar_t<std::decay_t<decltype(s.backend)>>;
+        const int N = s.number(2, 6), E = 2 * s.number(K + 1 > 3 ? K : 2, K + 2);
+        const auto logits = s.input(N, E * ms::logits_per_expert<R>);
         const auto gate = s.output(N, K);
         const ms::vec<ms::expert_set> sets = s.memory.template take<ms::expert_set>(masked ? N : 1);
         for (ms::expert_set& set : sets) {
           set = ms::expert_set::first(E);
           if (masked) set.erase(s.number(0, E - 1)).erase(s.number(0, E - 1));
         }
-        const ms::living_experts alive{sets};
+        const ms::vec<int> slot = s.memory.template take<int>(N), position = s.memory.template take<int>(N);
+        for (int n = 0; n < N; ++n) slot[n] = n / 4, position[n] = n % 4;
+        const ms::routing_call<T> call{
+            .alive = {sets}, .rows = {slot, position, position}, .training = true, .from = ms::seed{8}, .step = 2};
         const ms::mat<int> chosen(s.memory.template take<int>(N * K).data(), N, K);
-        const auto probability = s.scratch(N, E);
-        const auto load = s.scratch(E);
-        ms::route(s.backend, {probability, chosen, gate.value, load}, logits.value, router, alive);
-        const auto losses = ms::balance_loss(s.backend, {probability, chosen, gate.value, load}, logits.value, alive);
-        s.add_to_loss(0.3 * losses.balance + z_weight * losses.z);
+        const ms::routing<T> r{s.scratch(N, E), chosen, gate.value, s.scratch(E)};
+        const ms::auxiliary_weights weights{.balance = 0.3, .z = z_weight, .change = 0.9};
+        ms::route(s.backend, r, logits.value, router, call, s.memory);
+        const auto losses = ms::balance_loss(s.backend, r, logits.value, call);
+        s.add_to_loss(0.3 * losses.balance + z_weight * losses.z + 0.9 * losses.change);
         s.backward([&] {
-          ms::route_backward(s.backend, logits.gradient, gate.gradient, logits.value,
-                             {probability, chosen, gate.value, load}, router, alive, 0.3, z_weight, s.memory);
+          ms::route_backward(s.backend, logits.gradient, gate.gradient, logits.value, r, router, call, weights,
+                             s.memory);
         });
       });
 }
@@ -373,15 +377,32 @@ template <class R> void check_router(const R& router) {
 }  // namespace
 
 TEST_CASE("op gradients: routers, gates and auxiliary losses, with and without masked experts") {
-  using ms::router::softmax_order;
-  SUBCASE("the best two, renormalised") { check_router(ms::router::top_k<2>{}); }
-  SUBCASE("the best two") { check_router(ms::router::top_k<2>{.renormalise = false}); }
-  SUBCASE("the best two, softmax after selection") {
-    check_router(ms::router::top_k<2>{.order = softmax_order::after_selection});
+  using namespace ms::router;
+  SUBCASE("the best two, renormalised") { check_router(top_k<2>{}); }
+  SUBCASE("the best two") { check_router(top_k<2>{.renormalise = false}); }
+  SUBCASE("the best two, softmax after selection") { check_router(top_k<2>{.order = softmax_order::after_selection}); }
+  SUBCASE("the best four, renormalised") { check_router(top_k<4>{}); }
+  SUBCASE("the best one") { check_router(top_k<1>{.renormalise = false}); }
+  SUBCASE("switch") { check_router(switch_top1{}); }
+  SUBCASE("noisy") { check_router(noisy_top_k<2>{}); }
+  SUBCASE("sigmoid") { check_router(sigmoid_top_k<2>{.scale = 2.5f}); }
+  SUBCASE("sigmoid, not renormalised, in groups") {
+    check_router(sigmoid_top_k<2>{.groups = 2, .best_groups = 1, .renormalise = false});
   }
-  SUBCASE("the best four, renormalised") { check_router(ms::router::top_k<4>{}); }
-  SUBCASE("the best one") { check_router(ms::router::top_k<1>{.renormalise = false}); }
-  SUBCASE("switch") { check_router(ms::router::switch_top1{}); }
+  SUBCASE("experts choose") { check_router(expert_choice<3>{}); }
+  SUBCASE("segments") { check_router(segment<top_k<2>, 2>{}); }
+  SUBCASE("segments with a free expert") { check_router(segment<top_k<3>, 3, 1>{}); }
+  SUBCASE("sticky") { check_router(sticky<sigmoid_top_k<2>>{.bonus = 0.1f}); }
+}
+
+TEST_CASE("op gradients: gate_rows") {
+  check_gradients([](auto& s) {
+    const int N = s.number(1, 4), F = s.number(1, 6);
+    const auto x = s.input(N, F), g = s.input(N, 1);
+    const auto y = s.output(N, F);
+    ms::gate_rows(s.backend, y.value, x.value, g.value);
+    s.backward([&] { ms::gate_rows_backward(s.backend, x.gradient, g.gradient, y.gradient, x.value, g.value); });
+  });
 }
 
 TEST_CASE("op gradients: cross_entropy") {

@@ -20,10 +20,12 @@ struct counting_router {
   static constexpr int experts_per_token = 2;
   static inline std::atomic<int> forward_rows{0}, backward_rows{0};
 
-  template <class T> void forward(const ms::routed_token<T>& t) const {
+  template <class T> void score(const ms::routed_token<T>& t) const {
     ++forward_rows;
-    ms::router::top_k<2>{}.forward(t);
+    ms::router::top_k<2>{}.score(t);
   }
+  template <class T> void choose(const ms::routed_token<T>& t) const { ms::router::top_k<2>{}.choose(t); }
+  template <class T> void weigh(const ms::routed_token<T>& t) const { ms::router::top_k<2>{}.weigh(t); }
   template <class T> void backward(const ms::routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
     ++backward_rows;
     ms::router::top_k<2>{}.backward(t, dgate, dp, dlogits);
@@ -326,18 +328,18 @@ TEST_CASE_TEMPLATE("the balance loss counts living experts only", B, ms::referen
   std::vector<T> logits{0, T(std::log(2.)), 100, T(std::log(5.)), T(std::log(4.)), T(std::log(3.)), 50, 0};
   const ms::mat<const T> l(logits.data(), 2, 4);
   const ms::expert_set set = ms::expert_set::first(4).erase(2);
-  const ms::living_experts alive{{&set, 1}};
+  const ms::routing_call<T> call{.alive = {{&set, 1}}};
   const ms::routing<T> r{memory.take<T>(2, 4), memory.take<int>(2, 2), memory.take<T>(2, 2), memory.take<T>(4)};
   const ms::router::top_k<2> router;
-  ms::route(backend, r, l, router, alive);
+  ms::route(backend, r, l, router, call, memory);
   CHECK(std::vector<int>(r.chosen.begin(), r.chosen.end()) == std::vector<int>{3, 1, 0, 1});
   // load (1/4, 1/2, 0, 1/4), mean probability (5, 5, 0, 6) / 16: 3 · (5/64 + 10/64 + 6/64)
-  const ms::balance_losses<T> losses = ms::balance_loss(backend, r, l, alive);
+  const ms::auxiliary_losses<T> losses = ms::balance_loss(backend, r, l, call);
   CHECK(losses.balance == doctest::Approx(3 * 21 / 64.0));
   CHECK(losses.z == doctest::Approx(std::log(8.) * std::log(8.)));
   // Its gradient, p (dp − Σ p dp) with dp = 3/2 · load = (3, 6, 0, 3) / 8.
   ms::mat<T> dgate = memory.take_zeroed<T>(2, 2), dlogits = memory.take<T>(2, 4);
-  ms::route_backward(backend, dlogits, dgate, l, r, router, alive, 1., 0., memory);
+  ms::route_backward(backend, dlogits, dgate, l, r, router, call, {.balance = 1}, memory);
   // Σ p dp is 30/64 in the first row and 33/64 in the second.
   CHECK(dlogits(0, 0) == doctest::Approx(0.125 * (24 - 30) / 64).epsilon(1e-5));
   CHECK(dlogits(0, 1) == doctest::Approx(0.25 * (48 - 30) / 64).epsilon(1e-5));

@@ -54,6 +54,8 @@ enum class stream : std::uint32_t {
   draft = 5,           // a speculated token
   acceptance = 6,      // accept or reject a speculated token
   user = 7,            // free
+  router_noise = 9,    // noisy routing
+  hash_routing = 10,   // which experts a vocabulary id goes to
 };
 
 /// Draws for one purpose. The seed is the key; purpose and coordinates fill the 128-bit counter side by side,

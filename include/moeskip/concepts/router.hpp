@@ -3,32 +3,46 @@
 //   struct my_router {                                     // an aggregate of hyper-parameters
 //     static constexpr std::string_view name = "mine";
 //     static constexpr int experts_per_token = 2;
-//     template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const;
+//     template <class T> MOESKIP_HD void score(const routed_token<T>& t) const;   // fills t.probability
+//     template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const;  // fills t.chosen
+//     template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const;   // fills t.gate
 //     template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability,
 //                                                 T* dlogits) const;
 //     friend bool operator==(const my_router&, const my_router&) = default;
 //   };
 //
-// Both functions see one token and touch nothing else, so every backend runs them. Optional members: balance_loss and
-// z_loss (weights of the auxiliary losses), capacity(tokens, experts) (drops the overflow while training).
+// The functions see one token and touch nothing else, so every backend runs them, and a router can be built from
+// another one by replacing a step. Optional members are listed at the end of this file.
 #pragma once
 
 #include <concepts>
 #include <string_view>
 
 #include "moeskip/base/bit_set.hpp"
+#include "moeskip/base/rng.hpp"
 #include "moeskip/base/scalar.hpp"
 
 namespace moeskip {
 
+/// Where a router's noise is drawn while training: the same coordinates give the same noise in backward.
+struct noise_key {
+  seed from;
+  std::uint64_t step, row;  // row: the token's place in the batch
+};
+
 /// One token as a router sees it: E experts, K of them to choose.
 template <class T> struct routed_token {
-  const T* logits;          // (E) in
-  T* probability;           // (E) out: over the living experts, zero for the others; feeds the balance loss
-  int* chosen;              // (K) out: distinct living experts, best first
-  T* gate;                  // (K) out: the weight of each chosen expert's output
-  int experts;              // E
-  const expert_set* alive;  // experts that may be chosen; at least K of them
+  const T* logits;                   // (E) in; (E · logits_per_expert) where the router asks for more
+  T* probability;                    // (E) out: over the living experts, zero for the others; feeds the balance loss
+  int* chosen;                       // (K) out: distinct living experts, best first; -1 behind them: fewer than K
+  T* gate;                           // (K) out: the weight of each chosen expert's output
+  int experts;                       // E
+  const expert_set* alive;           // experts that may be chosen; at least K of them
+  const T* bias = nullptr;           // (E) added to what the choice compares, and to nothing else; null: none
+  const int* previous = nullptr;     // (K) experts of the sequence's token before this one; null: there is none
+  int layer = 0, position = 0;       // of the token
+  int token = -1;                    // its vocabulary id; -1: not known
+  const noise_key* noise = nullptr;  // while training; null: no noise
 };
 
 namespace detail {
@@ -39,22 +53,44 @@ template <class P> concept has_experts_per_token = requires {
   { P::experts_per_token } -> std::convertible_to<int>;
 };
 template <class P> concept comparable = std::equality_comparable<P>;
-template <class P> concept routes_forward = requires(const P& p, const routed_token<float>& t) {
-  p.template forward<float>(t);
+template <class P> concept scores = requires(const P& p, const routed_token<float>& t) { p.template score<float>(t); };
+template <class P> concept chooses = requires(const P& p, const routed_token<float>& t) {
+  p.template choose<float>(t);
 };
+template <class P> concept weighs = requires(const P& p, const routed_token<float>& t) { p.template weigh<float>(t); };
 template <class P> concept routes_backward = requires(const P& p, const routed_token<float>& t, float* g) {
   p.template backward<float>(t, g, g, g);
 };
 }  // namespace detail
 
-/// forward fills probability, chosen and gate. backward adds to dlogits (E), given dgate (K) and the gradient that the
-/// balance loss left in dprobability (E), which it may use as scratch.
+/// backward adds to dlogits (E), given dgate (K) and the gradient that the auxiliary losses left in dprobability (E),
+/// which it may use as scratch. It takes `chosen` as it stands, however it came about.
 template <class P> concept Router = detail::names_itself<P> && detail::has_experts_per_token<P> &&
-    detail::comparable<P> && detail::routes_forward<P> && detail::routes_backward<P>;
+    detail::comparable<P> && detail::scores<P> && detail::chooses<P> && detail::weighs<P> && detail::routes_backward<P>;
 
-/// Whether a router limits how many tokens an expert takes while training.
+// ---- what a router may have beside ----
+
+/// `index_t capacity(index_t tokens, int experts) const`: limits how many tokens an expert takes while training.
 template <class P> concept HasCapacity = requires(const P& p) {
   { p.capacity(index_t{}, int{}) } -> std::convertible_to<index_t>;
 };
+/// `template <class T> void choose_rows(const rows_to_choose<T>&) const`: experts choose tokens, seeing the whole call.
+/// Only training can do that: a token's experts then depend on later tokens.
+template <class P> concept ChoosesRows = P::experts_choose;
+/// `static constexpr bool follows_previous = true`: choices look at routed_token::previous.
+template <class P> inline constexpr bool follows_previous = [] {
+  if constexpr (requires { P::follows_previous; }) return P::follows_previous;
+  else return false;
+}();
+/// `static constexpr bool has_selection_bias = true`: the model keeps a bias per expert, moved against its load.
+template <class P> inline constexpr bool has_selection_bias = [] {
+  if constexpr (requires { P::has_selection_bias; }) return P::has_selection_bias;
+  else return false;
+}();
+/// `static constexpr int logits_per_expert = 2`: rows of router weights per expert; default 1, 0 for none at all.
+template <class P> inline constexpr int logits_per_expert = [] {
+  if constexpr (requires { P::logits_per_expert; }) return P::logits_per_expert;
+  else return 1;
+}();
 
 }  // namespace moeskip

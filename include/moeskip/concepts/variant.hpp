@@ -20,9 +20,15 @@ template <class V> struct check_variant {
   static_assert(detail::comparable<router>,
                 "moeskip: V::router needs `friend bool operator==(const R&, const R&) = default;`: policies are "
                 "values that checkpoints compare. See moeskip/concepts/router.hpp");
-  static_assert(detail::routes_forward<router>,
-                "moeskip: V::router needs `template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const` "
-                "that fills t.probability, t.chosen and t.gate. See moeskip/concepts/router.hpp");
+  static_assert(detail::scores<router>,
+                "moeskip: V::router needs `template <class T> MOESKIP_HD void score(const routed_token<T>& t) const` "
+                "that fills t.probability. See moeskip/concepts/router.hpp");
+  static_assert(detail::chooses<router>,
+                "moeskip: V::router needs `template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const` "
+                "that fills t.chosen. See moeskip/concepts/router.hpp");
+  static_assert(detail::weighs<router>,
+                "moeskip: V::router needs `template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const` "
+                "that fills t.gate. See moeskip/concepts/router.hpp");
   static_assert(detail::routes_backward<router>,
                 "moeskip: V::router needs `template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const "
                 "T* dgate, T* dprobability, T* dlogits) const` that adds to dlogits. See moeskip/concepts/router.hpp");

@@ -39,10 +39,12 @@ template <class V, class B> class session {
 
   explicit session(model_type& m)
       : model_(m),
-        kv_(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size()),
+        kv_(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size(),
+            follows_previous<typename V::router> ? V::router::experts_per_token : 0),
         tape_(memory_),
         slot_(std::size_t(m.sizes().context), 0),
-        position_(std::size_t(m.sizes().context)) {
+        position_(std::size_t(m.sizes().context)),
+        token_(std::size_t(m.sizes().context)) {
     for (std::size_t i = 0; i < position_.size(); ++i) position_[i] = int(i);
   }
   session(const session&) = delete;
@@ -64,6 +66,7 @@ template <class V, class B> class session {
       const int count = std::min(prefill_chunk, known - first);
       mat<T> x = memory_.template take<T>(count, model_.sizes().dim);
       model_.embed(x, {prompt.data() + first, count});
+      std::copy_n(prompt.begin() + first, count, token_.begin() + first);
       model_.run_layers(0, model_.layers(), x, kv_, rows(first, count), tape_);
     }
     tokens_.assign(prompt.begin(), prompt.end());
@@ -94,8 +97,14 @@ template <class V, class B> class session {
     }
     return x;
   }
-  /// The stream x (1, D) of `token` before the first layer.
-  void embed(mat<T> x, int token) { model_.embed(x, {&token, 1}); }
+  /// The stream x (1, D) of `token` before the first layer, to be run at position `at`: at the pending one's if unsaid.
+  void embed(mat<T> x, int token, int at) {
+    MOESKIP_CHECK(config_error, at >= 0 && at < context(), "the context of ", context(),
+                  " tokens is exhausted: position ", at, " is beyond it");
+    model_.embed(x, {&token, 1});
+    token_[std::size_t(at)] = token;
+  }
+  void embed(mat<T> x, int token) { embed(x, token, position()); }
   /// logits (N, V) of the streams x (N, D).
   void logits(mat<T> out, mat<const T> x, int exit_layer) {
     const auto scope = memory_.scope();
@@ -118,7 +127,7 @@ template <class V, class B> class session {
   token_rows rows(int at, int count) const {
     MOESKIP_CHECK(config_error, at + count <= context(), "the context of ", context(),
                   " tokens is exhausted: position ", at + count - 1, " is beyond it");
-    return {{slot_.data(), count}, {position_.data() + at, count}};
+    return {{slot_.data(), count}, {position_.data() + at, count}, {token_.data() + at, count}};
   }
 
   model_type& model_;
@@ -127,6 +136,7 @@ template <class V, class B> class session {
   no_tape tape_;
   std::vector<int> tokens_;
   std::vector<int> slot_, position_;  // 0, 0, 0 … and 0, 1, 2 …: rows are windows of them
+  std::vector<int> token_;            // the vocabulary id last embedded for each position
 };
 
 }  // namespace moeskip

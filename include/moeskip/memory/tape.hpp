@@ -7,6 +7,7 @@
 #include <new>
 #include <type_traits>
 
+#include "moeskip/base/bit_set.hpp"
 #include "moeskip/base/rng.hpp"
 #include "moeskip/memory/arena.hpp"
 
@@ -23,6 +24,10 @@ class no_tape {
   /// Where the successor of the residual stream x is written: over x itself.
   template <class T> mat<T> successor(mat<T> x) { return x; }
   template <class Record> void save(const Record&) {}
+
+  // What an observer overrides (eval/routing.hpp): the experts that may be chosen, and what was chosen.
+  static expert_set living(int, int count) { return expert_set::first(count); }
+  template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
 
  private:
   arena& memory_;
@@ -57,7 +62,7 @@ template <class T> class tape {
 
   const seed from;
   const std::uint64_t step;
-  T balance{}, z{};  // auxiliary losses of the routers, unweighted, summed over layers
+  T balance{}, z{}, change{};  // auxiliary losses of the routers, unweighted, summed over layers
 
  private:
   template <class Record> static inline const char tag = 0;  // its address names the type

@@ -37,8 +37,9 @@ inline void refuse_strangers(const safetensors_file& file, const std::vector<ten
   std::set<std::string_view> known;
   for (const tensor_info& t : expected) known.insert(t.name);
   for (const array_info& a : file.arrays())
-    MOESKIP_CHECK(file_error, !(a.name.starts_with("model.") || a.name.starts_with("lm_head")) || known.contains(a.name),
-                  path, ": unexpected tensor ", a.name, ": the variant and sizes in its metadata have no such weight");
+    MOESKIP_CHECK(file_error,
+                  !(a.name.starts_with("model.") || a.name.starts_with("lm_head")) || known.contains(a.name), path,
+                  ": unexpected tensor ", a.name, ": the variant and sizes in its metadata have no such weight");
 }
 
 }  // namespace detail
@@ -59,8 +60,7 @@ template <class V, class B> model<V, B> load(const std::filesystem::path& path) 
   const config<V> c = from_metadata<V>(file.metadata(), path.string());
   model_weights<V, weight_t<B>> nothing;  // only measured: a file that lacks tensors must not make us allocate
   const std::vector<tensor_info> tensors = bind_weights<V, weight_t<B>>(c, nothing, nullptr);
-  for (const tensor_info& t : tensors)
-    file.expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
+  for (const tensor_info& t : tensors) file.expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
   detail::refuse_strangers(file, tensors, path.string());
   model<V, B> m(c, typename model<V, B>::uninitialised{});
   detail::read_block<weight_t<B>>(file, m.tensors(), m.block());

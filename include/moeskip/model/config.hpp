@@ -2,6 +2,7 @@
 #pragma once
 
 #include "moeskip/model/variant.hpp"
+#include "moeskip/parts/router/wrapper.hpp"
 #include "moeskip/parts/sizes.hpp"
 
 namespace moeskip {
@@ -29,7 +30,7 @@ template <class P> constexpr std::string_view policy_problem(const P& policy) {
 /// All weights of a model, roughly: for bounds only, hence in double.
 constexpr double rough_weights(const sizes& s) {
   const double attention = 2.0 * (s.heads + s.kv_groups()) * s.head_size(), dense = 3.0 * s.dense_width();
-  const double moe = s.experts * (1 + 3.0 * s.ffn);
+  const double moe = s.experts * (2 + 3.0 * s.ffn) + 3.0 * s.shared_width();
   return s.dim * (s.layers * (attention + dense) + s.moe_layers() * moe + 2.0 * s.vocab);
 }
 
@@ -54,7 +55,8 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
     return "sizes.experts must be at least the router's experts_per_token";
   if (s.experts > expert_set::capacity) return "sizes.experts must be at most 512";
   constexpr int most = 1 << 24;
-  for (const int extent : {s.dim, s.heads, s.kv_heads, s.head_dim, s.ffn, s.dense_ffn, s.vocab, s.context})
+  for (const int extent :
+       {s.dim, s.heads, s.kv_heads, s.head_dim, s.ffn, s.dense_ffn, s.shared_ffn, s.vocab, s.context})
     if (extent < 0 || extent > most) return "sizes: no extent may be negative or above 16,777,216";
   if (double(s.heads + 2 * s.kv_groups()) * s.head_size() > most || 2.0 * s.ffn > most)
     return "sizes: queries, keys and values together, and 2 * ffn, must be at most 16,777,216";
@@ -62,7 +64,7 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   if (!(s.norm_eps > 0 && s.norm_eps < 1)) return "sizes.norm_eps must be between 0 and 1";
   if (!(s.rope_theta > 0 && s.rope_theta < 1e30f)) return "sizes.rope_theta must be positive and finite";
   for (const std::string_view complaint :
-       {detail::policy_problem(c.router), detail::policy_problem(c.expert_dropout),
+       {router::problem_of(c.router, s.moe_layers() > 0 ? s.experts : 0), detail::policy_problem(c.expert_dropout),
         detail::policy_problem(c.layer_dropout), detail::policy_problem(c.exit_head)})
     if (!complaint.empty()) return complaint;
   for (int e = 0; e < layer_set::capacity; ++e)
@@ -86,7 +88,7 @@ template <class C, class F> void visit_fields(C& c, F&& f) {
 
 /// "router=top_k<2> expert_dropout=none …": the policies of a variant by name.
 template <class V> std::string variant_name() {
-  return text("router=", V::router::name, "<", V::router::experts_per_token, ">",
+  return text("router=", router::full_name<typename V::router>(), " shared_expert=", V::shared_expert::name,
               " expert_dropout=", V::expert_dropout::name, " layer_dropout=", V::layer_dropout::name,
               " exit_head=", V::exit_head::name);
 }

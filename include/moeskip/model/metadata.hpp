@@ -41,7 +41,8 @@ template <class T> bool parse(const std::string& from, T& value) {
 
 /// The policies of V by name.
 template <class V> string_map policy_names() {
-  return {{"router", text(V::router::name, "<", V::router::experts_per_token, ">")},
+  return {{"router", router::full_name<typename V::router>()},
+          {"shared_expert", std::string(V::shared_expert::name)},
           {"expert_dropout", std::string(V::expert_dropout::name)},
           {"layer_dropout", std::string(V::layer_dropout::name)},
           {"exit_head", std::string(V::exit_head::name)}};

@@ -99,7 +99,12 @@ template <class V, class B> class model {
   /// Keys and values of layers [first, last) for tokens that left the model after `first` layers with stream x (N, D).
   template <class KeysValues>
   void propagate(int first, int last, mat<const T> x, KeysValues& kv, const token_rows& rows, arena& memory) {
-    for (int l = first; l < last; ++l) attention_of(l).append_keys_values(backend_, x, kv.layer(l), rows, memory);
+    for (int l = first; l < last; ++l) {
+      const kv_layer<T> layer = kv.layer(l);
+      attention_of(l).append_keys_values(backend_, x, layer, rows, memory);
+      for (index_t n = 0; layer.experts.size() && n < rows.size(); ++n)  // they chose no experts here
+        layer.experts.plane(rows.slot[n])(rows.position[n], 0) = -1;
+    }
   }
 
   /// Throws config_error unless logits can be taken after this many layers.
@@ -139,12 +144,13 @@ template <class V, class B> class model {
 
   template <class Tape> mat<T> block_forward(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     x = attention_of(l).forward(backend_, x, kv, rows, tape);
-    return sizes().is_moe(l) ? moe_of(l).forward(backend_, l, x, tape) : dense_of(l).forward(backend_, x, tape);
+    return sizes().is_moe(l) ? moe_of(l).forward(backend_, l, x, kv, rows, tape)
+                             : dense_of(l).forward(backend_, x, tape);
   }
 
   template <class Tape>
   void block_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
-    layer_weights<T>& dw = grads.layers[std::size_t(l)];
+    layer_weights<V, T>& dw = grads.layers[std::size_t(l)];
     if (sizes().is_moe(l)) moe_of(l).backward(backend_, dx, dw.moe, tape, auxiliary);
     else dense_of(l).backward(backend_, dx, dw.dense, tape);
     attention_of(l).backward(backend_, dx, dw.attention, tape);
@@ -168,9 +174,11 @@ template <class V, class B> class model {
       mat<T> few = memory.template take<T>(M, x.cols());
       gather_rows(backend_, few, x, part.selected);
       vec<int> slot = memory.template take<int>(M), position = memory.template take<int>(M);
+      vec<int> token = memory.template take<int>(rows.token.size() ? M : 0);
       for (index_t m = 0; m < M; ++m)
         slot[m] = rows.slot[part.selected[m]], position[m] = rows.position[part.selected[m]];
-      few = block_forward(l, few, kv, {slot, position}, tape);
+      for (index_t m = 0; m < token.size(); ++m) token[m] = rows.token[part.selected[m]];
+      few = block_forward(l, few, kv, {slot, position, token}, tape);
       scatter_rows(backend_, y, few, part.selected);
     }
     tape.save(part);
@@ -186,8 +194,8 @@ template <class V, class B> class model {
       // Uniform on ±√3·std has that standard deviation; one block of the generator gives four numbers.
       double bound = std::sqrt(3.0 / double(t.shape.back()));
       if (t.start == initial::residual) bound /= depth;
-      if (t.start == initial::ones) {
-        std::fill_n(w, t.size, W(1.f));
+      if (t.start == initial::ones || t.start == initial::selection_bias) {
+        std::fill_n(w, t.size, W(t.start == initial::ones ? 1.f : 0.f));
         continue;
       }
       parallel_for((t.size + 3) / 4,

@@ -7,11 +7,13 @@
 #include "moeskip/parts/expert_dropout/none.hpp"
 #include "moeskip/parts/layer_dropout/none.hpp"
 #include "moeskip/parts/router/top_k.hpp"
+#include "moeskip/parts/shared_expert/none.hpp"
 
 namespace moeskip {
 
 struct variant {
   using router = moeskip::router::top_k<2>;
+  using shared_expert = moeskip::shared_expert::none;  // an expert that every token visits, beside the chosen ones
   using expert_dropout = moeskip::expert_dropout::none;
   using layer_dropout = moeskip::layer_dropout::none;
   using exit_head = moeskip::exit_head::shared;

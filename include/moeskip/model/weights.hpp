@@ -20,15 +20,15 @@ struct tensor_info {
   initial start;
 };
 
-template <class W> struct layer_weights {
+template <class V, class W> struct layer_weights {
   attention_weights<W> attention;
-  moe_weights<W> moe;      // bound where the layer is MoE
+  moe_weights<V, W> moe;   // bound where the layer is MoE
   dense_weights<W> dense;  // bound where it is not
 };
 
 template <class V, class W> struct model_weights {
   mat<W> embedding;  // (V, D)
-  std::vector<layer_weights<W>> layers;
+  std::vector<layer_weights<V, W>> layers;
   head_weights<W> top;  // norm (D), unembedding (V, D)
   typename V::exit_head::template weights<W> exits;
 
@@ -46,7 +46,7 @@ void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) 
       spec.name = text("model.layers.", l, ".", spec.name);
       tensor(std::move(spec), view, extents...);
     };
-    layer_weights<W>& layer = w.layers[std::size_t(l)];
+    layer_weights<V, W>& layer = w.layers[std::size_t(l)];
     layer.attention.tensors(s, prefixed);
     if (s.is_moe(l)) layer.moe.tensors(s, prefixed);
     else layer.dense.tensors(s, prefixed);

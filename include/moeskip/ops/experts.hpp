@@ -12,11 +12,15 @@ namespace moeskip {
 
 /// Sorts the assignments of `chosen` (N, K) by expert, on the host. With a capacity (assignments per expert, 0: no
 /// limit) the overflow is dropped; all first choices come before any second one, and within a rank rows come in order
-/// (OpenMoE's priority). Throws config_error for an expert that does not exist.
+/// (OpenMoE's priority). -1 is no choice. Throws config_error for an expert that does not exist.
 template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
   dispatch d{memory.template take_zeroed<int>(experts + 1), {}, {}, memory.template take<int>(chosen.size())};
   for (index_t k = 0; k < chosen.cols(); ++k)
     for (index_t n = 0; n < chosen.rows(); ++n) {
+      if (chosen(n, k) == -1) {
+        d.assignment[n * chosen.cols() + k] = -1;
+        continue;
+      }
       MOESKIP_CHECK(config_error, chosen(n, k) >= 0 && chosen(n, k) < experts, "the router chose expert ", chosen(n, k),
                     " of ", experts);
       int& count = d.first[chosen(n, k) + 1];

@@ -65,8 +65,7 @@ namespace detail {
 
 /// Turns each head of d numbers to its position, or back from it.
 enum class turn { forth, back };
-template <turn To, class T>
-void rotate_heads(T* out, const T* in, int heads, int position, const attention_shape& s) {
+template <turn To, class T> void rotate_heads(T* out, const T* in, int heads, int position, const attention_shape& s) {
   const int half = s.head_dim / 2;
   for (int i = 0; i < half; ++i) {
     const rotation r(position, i, s);
@@ -89,7 +88,8 @@ template <> struct kernel<rope_append_t, on_reference> {
       const int slot = rows.slot[n], position = rows.position[n];
       const T* in = qkv.row(n).data();
       if (q_dim) detail::rotate_heads<detail::turn::forth>(q.row(n).data(), in, s.heads, position, s);
-      detail::rotate_heads<detail::turn::forth>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, position, s);
+      detail::rotate_heads<detail::turn::forth>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads,
+                                                position, s);
       T* value = kv.values.plane(slot).row(position).data();
       for (int i = 0; i < kv_dim; ++i) value[i] = in[q_dim + kv_dim + i];
     }
@@ -103,7 +103,8 @@ template <> struct kernel<rope_append_backward_t, on_reference> {
       const int slot = rows.slot[n], position = rows.position[n];
       T* out = dqkv.row(n).data();
       detail::rotate_heads<detail::turn::back>(out, dq.row(n).data(), s.heads, position, s);
-      detail::rotate_heads<detail::turn::back>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, position, s);
+      detail::rotate_heads<detail::turn::back>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads,
+                                               position, s);
       const T* dvalue = dkv.values.plane(slot).row(position).data();
       for (int i = 0; i < s.kv_dim(); ++i) out[s.q_dim() + s.kv_dim() + i] = dvalue[i];
     }

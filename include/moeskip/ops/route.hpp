@@ -1,14 +1,16 @@
-// Routing of N rows: the router's per-token function on every row, the load of each expert, and the auxiliary losses.
+// Routing of N rows: the router's per-token functions on every row, the load of each expert, and the auxiliary losses.
 //   balance = E' Σ_e load_e · mean_n p_n,e     Switch Transformer, arXiv:2101.03961, eq. 4; E' living experts. load_e is
-//             the share of all N·K choices, so a perfectly balanced router has 1 whatever K is. Its gradient goes through
+//             the share of all choices, so a perfectly balanced router has 1 whatever K is. Its gradient goes through
 //             p only, since choices are discrete.
 //   z       = mean_n (log Σ_e exp logit_n,e)²  over the living experts; ST-MoE, arXiv:2202.08906, eq. 5
+//   change  = mean over rows that follow one of ½ Σ_e (p_n,e − p_{n−1},e)²: how much routing moves along a sequence
 #pragma once
 
 #include "moeskip/base/math.hpp"
 #include "moeskip/concepts/router.hpp"
 #include "moeskip/ops/contract.hpp"
 #include "moeskip/tensor/routing.hpp"
+#include "moeskip/tensor/rows.hpp"
 
 namespace moeskip {
 
@@ -18,108 +20,226 @@ struct living_experts {
   const expert_set& of(index_t n) const { return sets[sets.size() == 1 ? 0 : n]; }
 };
 
-template <class T> struct balance_losses {
-  T balance{}, z{};  // unweighted
+/// What a routing knows beside its logits.
+template <class T> struct routing_call {
+  living_experts alive;
+  token_rows rows{};    // (N); empty: rows stand alone
+  cube<int> past{};     // (S, C, K) experts of earlier tokens, read and written; empty: none are kept
+  vec<const T> bias{};  // (E) selection bias; empty: none
+  int layer = 0;
+  bool training = false;  // then `from` and `step` key the router's noise
+  seed from{};
+  std::uint64_t step = 0;
 };
 
-/// Fills r: the router's forward on every row, and the load of every expert. Throws shape_error.
+template <class T> struct auxiliary_losses {
+  T balance{}, z{}, change{};  // unweighted
+};
+struct auxiliary_weights {
+  double balance = 0, z = 0, change = 0;
+};
+
+namespace detail {
+
+/// Row n as a router sees it; `noise` is memory for its key.
+template <class T> routed_token<T> token_at(const routing_call<T>& call, const routing<T>& r, mat<const T> logits,
+                                            index_t n, noise_key& noise) {
+  routed_token<T> t{logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(),
+                    r.gate.row(n).data(), int(r.probability.cols()),   &call.alive.of(n)};
+  t.layer = call.layer;
+  if (call.bias.size()) t.bias = call.bias.data();
+  if (call.training) t.noise = &(noise = {call.from, call.step, std::uint64_t(n)});
+  if (!call.rows.size()) return t;
+  const int slot = call.rows.slot[n], position = t.position = call.rows.position[n];
+  if (call.rows.token.size()) t.token = call.rows.token[n];
+  if (call.rows.follows(n)) {
+    t.previous = r.chosen.row(n - 1).data();
+  } else if (call.past.size() && position > 0) {
+    const int* before = call.past.plane(slot).row(position - 1).data();
+    t.previous = before[0] < 0 ? nullptr : before;
+  }
+  return t;
+}
+
+/// The router's forward on rows [first, last); a row that follows one in this range comes after it.
+template <class T, class R> void route_rows(const routing<T>& r, mat<const T> logits, const R& router,
+                                            const routing_call<T>& call, index_t first, index_t last) {
+  for (index_t n = first; n < last; ++n) {
+    noise_key noise;
+    const routed_token<T> t = token_at(call, r, logits, n, noise);
+    router.template score<T>(t);
+    if constexpr (ChoosesRows<R>) continue;
+    router.template choose<T>(t);
+    router.template weigh<T>(t);
+  }
+}
+
+/// Where experts choose: after all rows are scored.
+template <class T, class R, class Memory> void choose_rows(const routing<T>& r, mat<const T> logits, const R& router,
+                                                           const routing_call<T>& call, Memory& memory) {
+  const auto scope = memory.scope();
+  router.template choose_rows<T>(r.chosen, r.probability, memory.template take<int>(logits.rows()));
+  for (index_t n = 0; n < logits.rows(); ++n) {
+    noise_key noise;
+    router.template weigh<T>(token_at(call, r, logits, n, noise));
+  }
+}
+
+/// The load of every expert, and the memory of the choices. Throws config_error for an expert that does not exist.
+template <class R, class T> void note_choices(const routing<T>& r, const routing_call<T>& call) {
+  index_t choices = 0;
+  for (T& load : r.load) load = T{};
+  for (const int e : r.chosen) {
+    if (ChoosesRows<R> && e == -1) continue;
+    MOESKIP_CHECK(config_error, e >= 0 && e < r.load.size(), "the router chose expert ", e, " of ", r.load.size());
+    r.load[e] += T(1), ++choices;
+  }
+  for (T& load : r.load) load /= T(real_t<T>(choices ? choices : 1));
+  if (call.past.size())
+    for (index_t n = 0; n < r.chosen.rows(); ++n)
+      for (index_t k = 0; k < r.chosen.cols(); ++k)
+        call.past.plane(call.rows.slot[n]).row(call.rows.position[n])[k] = r.chosen(n, k);
+}
+
+}  // namespace detail
+
+/// Fills r: the router's forward on every row, and the load of every expert. Throws shape_error, and config_error where
+/// a router needs vocabulary ids that the call does not have.
 struct route_t {
   static constexpr const char* name = "route";
-  template <class B, Router R> void operator()(B& b, const routing<scalar_t<B>>& r, mat<const scalar_t<B>> logits,
-                                               const R& router, const living_experts& alive) const {
-    expect_shape(name, "probability", r.probability, logits.rows(), logits.cols());
-    expect_shape(name, "chosen", r.chosen, logits.rows(), R::experts_per_token);
-    expect_shape(name, "gate", r.gate, logits.rows(), R::experts_per_token);
-    expect_shape(name, "load", r.load, logits.cols());
-    run_kernel<route_t>(b, r, logits, router, alive);
+  template <class B, Router R, class Memory>
+  void operator()(B& b, const routing<scalar_t<B>>& r, mat<const scalar_t<B>> logits, const R& router,
+                  const routing_call<scalar_t<B>>& call, Memory& memory) const {
+    const index_t N = logits.rows(), E = r.probability.cols(), K = R::experts_per_token;
+    expect_shape(name, "logits", logits, N, E * logits_per_expert<R>);
+    expect_shape(name, "probability", r.probability, N, E);
+    expect_shape(name, "chosen", r.chosen, N, K);
+    expect_shape(name, "gate", r.gate, N, K);
+    expect_shape(name, "load", r.load, E);
+    if (call.bias.size()) expect_shape(name, "bias", call.bias, E);
+    if (call.past.size()) expect_shape(name, "past", call.past, call.past.extent(0), call.past.extent(1), K);
+    MOESKIP_CHECK(config_error, logits_per_expert<R> > 0 || call.rows.token.size() == N, "router ", R::name,
+                  " routes by vocabulary id: this call has none");
+    run_kernel<route_t>(b, r, logits, router, call);
+    if constexpr (ChoosesRows<R>) detail::choose_rows(r, logits, router, call, memory);
+    detail::note_choices<R>(r, call);
   }
 };
 inline constexpr route_t route{};
 
-/// dlogits(N,E) = …, from dgate(N,K) and the weights of both auxiliary losses. Throws shape_error.
+/// dlogits(N, E · logits_per_expert) = …, from dgate(N,K) and the weights of the auxiliary losses. Throws shape_error.
 struct route_backward_t {
   static constexpr const char* name = "route_backward";
   template <class B, Router R, class Memory>
   void operator()(B& b, mat<scalar_t<B>> dlogits, mat<const scalar_t<B>> dgate, mat<const scalar_t<B>> logits,
-                  const routing<scalar_t<B>>& r, const R& router, const living_experts& alive, double balance_weight,
-                  double z_weight, Memory& memory) const {
+                  const routing<scalar_t<B>>& r, const R& router, const routing_call<scalar_t<B>>& call,
+                  const auxiliary_weights& weights, Memory& memory) const {
     expect_shape(name, "dlogits", dlogits, logits.rows(), logits.cols());
     expect_shape(name, "dgate", dgate, r.gate.rows(), r.gate.cols());
-    run_kernel<route_backward_t>(b, dlogits, dgate, logits, r, router, alive, balance_weight, z_weight, memory);
+    run_kernel<route_backward_t>(b, dlogits, dgate, logits, r, router, call, weights, memory);
   }
 };
 inline constexpr route_backward_t route_backward{};
 
+/// The auxiliary losses of a routing, unweighted. Throws shape_error.
 struct balance_loss_t {
   static constexpr const char* name = "balance_loss";
-  template <class B> balance_losses<scalar_t<B>> operator()(B& b, const routing<scalar_t<B>>& r,
-                                                            mat<const scalar_t<B>> logits,
-                                                            const living_experts& alive) const {
-    balance_losses<scalar_t<B>> losses;
-    run_kernel<balance_loss_t>(b, losses, r, logits, alive);
+  template <class B> auxiliary_losses<scalar_t<B>> operator()(B& b, const routing<scalar_t<B>>& r,
+                                                              mat<const scalar_t<B>> logits,
+                                                              const routing_call<scalar_t<B>>& call) const {
+    auxiliary_losses<scalar_t<B>> losses;
+    expect_shape(name, "load", r.load, r.probability.cols());
+    expect_shape(name, "logits", logits, r.probability.rows(), logits.cols());
+    run_kernel<balance_loss_t>(b, losses, r, logits, call);
     return losses;
   }
 };
 inline constexpr balance_loss_t balance_loss{};
 
+namespace detail {
+
+/// log Σ exp of a row's logits over the living experts.
+template <class T> T log_sum_exp_alive(const T* logits, index_t experts, const expert_set& alive) {
+  return log_sum_exp(logits, experts, [&](index_t e) { return alive.contains(int(e)); });
+}
+
+/// Rows that follow one in their sequence: over them the change is averaged.
+inline index_t following(const token_rows& rows) {
+  index_t count = 0;
+  for (index_t n = 1; n < rows.size(); ++n) count += rows.follows(n);
+  return count;
+}
+
+}  // namespace detail
+
 template <> struct kernel<route_t, on_reference> {
   template <class B, class T, class R>
-  static void run(B&, const routing<T>& r, mat<const T> logits, const R& router, const living_experts& alive) {
-    const int E = int(logits.cols()), K = R::experts_per_token;
-    for (index_t n = 0; n < logits.rows(); ++n)
-      router.template forward<T>({logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(),
-                                  r.gate.row(n).data(), E, &alive.of(n)});
-    const T share = T(1) / T(real_t<T>(logits.rows() * K));
-    for (T& load : r.load) load = T{};
-    for (const int e : r.chosen)
-      if (e >= 0 && e < E) r.load[e] += share;  // plan_dispatch refuses the others
+  static void run(B&, const routing<T>& r, mat<const T> logits, const R& router, const routing_call<T>& call) {
+    detail::route_rows(r, logits, router, call, 0, logits.rows());
   }
 };
 
 template <> struct kernel<route_backward_t, on_reference> {
   template <class B, class T, class R, class Memory>
   static void run(B&, mat<T> dlogits, mat<const T> dgate, mat<const T> logits, const routing<T>& r, const R& router,
-                  const living_experts& alive, double balance_weight, double z_weight, Memory& memory) {
+                  const routing_call<T>& call, const auxiliary_weights& weights, Memory& memory) {
     const auto scope = memory.scope();
-    const vec<T> dprobability = memory.template take<T>(logits.cols());
+    const vec<T> dprobability = memory.template take<T>(r.probability.cols());
+    const index_t following = weights.change != 0 ? detail::following(call.rows) : 0;
     for (index_t n = 0; n < logits.rows(); ++n)
-      row(dlogits, dgate, logits, r, router, alive, balance_weight, z_weight, n, dprobability);
+      row(dlogits, dgate, logits, r, router, call, weights, following, n, dprobability);
   }
 
   /// One row; dprobability (E) is scratch.
   template <class T, class R> static void row(mat<T> dlogits, mat<const T> dgate, mat<const T> logits,
-                                              const routing<T>& r, const R& router, const living_experts& alive,
-                                              double balance_weight, double z_weight, index_t n, vec<T> dprobability) {
+                                              const routing<T>& r, const R& router, const routing_call<T>& call,
+                                              const auxiliary_weights& weights, index_t following, index_t n,
+                                              vec<T> dprobability) {
     using std::exp;
-    const int E = int(logits.cols());
+    const index_t E = r.probability.cols();
     const T rows(real_t<T>(logits.rows()));
-    const expert_set& living = alive.of(n);
-    const T balance = T(real_t<T>(balance_weight)) * T(real_t<T>(living.size())) / rows;
-    for (int e = 0; e < E; ++e) dprobability[e] = balance * r.load[e], dlogits(n, e) = T{};
-    const routed_token<T> token{
-        logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(), r.gate.row(n).data(), E, &living};
+    const expert_set& living = call.alive.of(n);
+    const T balance = T(real_t<T>(weights.balance)) * T(real_t<T>(living.size())) / rows;
+    for (index_t e = 0; e < E; ++e) dprobability[e] = balance * r.load[e];
+    if (following)
+      add_change<T>(dprobability, r.probability, call.rows, n, T(real_t<T>(weights.change / double(following))));
+    for (T& d : dlogits.row(n)) d = T{};
+    noise_key noise;
+    const routed_token<T> token = detail::token_at(call, r, logits, n, noise);
     router.template backward<T>(token, dgate.row(n).data(), dprobability.data(), dlogits.row(n).data());
-    if (z_weight == 0) return;
-    const T lse = log_sum_exp_of(logits.row(n), living), factor = T(real_t<T>(2 * z_weight)) * lse / rows;
-    for (int e = 0; e < E; ++e)
-      if (living.contains(e)) dlogits(n, e) += factor * exp(logits(n, e) - lse);
+    if (weights.z == 0 || logits.cols() == 0) return;
+    const T lse = detail::log_sum_exp_alive(logits.row(n).data(), E, living);
+    const T factor = T(real_t<T>(2 * weights.z)) * lse / rows;
+    for (index_t e = 0; e < E; ++e)
+      if (living.contains(int(e))) dlogits(n, e) += factor * exp(logits(n, e) - lse);
   }
 
-  template <class T> static T log_sum_exp_of(vec<const T> logits, const expert_set& living) {
-    return log_sum_exp(logits.data(), logits.size(), [&](index_t e) { return living.contains(int(e)); });
+  /// dp += weight · (what row n adds to the change from the row before, and to that of the row after).
+  template <class T>
+  static void add_change(vec<T> dp, mat<const T> p, const token_rows& rows, index_t n, const T& weight) {
+    for (index_t e = 0; e < p.cols(); ++e) {
+      if (rows.follows(n)) dp[e] += weight * (p(n, e) - p(n - 1, e));
+      if (rows.follows(n + 1)) dp[e] += weight * (p(n, e) - p(n + 1, e));
+    }
   }
 };
 
 template <> struct kernel<balance_loss_t, on_reference> {
-  template <class B, class T> static void run(B&, balance_losses<T>& losses, const routing<T>& r, mat<const T> logits,
-                                              const living_experts& alive) {
-    const T rows(real_t<T>(logits.rows()));
-    for (index_t n = 0; n < logits.rows(); ++n) {
-      const expert_set& living = alive.of(n);
-      T sum{};
-      for (index_t e = 0; e < logits.cols(); ++e) sum += r.load[e] * r.probability(n, e);
+  template <class B, class T> static void run(B&, auxiliary_losses<T>& losses, const routing<T>& r, mat<const T> logits,
+                                              const routing_call<T>& call) {
+    const mat<const T> p = r.probability;
+    const T rows(real_t<T>(p.rows())), following(real_t<T>(std::max<index_t>(1, detail::following(call.rows))));
+    for (index_t n = 0; n < p.rows(); ++n) {
+      const expert_set& living = call.alive.of(n);
+      T sum{}, change{};
+      for (index_t e = 0; e < p.cols(); ++e) {
+        sum += r.load[e] * p(n, e);
+        if (call.rows.follows(n)) change += (p(n, e) - p(n - 1, e)) * (p(n, e) - p(n - 1, e));
+      }
       losses.balance += sum * T(real_t<T>(living.size())) / rows;
-      const T lse = kernel<route_backward_t, on_reference>::log_sum_exp_of(logits.row(n), living);
+      losses.change += change / (following + following);
+      if (logits.cols() == 0) continue;
+      const T lse = detail::log_sum_exp_alive(logits.row(n).data(), p.cols(), living);
       losses.z += lse * lse / rows;
     }
   }

@@ -1,6 +1,6 @@
 // Mixture-of-Experts block: y = x + Σ_k gate_k · expert_{chosen_k}(h),  h = norm(x),  scores = h W_rᵀ
-// V supplies the router and the expert dropout. While training, vanished experts are masked before the router's
-// softmax, so what they would have got goes to the survivors.
+// V supplies the router, the expert dropout and the shared expert, which adds its own term. While training, vanished
+// experts are masked before the router's softmax, so what they would have got goes to the survivors.
 #pragma once
 
 #include "moeskip/concepts/expert_dropout.hpp"
@@ -9,18 +9,25 @@
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/route.hpp"
 #include "moeskip/ops/vector.hpp"
+#include "moeskip/parts/router/wrapper.hpp"
 #include "moeskip/parts/sizes.hpp"
 
 namespace moeskip {
 
-template <class W> struct moe_weights {
+template <class V, class W> struct moe_weights {
+  using router = typename V::router;
   vec<W> norm;                // (D)
-  mat<W> router;              // (E, D)
+  mat<W> router_rows;         // (E · logits_per_expert, D)
+  vec<W> selection_bias;      // (E) or empty
   expert_weights<W> experts;  // (E, 2F, D) (E, D, F)
+  typename V::shared_expert::template weights<W> shared;
 
   template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
     tensor({"post_attention_layernorm.weight", initial::ones}, norm, s.dim);
-    tensor({"mlp.gate.weight"}, router, s.experts, s.dim);
+    if constexpr (logits_per_expert < router >> 0)
+      tensor({"mlp.gate.weight"}, router_rows, s.experts * logits_per_expert<router>, s.dim);
+    if constexpr (has_selection_bias<router>)
+      tensor({"mlp.gate.e_score_correction_bias", initial::selection_bias}, selection_bias, s.experts);
     for (int e = 0; e < s.experts; ++e) {
       mat<W> gate, up;  // (F, D)
       tensor({text("mlp.experts.", e, ".gate_proj.weight"), initial::fan_in, e > 0}, gate, s.ffn, s.dim);
@@ -32,79 +39,116 @@ template <class W> struct moe_weights {
       tensor({text("mlp.experts.", e, ".down_proj.weight"), initial::residual, e > 0}, down, s.dim, s.ffn);
       if (e == 0) experts.down = {down.data(), s.experts, s.dim, s.ffn};
     }
+    shared.tensors(s, tensor);
   }
 };
 
-/// The router's weights of the auxiliary losses; 0 where it names none.
-template <class R> constexpr double balance_weight(const R& router) {
-  if constexpr (requires { router.balance_loss; }) return router.balance_loss;
-  else return 0;
-}
-template <class R> constexpr double z_weight(const R& router) {
-  if constexpr (requires { router.z_loss; }) return router.z_loss;
-  else return 0;
+/// Weights of a MoE block's matrices that one token multiplies.
+template <class V> constexpr index_t active_moe_weights(const sizes& s) {
+  const index_t router_rows = index_t(s.experts) * logits_per_expert<typename V::router>;
+  return s.dim * (router_rows + 3 * index_t(s.ffn) * V::router::experts_per_token) +
+         V::shared_expert::active_weights(s);
 }
 
 template <class V, class B> struct moe {
   using T = scalar_t<B>;
   static constexpr int K = V::router::experts_per_token;
   const sizes& size;
-  const moe_weights<const weight_t<B>>& w;
-  const typename V::router& router;
+  const moe_weights<V, const weight_t<B>>& w;
+  const typename V::router& router_;
   const typename V::expert_dropout& dropout;
 
   struct saved {
-    mat<T> x, h, logits, gate_up;  // (N, D) (N, D) (N, E) (M, 2F)
+    mat<T> x, h, logits, gate_up;  // (N, D) (N, D) (N, E · logits_per_expert) (M, 2F)
     routing<T> chosen;
     dispatch plan;
-    living_experts alive;
+    routing_call<T> call;
   };
 
-  template <class Tape> mat<T> forward(B& b, int layer, mat<T> x, Tape& tape) const {
+  /// kv: where a router that follows its predecessor finds the experts of earlier tokens.
+  template <class Tape>
+  mat<T> forward(B& b, int layer, mat<T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+    static_assert(Tape::records || !ChoosesRows<typename V::router>,
+                  "moeskip: with router::expert_choice a token's experts depend on the tokens after it: such a model "
+                  "can be trained, but it can neither generate nor be evaluated on a text");
     arena& memory = tape.memory();
     const index_t N = x.rows(), E = size.experts;
-    mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E);
-    norm_linear(b, logits, h, x, w.norm, w.router, size.norm_eps);
+    mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<typename V::router>);
+    if constexpr (logits_per_expert < typename V::router >> 0)
+      norm_linear(b, logits, h, x, w.norm, w.router_rows, size.norm_eps);
+    else rms_norm(b, h, x, w.norm, size.norm_eps);
 
-    const living_experts alive = survivors(layer, tape);
+    const routing_call<T> call = call_of(layer, kv, rows, tape);
     const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
-    route(b, r, logits, router, alive);
+    route(b, r, logits, router_, call, memory);
     const dispatch plan = plan_dispatch(r.chosen, size.experts, capacity<Tape>(N), memory);
 
     mat<T> gate_up = memory.take<T>(plan.size(), 2 * size.ffn), y = tape.successor(x);
     experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
-    if constexpr (Tape::records) {
-      const balance_losses<T> losses = balance_loss(b, r, logits, alive);
-      tape.balance += losses.balance, tape.z += losses.z;
-      tape.save(saved{x, h, logits, gate_up, r, plan, alive});
+    w.shared.forward(b, y, h, size, tape);
+    if constexpr (!Tape::records) {
+      tape.routed(layer, r, rows);
+    } else {
+      const auxiliary_losses<T> losses = balance_loss(b, r, logits, call);
+      tape.balance += losses.balance, tape.z += losses.z, tape.change += losses.change;
+      tape.save(saved{x, h, logits, gate_up, r, plan, call});
     }
     return y;
   }
 
-  /// dx (N, D): on entry the gradient of y, on return that of x. auxiliary: weight of this layer's balance and z losses
-  /// in the total, relative to the router's own weights.
-  template <class Tape> void backward(B& b, mat<T> dx, const moe_weights<T>& dw, Tape& tape, double auxiliary) const {
+  /// dx (N, D): on entry the gradient of y, on return that of x. auxiliary: weight of this layer's auxiliary losses in
+  /// the total, relative to the router's own weights. What is added to dw.selection_bias is not a gradient but how far
+  /// each expert's load lies above the mean: what the trainer moves the bias against.
+  template <class Tape>
+  void backward(B& b, mat<T> dx, const moe_weights<V, T>& dw, Tape& tape, double auxiliary) const {
     arena& memory = tape.memory();
     const saved s = tape.template pop<saved>();
     const auto scope = memory.scope();
     const index_t N = dx.rows();
-    mat<T> dh = memory.take<T>(N, size.dim), dh_router = memory.take<T>(N, size.dim);
-    mat<T> dgate = memory.take<T>(N, K), dlogits = memory.take<T>(N, size.experts);
+    mat<T> dh = memory.take<T>(N, size.dim), dh_more = memory.take<T>(N, size.dim);
+    mat<T> dgate = memory.take<T>(N, K), dlogits = memory.take<T>(N, s.logits.cols());
     experts_backward(b, dh, dgate, dw.experts, dx, s.gate_up, s.h, s.chosen, s.plan, w.experts, memory);
-    route_backward(b, dlogits, dgate, s.logits, s.chosen, router, s.alive, auxiliary * balance_weight(router),
-                   auxiliary * z_weight(router), memory);
-    linear_backward(b, dh_router, dw.router, dlogits, s.h, w.router);
-    accumulate(b, flat(dh), flat(dh_router));
+    const auxiliary_weights weights{auxiliary * router::balance_weight(router_), auxiliary * router::z_weight(router_),
+                                    auxiliary * router::change_weight(router_)};
+    route_backward(b, dlogits, dgate, s.logits, s.chosen, router_, s.call, weights, memory);
+    if constexpr (logits_per_expert < typename V::router >> 0) {
+      linear_backward(b, dh_more, dw.router_rows, dlogits, s.h, w.router_rows);
+      accumulate(b, flat(dh), flat(dh_more));
+    }
+    if (w.shared.backward(b, dh_more, dx, dw.shared, s.h, size, tape)) accumulate(b, flat(dh), flat(dh_more));
+    if constexpr (has_selection_bias<typename V::router>) add_load_errors(dw.selection_bias, s);
     rms_norm_backward(b, dx, dw.norm, dh, s.x, w.norm, size.norm_eps);
   }
 
  private:
   static vec<T> flat(mat<T> m) { return {m.data(), m.size()}; }
 
+  template <class Tape>
+  routing_call<T> call_of(int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+    routing_call<T> call{.alive = survivors(layer, tape), .rows = rows, .past = kv.experts, .layer = layer};
+    if constexpr (has_selection_bias<typename V::router>) {
+      const vec<T> bias = tape.memory().template take<T>(size.experts);
+      for (int e = 0; e < size.experts; ++e) bias[e] = to<T>(w.selection_bias[e]);
+      call.bias = bias;
+    }
+    if constexpr (Tape::records) call.training = true, call.from = tape.from, call.step = tape.step;
+    return call;
+  }
+
+  /// d_e += load_e − mean load, over the experts that lived.
+  void add_load_errors(vec<T> d, const saved& s) const {
+    const expert_set& alive = s.call.alive.of(0);
+    const T mean = T(1) / T(real_t<T>(alive.size()));
+    for (int e = 0; e < size.experts; ++e)
+      if (alive.contains(e)) d[e] += s.chosen.load[e] - mean;
+  }
+
   template <class Tape> living_experts survivors(int layer, Tape& tape) const {
     vec<expert_set> set = tape.memory().template take<expert_set>(1);
-    set[0] = expert_set::first(size.experts);
-    if constexpr (Tape::records) {
+    if constexpr (!Tape::records) {
+      set[0] = tape.living(layer, size.experts);
+    } else {
+      set[0] = expert_set::first(size.experts);
       set[0] &= dropout.survivors(mask_key{tape.from, tape.step, layer, size.layers}, size.experts, K);
       MOESKIP_CHECK(config_error, set[0].size() >= K, "expert_dropout ", V::expert_dropout::name,
                     " left fewer experts than a token visits: expected at least ", K, ", got ", set[0].size());
@@ -114,8 +158,7 @@ template <class V, class B> struct moe {
 
   /// Assignments per expert; 0 is no limit. Only training drops.
   template <class Tape> index_t capacity(index_t rows) const {
-    if constexpr (Tape::records && HasCapacity<typename V::router>) return router.capacity(rows, size.experts);
-    else return 0 * rows;
+    return Tape::records ? router::capacity_of(router_, rows, size.experts) : 0;
   }
 };
 

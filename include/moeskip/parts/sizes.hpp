@@ -23,6 +23,7 @@ struct sizes {
   int context = 1024;  // longest sequence, tokens
   int moe_every = 1;   // layer l is MoE where (l + 1) % moe_every == 0, the others are dense; 0: none is
   int dense_ffn = 0;   // hidden width of a dense layer; default: ffn
+  int shared_ffn = 0;  // hidden width of the shared expert of a MoE layer, where the variant has one; default: ffn
   bool tied = false;   // unembed with the embedding table
   float norm_eps = 1e-5f;
   float rope_theta = 10000.f;
@@ -30,6 +31,7 @@ struct sizes {
   constexpr bool is_moe(int layer) const { return moe_every > 0 && (layer + 1) % moe_every == 0; }
   constexpr int moe_layers() const { return moe_every > 0 ? layers / moe_every : 0; }
   constexpr int dense_width() const { return dense_ffn ? dense_ffn : ffn; }
+  constexpr int shared_width() const { return shared_ffn ? shared_ffn : ffn; }
   attention_shape attention() const {
     const int d = head_size();
     return {heads, kv_groups(), d, rope_theta, 1.f / std::sqrt(float(d))};
@@ -40,15 +42,16 @@ struct sizes {
   template <class Self, class F> static constexpr void fields(Self& s, F&& f) {
     f("layers", s.layers), f("dim", s.dim), f("heads", s.heads), f("kv_heads", s.kv_heads);
     f("head_dim", s.head_dim), f("ffn", s.ffn), f("experts", s.experts), f("vocab", s.vocab);
-    f("context", s.context), f("moe_every", s.moe_every), f("dense_ffn", s.dense_ffn), f("tied", s.tied);
+    f("context", s.context), f("moe_every", s.moe_every), f("dense_ffn", s.dense_ffn), f("shared_ffn", s.shared_ffn);
+    f("tied", s.tied);
     f("norm_eps", s.norm_eps), f("rope_theta", s.rope_theta);
   }
   friend constexpr bool operator==(const sizes&, const sizes&) = default;
 };
 
 /// How a weight starts: drawn with standard deviation 1/√fan_in, the same divided by √(2·layers) where it writes to the
-/// residual stream (GPT-2's rule), or ones.
-enum class initial { fan_in, residual, ones };
+/// residual stream (GPT-2's rule), or ones. A selection bias starts at 0, and is no weight that a gradient moves.
+enum class initial { fan_in, residual, ones, selection_bias };
 
 /// Each part lists its weights once, in `tensors(weights, sizes, tensor)`: the listing names them, shapes them, binds
 /// views to memory, initialises, saves and loads. `joined` weights stand directly behind the one before, so that

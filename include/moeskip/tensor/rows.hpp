@@ -7,21 +7,29 @@
 namespace moeskip {
 
 /// Row n of a call is the token at position[n] of sequence slot[n]. Training, prefill, decode and verify differ only
-/// in these two lists. Rows of one slot stand together, in order of position.
+/// in these lists. Rows of one slot stand together, in order of position.
 struct token_rows {
   vec<const int> slot;      // (N)
   vec<const int> position;  // (N)
+  vec<const int> token{};   // (N) vocabulary ids, for routers that ask; may be empty
 
   index_t size() const { return position.size(); }
   token_rows rows(index_t first, index_t count) const {
-    return {{slot.data() + first, count}, {position.data() + first, count}};
+    return {{slot.data() + first, count}, {position.data() + first, count},
+            token.size() ? vec<const int>{token.data() + first, count} : token};
+  }
+  /// Whether row n directly follows row n - 1 in its sequence.
+  bool follows(index_t n) const {
+    return n > 0 && n < size() && slot[n] == slot[n - 1] && position[n] == position[n - 1] + 1;
   }
 };
 
-/// Keys (rotated) and values of one layer.
+/// What one layer remembers of the tokens before: keys (rotated) and values, and where the router follows its
+/// predecessor (concepts/router.hpp) the experts of each, -1 where it skipped the layer.
 template <class T> struct kv_layer {
-  cube<T> keys;    // (S, C, G·d)
-  cube<T> values;  // (S, C, G·d)
+  cube<T> keys;         // (S, C, G·d)
+  cube<T> values;       // (S, C, G·d)
+  cube<int> experts{};  // (S, C, K) or empty
 };
 
 }  // namespace moeskip

@@ -1,5 +1,5 @@
 // The training objective and its gradient:
-//   total = Σ_e weight_e · CE_e  +  mean over MoE layers of (balance_loss · balance + z_loss · z)
+//   total = Σ_e weight_e · CE_e  +  mean over MoE layers of the router's weighted losses (ops/route.hpp)
 // CE_e: mean next-token loss (nats) of the exit after e layers. Logits are made, turned into their gradient and used up
 // a few rows at a time, so those of several exits never exist together.
 #pragma once
@@ -17,7 +17,7 @@ namespace moeskip {
 template <class T> struct training_losses {
   T total{};
   std::array<T, std::size_t(layer_set::capacity) + 1> exits{};  // CE by exit layer; 0 where not enabled
-  T balance{}, z{};                                             // unweighted, mean over MoE layers
+  T balance{}, z{}, change{};                                   // unweighted, mean over MoE layers
 };
 
 /// Row numbers of a batch: sequence s is slot s, positions from 0.
@@ -78,7 +78,8 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
                 data.targets.size());
   MOESKIP_CHECK(config_error, data.length <= s.context, "sequences of ", data.length,
                 " tokens are longer than the context of ", s.context);
-  const token_rows rows = batch_rows(data.sequences, data.length, memory);
+  token_rows rows = batch_rows(data.sequences, data.length, memory);
+  rows.token = data.inputs;
   tape<T> record(memory, from, step);
   kv_on_arena<T> kv(memory, data.sequences, data.length, s.kv_groups() * s.head_size());
   training_losses<T> losses;
@@ -97,9 +98,12 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   }
 
   const int moe_layers = std::max(1, s.moe_layers());
-  const auto& router = m.configuration().router;
-  losses.balance = record.balance / T(real_t<T>(moe_layers)), losses.z = record.z / T(real_t<T>(moe_layers));
-  losses.total += T(real_t<T>(balance_weight(router))) * losses.balance + T(real_t<T>(z_weight(router))) * losses.z;
+  const auto& policy = m.configuration().router;
+  const T layers = T(real_t<T>(moe_layers));
+  losses.balance = record.balance / layers, losses.z = record.z / layers, losses.change = record.change / layers;
+  losses.total += T(real_t<T>(router::balance_weight(policy))) * losses.balance;
+  losses.total += T(real_t<T>(router::z_weight(policy))) * losses.z;
+  losses.total += T(real_t<T>(router::change_weight(policy))) * losses.change;
 
   mat<T> dx = dx_exit[std::size_t(s.layers)];  // the top is always an exit
   for (int l = s.layers - 1; l >= 0; --l) {

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "moeskip/train/curriculum.hpp"
 #include "moeskip/train/loss.hpp"
@@ -58,7 +59,8 @@ template <class V, class B, class O = adamw> class trainer {
         options_(options),
         gradients_(m.block().size()),
         state_(m.block().size()),
-        master_(separate_master ? m.block().size() : 0) {
+        master_(separate_master ? m.block().size() : 0),
+        load_errors_(selection_biases(m)) {
     check_options();
     bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
     if constexpr (separate_master)
@@ -76,6 +78,7 @@ template <class V, class B, class O = adamw> class trainer {
       add(report.losses, losses, 1.0 / options_.accumulate);
     }
     const double average = 1.0 / options_.accumulate;
+    const vec<T> loads = take_load_errors();
     report.gradient_norm = average * std::sqrt(sum_of_squares(model_.backend(), gradients_.view()));
     MOESKIP_CHECK(error, std::isfinite(report.gradient_norm), "training diverged: the gradient of step ", step_,
                   " is not finite; weights and optimizer are as they were before it");
@@ -84,10 +87,12 @@ template <class V, class B, class O = adamw> class trainer {
     report.rate = options_.optimizer.lr * options_.schedule.at(step_, options_.steps);
     ++step_;
     const vec<T> w = master();
+    move_selection_biases(loads);
     for (const tensor_info& t : model_.tensors())
-      state_.update(model_.backend(), options_.optimizer, {w.data() + t.offset, t.size},
-                    {gradients_.data() + t.offset, t.size}, t.offset, report.rate, step_, average * clip,
-                    t.shape.size() > 1);
+      if (t.start != initial::selection_bias)
+        state_.update(model_.backend(), options_.optimizer, {w.data() + t.offset, t.size},
+                      {gradients_.data() + t.offset, t.size}, t.offset, report.rate, step_, average * clip,
+                      t.shape.size() > 1);
     publish();
     return report;
   }
@@ -133,12 +138,34 @@ template <class V, class B, class O = adamw> class trainer {
     const std::string_view complaint = detail::policy_problem(o.optimizer);
     MOESKIP_CHECK(config_error, complaint.empty(), "training.optimizer: ", complaint);
   }
+  /// Takes what the "gradient" holds for selection biases out of it: how far each expert's load lay above the mean.
+  vec<T> take_load_errors() {
+    index_t at = 0;
+    for (const tensor_info& t : model_.tensors())
+      for (index_t i = 0; t.start == initial::selection_bias && i < t.size; ++i)
+        load_errors_[at++] = std::exchange(gradients_[t.offset + i], T{});
+    return {load_errors_.data(), at};
+  }
+  /// b −= rate · sign(load − mean load): Wang et al. 2024, arXiv:2408.15664, algorithm 1.
+  void move_selection_biases(vec<const T> errors) {
+    const auto rate = static_cast<real_t<T>>(router::bias_rate(model_.configuration().router));
+    index_t at = 0;
+    for (const tensor_info& t : model_.tensors())
+      for (index_t i = 0; t.start == initial::selection_bias && i < t.size; ++i, ++at)
+        if (const auto error = real_part(errors[at]); error != 0) master()[t.offset + i] -= T(error > 0 ? rate : -rate);
+  }
+  static index_t selection_biases(const model<V, B>& m) {
+    index_t count = 0;
+    for (const tensor_info& t : m.tensors()) count += t.start == initial::selection_bias ? t.size : 0;
+    return count;
+  }
   void publish() {
     if constexpr (separate_master) store_weights(model_.backend(), model_.block(), master_.view());
   }
   static void add(training_losses<T>& sum, const training_losses<T>& losses, double share) {
     const T part = T(real_t<T>(share));
     sum.total += part * losses.total, sum.balance += part * losses.balance, sum.z += part * losses.z;
+    sum.change += part * losses.change;
     for (std::size_t e = 0; e < sum.exits.size(); ++e) sum.exits[e] += part * losses.exits[e];
   }
 
@@ -148,6 +175,7 @@ template <class V, class B, class O = adamw> class trainer {
   model_weights<V, T> grads_;
   typename O::template on<B> state_;
   buffer<T> master_;
+  buffer<T> load_errors_;
   arena memory_;
   std::uint64_t step_ = 0;
 };

@@ -4,6 +4,7 @@
 #include "moeskip/backend/cpu/rowwise.hpp"
 #include "moeskip/base/parallel.hpp"
 #include "moeskip/ops/adamw.hpp"
+#include "moeskip/ops/gate_rows.hpp"
 #include "moeskip/ops/swiglu.hpp"
 #include "moeskip/ops/vector.hpp"
 
@@ -52,6 +53,46 @@ template <> struct kernel<swiglu_t, on_cpu> {
           }
         },
         32);
+  }
+};
+
+template <> struct kernel<gate_rows_t, on_cpu> {
+  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> y, mat<const float> x, mat<const float> g) {
+    using A = cpu_kernels::arch<Isa>;
+    parallel_for(
+        x.rows(),
+        [&](index_t first, index_t last) {
+          for (index_t n = first; n < last; ++n) {
+            const simd::lanes<A> gate(sigmoid(g(n, 0)));
+            const float* in = x.row(n).data();
+            float* out = y.row(n).data();
+            cpu_kernels::for_vectors<A>(x.cols(), [&](index_t i, auto k) {
+              cpu_kernels::store<A>(out + i, gate * cpu_kernels::load<A>(in + i, k), k);
+            });
+          }
+        },
+        64);
+  }
+};
+
+template <> struct kernel<gate_rows_backward_t, on_cpu> {
+  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> dx, mat<float> dg, mat<const float> dy,
+                                                mat<const float> x, mat<const float> g) {
+    using A = cpu_kernels::arch<Isa>;
+    parallel_for(
+        x.rows(),
+        [&](index_t first, index_t last) {
+          for (index_t n = first; n < last; ++n) {
+            const simd::lanes<A> gate(sigmoid(g(n, 0)));
+            const float* in = dy.row(n).data();
+            float* out = dx.row(n).data();
+            dg(n, 0) = cpu_kernels::dot<A>(in, x.row(n).data(), x.cols()) * sigmoid_derivative(g(n, 0));
+            cpu_kernels::for_vectors<A>(x.cols(), [&](index_t i, auto k) {
+              cpu_kernels::store<A>(out + i, gate * cpu_kernels::load<A>(in + i, k), k);
+            });
+          }
+        },
+        64);
   }
 };
 

@@ -37,7 +37,7 @@ struct self {
     /// Runs `token`, the next of the round, through the first E layers; logits (V) are the draft's, unless empty.
     void next(Session& s, int token, vec<T> logits) {
       const mat<T> x = states_.rows(count_, 1);
-      s.embed(x, token);
+      s.embed(x, token, at_ + count_);
       s.run(0, exit_, x, at_ + count_);
       ++count_;
       if (logits.data()) s.logits({logits.data(), 1, logits.size()}, x, exit_);

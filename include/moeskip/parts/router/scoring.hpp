@@ -7,9 +7,9 @@
 
 namespace moeskip::router {
 
-/// t.probability (E) = softmax of t.logits over the living experts; 0 for the others.
-template <class T> MOESKIP_HD void softmax_alive(const routed_token<T>& t) {
-  softmax(t.probability, t.logits, t.experts, [&](index_t e) { return t.alive->contains(int(e)); });
+/// t.probability (E) = softmax of logits (E) over the living experts; 0 for the others.
+template <class T> MOESKIP_HD void softmax_alive(const routed_token<T>& t, const T* logits) {
+  softmax(t.probability, logits, t.experts, [&](index_t e) { return t.alive->contains(int(e)); });
 }
 
 /// dlogits (E) += the gradient that dprobability (E) sends through softmax_alive: p (dp − Σ p dp).
@@ -19,18 +19,47 @@ template <class T> MOESKIP_HD void softmax_alive_backward(const routed_token<T>&
   for (int e = 0; e < t.experts; ++e) dlogits[e] += t.probability[e] * (dprobability[e] - mean);
 }
 
-/// t.chosen (K) = the K living experts with the highest scores (E), best first; among equals the lower id.
+/// t.chosen (K) = the K living experts with the highest scores (E) plus selection bias, best first; among equals the
+/// lower id; -1 where fewer are alive.
 template <int K, class T> MOESKIP_HD void choose_best(const routed_token<T>& t, const T* scores) {
+  const auto score = [&](int e) { return real_part(scores[e]) + (t.bias ? real_part(t.bias[e]) : real_t<T>(0)); };
   for (int k = 0; k < K; ++k) {
     int best = -1;
     for (int e = 0; e < t.experts; ++e) {
       if (!t.alive->contains(e)) continue;
       bool taken = false;
       for (int j = 0; j < k; ++j) taken = taken || t.chosen[j] == e;
-      if (!taken && (best < 0 || real_part(scores[e]) > real_part(scores[best]))) best = e;
+      if (!taken && (best < 0 || score(e) > score(best))) best = e;
     }
     t.chosen[k] = best;
   }
+}
+
+/// Gates that are the chosen experts' probabilities, divided by their sum where `renormalise`.
+template <int K, class T> MOESKIP_HD void weigh_by_probability(const routed_token<T>& t, bool renormalise) {
+  T sum{};
+  for (int k = 0; k < K; ++k) sum += t.chosen[k] < 0 ? T{} : t.probability[t.chosen[k]];
+  for (int k = 0; k < K; ++k) {
+    const T p = t.chosen[k] < 0 ? T{} : t.probability[t.chosen[k]];
+    t.gate[k] = renormalise ? p / sum : p;
+  }
+}
+
+/// Their gradient, added to dprobability (E).
+template <int K, class T> MOESKIP_HD void weigh_by_probability_backward(const routed_token<T>& t, bool renormalise,
+                                                                        const T* dgate, T* dprobability) {
+  T sum{}, mean{};  // Σ gate dgate: what division by the sum subtracts
+  for (int k = 0; k < K; ++k)
+    if (t.chosen[k] >= 0) sum += t.probability[t.chosen[k]], mean += t.gate[k] * dgate[k];
+  for (int k = 0; k < K; ++k)
+    if (t.chosen[k] >= 0) dprobability[t.chosen[k]] += renormalise ? (dgate[k] - mean) / sum : dgate[k];
+}
+
+/// What is wrong with the weights of the auxiliary losses; empty where nothing is.
+constexpr std::string_view auxiliary_problem(float balance_loss, float z_loss) {
+  if (!(balance_loss >= 0 && balance_loss < 1e6f)) return "router.balance_loss must be 0 or more, and finite";
+  if (!(z_loss >= 0 && z_loss < 1e6f)) return "router.z_loss must be 0 or more, and finite";
+  return {};
 }
 
 }  // namespace moeskip::router

@@ -1,6 +1,6 @@
 // Switch routing: one expert per token, weighted by its probability.          Fedus et al. 2021, arXiv:2101.03961
-// While training an expert takes at most capacity_factor · N / E tokens; the rest pass by on the residual stream. At
-// inference nothing is dropped: a token's result must not depend on the tokens beside it.
+// While training an expert takes at most max(4, ⌈capacity_factor · N / E⌉) tokens; the rest pass by on the residual
+// stream. At inference nothing is dropped: a token's result must not depend on the tokens beside it.
 #pragma once
 
 #include <algorithm>
@@ -26,22 +26,18 @@ struct switch_top1 {
   }
 
   constexpr std::string_view problem() const {
-    if (!(balance_loss >= 0 && balance_loss < 1e6f)) return "router.balance_loss must be 0 or more, and finite";
-    if (!(z_loss >= 0 && z_loss < 1e6f)) return "router.z_loss must be 0 or more, and finite";
     if (!(capacity_factor >= 0 && capacity_factor < 1e6f))
       return "router.capacity_factor must be 0 (no limit) or more, and finite";
-    return {};
+    return auxiliary_problem(balance_loss, z_loss);
   }
 
-  template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const {
-    softmax_alive(t);
-    choose_best<1>(t, t.logits);
-    t.gate[0] = t.probability[t.chosen[0]];
-  }
+  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { softmax_alive(t, t.logits); }
+  template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { choose_best<1>(t, t.logits); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { weigh_by_probability<1>(t, false); }
 
   template <class T>
   MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
-    dprobability[t.chosen[0]] += dgate[0];
+    weigh_by_probability_backward<1>(t, false, dgate, dprobability);
     softmax_alive_backward(t, dprobability, dlogits);
   }
 

@@ -21,34 +21,27 @@ template <int K> struct top_k {
   float z_loss = 0.001f;
 
   constexpr std::string_view problem() const {
-    if (!(balance_loss >= 0 && balance_loss < 1e6f)) return "router.balance_loss must be 0 or more, and finite";
-    if (!(z_loss >= 0 && z_loss < 1e6f)) return "router.z_loss must be 0 or more, and finite";
     if (order != softmax_order::before_selection && order != softmax_order::after_selection)
       return "router.order must be 0 (softmax before the selection) or 1 (after it)";
-    return {};
+    return auxiliary_problem(balance_loss, z_loss);
   }
 
-  template <class T> MOESKIP_HD void forward(const routed_token<T>& t) const {
-    softmax_alive(t);
-    choose_best<K>(t, t.logits);
-    if (order == softmax_order::after_selection) {
-      for (int k = 0; k < K; ++k) t.gate[k] = t.logits[t.chosen[k]];
-      softmax(t.gate, t.gate, K);
-      return;
-    }
-    const T sum = renormalise ? chosen_probability(t) : T(1);
-    for (int k = 0; k < K; ++k) t.gate[k] = t.probability[t.chosen[k]] / sum;
+  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { softmax_alive(t, t.logits); }
+  template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { choose_best<K>(t, t.logits); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
+    if (order == softmax_order::before_selection) return weigh_by_probability<K>(t, renormalise);
+    for (int k = 0; k < K; ++k) t.gate[k] = t.logits[t.chosen[k]];
+    softmax(t.gate, t.gate, K);
   }
 
   template <class T>
   MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
-    T mean{};  // Σ gate dgate: both softmax and division by the sum subtract it
-    for (int k = 0; k < K; ++k) mean += t.gate[k] * dgate[k];
     if (order == softmax_order::after_selection) {
+      T mean{};
+      for (int k = 0; k < K; ++k) mean += t.gate[k] * dgate[k];
       for (int k = 0; k < K; ++k) dlogits[t.chosen[k]] += t.gate[k] * (dgate[k] - mean);
     } else {
-      const T sum = renormalise ? chosen_probability(t) : T(1);
-      for (int k = 0; k < K; ++k) dprobability[t.chosen[k]] += (dgate[k] - (renormalise ? mean : T{})) / sum;
+      weigh_by_probability_backward<K>(t, renormalise, dgate, dprobability);
     }
     softmax_alive_backward(t, dprobability, dlogits);
   }
@@ -58,13 +51,6 @@ template <int K> struct top_k {
     f("balance_loss", self.balance_loss), f("z_loss", self.z_loss);
   }
   friend constexpr bool operator==(const top_k&, const top_k&) = default;
-
- private:
-  template <class T> MOESKIP_HD static T chosen_probability(const routed_token<T>& t) {
-    T sum{};
-    for (int k = 0; k < K; ++k) sum += t.probability[t.chosen[k]];
-    return sum;
-  }
 };
 
 }  // namespace moeskip::router

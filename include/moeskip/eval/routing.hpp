@@ -1,0 +1,113 @@
+// Which experts a text visits, layer by layer.
+//   share_e        part of all choices that fell on expert e
+//   max_violation  max_e share_e · E − 1, 0 where balance is perfect            "MaxVio", Wang et al., arXiv:2408.15664
+//   entropy        − Σ share log share / log E: 1 where balance is perfect
+//   dead           experts with less than a hundredth of their fair share
+//   distinct(t)    experts that a run of t consecutive tokens visits together, on average: what a verify of t tokens
+//                  reads. Over all runs, and over those that start at a multiple of t.
+//   independent(t) the same if each token chose alone, by the same marginals f_e: Σ_e 1 − (1 − f_e)^t
+//   growth(t)      (distinct − k) / (independent − k): 1 for independent choices, 0 where a run shares its experts
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include "moeskip/eval/windows.hpp"
+
+namespace moeskip {
+
+/// Run lengths that are looked at.
+inline constexpr std::array<int, 3> run_lengths{2, 4, 8};
+
+struct layer_routing {
+  int layer = 0, experts = 0, per_token = 0;
+  long long tokens = 0;
+  std::vector<long long> choices;                                       // (E) by expert
+  std::array<double, run_lengths.size()> visited{}, visited_aligned{};  // distinct experts, summed over runs
+  std::array<long long, run_lengths.size()> runs{}, runs_aligned{};
+
+  double share(int e) const {
+    long long all = 0;
+    for (const long long c : choices) all += c;
+    return all ? double(choices[std::size_t(e)]) / double(all) : 0;
+  }
+  double max_violation() const {
+    double most = 0;
+    for (int e = 0; e < experts; ++e) most = std::max(most, share(e));
+    return most * experts - 1;
+  }
+  double entropy() const {
+    double sum = 0;
+    for (int e = 0; e < experts; ++e)
+      if (const double p = share(e); p > 0) sum -= p * std::log(p);
+    return experts > 1 ? sum / std::log(double(experts)) : 1;
+  }
+  int dead() const {
+    int count = 0;
+    for (int e = 0; e < experts; ++e) count += share(e) * experts < 0.01;
+    return count;
+  }
+  /// i: index into run_lengths.
+  double distinct(std::size_t i) const { return runs[i] ? visited[i] / double(runs[i]) : 0; }
+  double distinct_aligned(std::size_t i) const {
+    return runs_aligned[i] ? visited_aligned[i] / double(runs_aligned[i]) : 0;
+  }
+  double independent(std::size_t i) const {
+    double sum = 0;
+    for (const long long c : choices) sum += 1 - std::pow(1 - double(c) / double(tokens), run_lengths[i]);
+    return sum;
+  }
+  double growth(std::size_t i) const { return (distinct(i) - per_token) / (independent(i) - per_token); }
+  double growth_aligned(std::size_t i) const {
+    return (distinct_aligned(i) - per_token) / (independent(i) - per_token);
+  }
+};
+
+/// Watches the routing of inference passes, and may take experts away from them: a tape for run_layers.
+class routing_observer : public no_tape {
+ public:
+  /// living: the experts that may be chosen in every layer (of which at least experts_per_token).
+  explicit routing_observer(arena& memory, const expert_set& living = expert_set::first(expert_set::capacity))
+      : no_tape(memory), living_(living) {}
+
+  expert_set living(int, int count) const {
+    expert_set s = expert_set::first(count);
+    return s &= living_;
+  }
+  template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
+    if (layer >= int(layers_.size())) layers_.resize(std::size_t(layer) + 1);
+    layer_routing& l = layers_[std::size_t(layer)];
+    l.layer = layer, l.experts = int(r.probability.cols()), l.per_token = int(r.chosen.cols());
+    l.choices.resize(std::size_t(l.experts));
+    l.tokens += r.chosen.rows();
+    for (const int e : r.chosen)
+      if (e >= 0) ++l.choices[std::size_t(e)];
+    for (std::size_t i = 0; i < run_lengths.size(); ++i) count_runs(l, i, r.chosen, rows);
+  }
+  /// MoE layers seen so far, in order.
+  std::vector<layer_routing> layers() const {
+    std::vector<layer_routing> seen;
+    for (const layer_routing& l : layers_)
+      if (l.tokens) seen.push_back(l);
+    return seen;
+  }
+
+ private:
+  static void count_runs(layer_routing& l, std::size_t i, mat<const int> chosen, const token_rows& rows) {
+    const int length = run_lengths[i];
+    for (index_t first = 0; first + length <= rows.size(); ++first) {
+      if (rows.slot[first] != rows.slot[first + length - 1]) continue;
+      expert_set visited;
+      for (index_t n = first; n < first + length; ++n)
+        for (const int e : chosen.row(n)) visited.insert(e);
+      l.visited[i] += visited.size(), ++l.runs[i];
+      if (rows.position[first] % length == 0) l.visited_aligned[i] += visited.size(), ++l.runs_aligned[i];
+    }
+  }
+  expert_set living_;
+  std::vector<layer_routing> layers_;  // by layer; dense ones stay empty
+};
+
+}  // namespace moeskip

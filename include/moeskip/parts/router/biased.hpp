@@ -1,0 +1,43 @@
+// Balance without a loss: every expert has a bias that only the choice sees, and after each training step the bias of
+// an expert moves by bias_rate against its load.              Wang et al. 2024, arXiv:2408.15664; DeepSeek-V3, 2.1.2
+//   b_e ← b_e − rate · sign(load_e − mean load)
+// The bias is a weight of the model ("mlp.gate.e_score_correction_bias"), saved and loaded with it.
+#pragma once
+
+#include <string_view>
+
+#include "moeskip/parts/router/wrapper.hpp"
+
+namespace moeskip::router {
+
+template <class R> struct biased {
+  static constexpr std::string_view name = "biased";
+  using base_type = R;
+  static constexpr int experts_per_token = R::experts_per_token;
+  static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
+  static constexpr bool follows_previous = moeskip::follows_previous<R>;
+  static constexpr bool has_selection_bias = true;
+  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
+
+  R base{};
+  float bias_rate = 0.001f;  // a step, on the scale of what R compares
+
+  constexpr std::string_view problem() const {
+    return bias_rate >= 0 && bias_rate < 1e6f ? "" : "router.bias_rate must be 0 or more, and finite";
+  }
+  static std::string parameters() { return {}; }
+
+  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { base.template score<T>(t); }
+  template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { base.template choose<T>(t); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { base.template weigh<T>(t); }
+  template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
+    base.template backward<T>(t, dgate, dp, dlogits);
+  }
+
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    R::fields(self.base, f), f("bias_rate", self.bias_rate);
+  }
+  friend constexpr bool operator==(const biased&, const biased&) = default;
+};
+
+}  // namespace moeskip::router

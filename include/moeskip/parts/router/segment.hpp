@@ -1,0 +1,66 @@
+// Segment routing: the first of every n tokens of a sequence chooses experts as R does, and the others of its segment
+// take over the choice; each weighs them by its own scores. A run of tokens inside a segment reads as many experts as
+// one token, which is what a speculative verify pays for. Causal: a choice rests on its token and earlier ones.
+//   K experts, of which the last `Free` are each token's own choice, among those that its segment does not share
+// Choices are discrete, so R's gradient is exact as it stands.
+#pragma once
+
+#include <string_view>
+
+#include "moeskip/parts/router/wrapper.hpp"
+
+namespace moeskip::router {
+
+template <class R, int N, int Free = 0> struct segment {
+  static constexpr std::string_view name = "segment";
+  using base_type = R;
+  static constexpr int K = R::experts_per_token;
+  static constexpr int experts_per_token = K;
+  static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
+  static constexpr bool follows_previous = true;
+  static constexpr bool has_selection_bias = moeskip::has_selection_bias<R>;
+  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
+  static_assert(N >= 1, "moeskip: a segment has at least one token");
+  static_assert(Free >= 0 && Free < K, "moeskip: of K experts at most K - 1 can be a token's own");
+
+  R base{};
+  int from_layer = 0;  // layers below choose as R does: only those above a draft's exit pay for the union
+
+  static std::string parameters() { return Free ? text(N, ", ", Free, " free, ") : text(N, ", "); }
+
+  template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
+    if (!t.previous || t.position % N == 0 || t.layer < from_layer || !shared_alive(t))
+      return base.template choose<T>(t);
+    for (int k = 0; k < K - Free; ++k) t.chosen[k] = t.previous[k];
+    if constexpr (Free > 0) {
+      expert_set others = *t.alive;
+      for (int k = 0; k < K - Free; ++k) others.erase(t.chosen[k]);
+      int own[K];
+      routed_token<T> rest = t;
+      rest.alive = &others, rest.chosen = own;
+      base.template choose<T>(rest);
+      for (int k = 0; k < Free; ++k) t.chosen[K - Free + k] = own[k];
+    }
+  }
+
+  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { base.template score<T>(t); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { base.template weigh<T>(t); }
+  template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
+    base.template backward<T>(t, dgate, dp, dlogits);
+  }
+
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    R::fields(self.base, f), f("from_layer", self.from_layer);
+  }
+  friend constexpr bool operator==(const segment&, const segment&) = default;
+
+ private:
+  /// Whether all that the segment shares may be chosen: expert dropout may differ from token to token.
+  template <class T> MOESKIP_HD static bool shared_alive(const routed_token<T>& t) {
+    for (int k = 0; k < K - Free; ++k)
+      if (!t.alive->contains(t.previous[k])) return false;
+    return true;
+  }
+};
+
+}  // namespace moeskip::router

@@ -1,0 +1,42 @@
+// Smooth routing: a loss on how much the router's probabilities change from a token to the next, so that neighbours
+// tend to share experts. The choice itself is R's.
+//   change = mean over tokens with a predecessor in the batch of ½ Σ_e (p_n,e − p_{n−1},e)²          (ops/route.hpp)
+#pragma once
+
+#include <string_view>
+
+#include "moeskip/parts/router/wrapper.hpp"
+
+namespace moeskip::router {
+
+template <class R> struct smooth {
+  static constexpr std::string_view name = "smooth";
+  using base_type = R;
+  static constexpr int experts_per_token = R::experts_per_token;
+  static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
+  static constexpr bool follows_previous = moeskip::follows_previous<R>;
+  static constexpr bool has_selection_bias = moeskip::has_selection_bias<R>;
+  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
+
+  R base{};
+  float change_loss = 0.1f;  // weight in the total loss
+
+  constexpr std::string_view problem() const {
+    return change_loss >= 0 && change_loss < 1e6f ? "" : "router.change_loss must be 0 or more, and finite";
+  }
+  static std::string parameters() { return {}; }
+
+  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { base.template score<T>(t); }
+  template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { base.template choose<T>(t); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { base.template weigh<T>(t); }
+  template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
+    base.template backward<T>(t, dgate, dp, dlogits);
+  }
+
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    R::fields(self.base, f), f("change_loss", self.change_loss);
+  }
+  friend constexpr bool operator==(const smooth&, const smooth&) = default;
+};
+
+}  // namespace moeskip::router

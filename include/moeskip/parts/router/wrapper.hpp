@@ -1,0 +1,59 @@
+// Routers made from another router R hold it as `R base`, replace one of its steps or add a loss, and pass the other
+// steps on; they nest. Here is what all of them share: numbers looked up wherever in a nest they stand, and names.
+#pragma once
+
+#include <string>
+
+#include "moeskip/base/check.hpp"
+#include "moeskip/parts/router/scoring.hpp"
+
+namespace moeskip::router {
+
+/// Weights of the auxiliary losses, wherever in a nest of wrappers they stand; 0 where nobody names one.
+template <class R> constexpr double balance_weight(const R& r) {
+  if constexpr (requires { r.balance_loss; }) return double(r.balance_loss);
+  else if constexpr (requires { r.base; }) return balance_weight(r.base);
+  else return 0;
+}
+template <class R> constexpr double z_weight(const R& r) {
+  if constexpr (requires { r.z_loss; }) return double(r.z_loss);
+  else if constexpr (requires { r.base; }) return z_weight(r.base);
+  else return 0;
+}
+template <class R> constexpr double change_weight(const R& r) {
+  if constexpr (requires { r.change_loss; }) return double(r.change_loss);
+  else if constexpr (requires { r.base; }) return change_weight(r.base);
+  else return 0;
+}
+/// How far a selection bias moves in a step.
+template <class R> constexpr double bias_rate(const R& r) {
+  if constexpr (requires { r.bias_rate; }) return double(r.bias_rate);
+  else if constexpr (requires { r.base; }) return bias_rate(r.base);
+  else return 0;
+}
+
+/// Assignments that an expert takes of a training call; 0: no limit.
+template <class R> index_t capacity_of(const R& r, index_t tokens, int experts) {
+  if constexpr (HasCapacity<R>) return r.capacity(tokens, experts);
+  else if constexpr (requires { r.base; }) return capacity_of(r.base, tokens, experts);
+  else return 0;
+}
+
+/// "top_k<2>", "segment<2, top_k<2>>": the name of a router with what it is made of.
+template <class R> std::string full_name() {
+  if constexpr (requires { typename R::base_type; })
+    return text(R::name, "<", R::parameters(), full_name<typename R::base_type>(), ">");
+  else return text(R::name, "<", R::experts_per_token, ">");
+}
+
+/// What is wrong with a router's numbers, or with them and this many experts; empty where nothing is.
+template <class R> constexpr std::string_view problem_of(const R& r, int experts) {
+  if constexpr (requires { r.problem(); })
+    if (const std::string_view p = r.problem(); !p.empty()) return p;
+  if constexpr (requires { r.problem(experts); })
+    if (const std::string_view p = r.problem(experts); !p.empty()) return p;
+  if constexpr (requires { r.base; }) return problem_of(r.base, experts);
+  else return {};
+}
+
+}  // namespace moeskip::router
