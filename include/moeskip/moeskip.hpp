@@ -19,6 +19,7 @@
 #include "moeskip/parts/layer_dropout/schedules.hpp"
 #include "moeskip/parts/router/switch_top1.hpp"
 #include "moeskip/parts/router/top_k.hpp"
+#include "moeskip/parts/schedule.hpp"
 
 #include "moeskip/decode/generate.hpp"
 #include "moeskip/eval/perplexity.hpp"

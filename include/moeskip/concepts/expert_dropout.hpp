@@ -16,6 +16,7 @@ struct mask_key {
   seed from;
   std::uint64_t step;
   int layer, layers;
+  double progress = 1;  // share of the planned steps that are done, in [0, 1]
 };
 
 namespace detail {

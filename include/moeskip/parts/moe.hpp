@@ -105,7 +105,7 @@ template <class V, class B> struct moe {
     vec<expert_set> set = tape.memory().template take<expert_set>(1);
     set[0] = expert_set::first(size.experts);
     if constexpr (Tape::records) {
-      set[0] &= dropout.survivors(mask_key{tape.from, tape.step, layer, size.layers}, size.experts, K);
+      set[0] &= dropout.survivors(mask_key{tape.from, tape.step, layer, size.layers, tape.progress}, size.experts, K);
       MOESKIP_CHECK(config_error, set[0].size() >= K, "expert_dropout ", V::expert_dropout::name,
                     " left fewer experts than a token visits: expected at least ", K, ", got ", set[0].size());
     }
