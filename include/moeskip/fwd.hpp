@@ -21,6 +21,9 @@ struct uniform;
 namespace over_time {
 struct constant;
 }
+namespace expert_dropout {
+template <class P, class Depth, class Time = over_time::constant> struct scheduled;
+}
 namespace layer_dropout {
 template <class Depth, class Time = over_time::constant> struct by_depth;
 }

@@ -139,7 +139,7 @@ template <class V, class B> class model {
 
   template <class Tape> mat<T> block_forward(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     x = attention_of(l).forward(backend_, x, kv, rows, tape);
-    return sizes().is_moe(l) ? moe_of(l).forward(backend_, l, x, tape) : dense_of(l).forward(backend_, x, tape);
+    return sizes().is_moe(l) ? moe_of(l).forward(backend_, l, x, rows, tape) : dense_of(l).forward(backend_, x, tape);
   }
 
   template <class Tape>

@@ -10,6 +10,7 @@
 #include "moeskip/ops/route.hpp"
 #include "moeskip/ops/vector.hpp"
 #include "moeskip/parts/sizes.hpp"
+#include "moeskip/parts/survivors.hpp"
 
 namespace moeskip {
 
@@ -60,13 +61,13 @@ template <class V, class B> struct moe {
     living_experts alive;
   };
 
-  template <class Tape> mat<T> forward(B& b, int layer, mat<T> x, Tape& tape) const {
+  template <class Tape> mat<T> forward(B& b, int layer, mat<T> x, const token_rows& rows, Tape& tape) const {
     arena& memory = tape.memory();
     const index_t N = x.rows(), E = size.experts;
     mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E);
     norm_linear(b, logits, h, x, w.norm, w.router, size.norm_eps);
 
-    const living_experts alive = survivors(layer, tape);
+    const living_experts alive = survivors(layer, rows, tape);
     const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
     route(b, r, logits, router, alive);
     const dispatch plan = plan_dispatch(r.chosen, size.experts, capacity<Tape>(N), memory);
@@ -101,14 +102,12 @@ template <class V, class B> struct moe {
  private:
   static vec<T> flat(mat<T> m) { return {m.data(), m.size()}; }
 
-  template <class Tape> living_experts survivors(int layer, Tape& tape) const {
+  template <class Tape> living_experts survivors(int layer, const token_rows& rows, Tape& tape) const {
+    if constexpr (Tape::records)
+      return draw_survivors(dropout, mask_key{tape.from, tape.step, layer, size.layers, tape.progress}, rows,
+                            size.experts, K, tape.memory());
     vec<expert_set> set = tape.memory().template take<expert_set>(1);
     set[0] = expert_set::first(size.experts);
-    if constexpr (Tape::records) {
-      set[0] &= dropout.survivors(mask_key{tape.from, tape.step, layer, size.layers, tape.progress}, size.experts, K);
-      MOESKIP_CHECK(config_error, set[0].size() >= K, "expert_dropout ", V::expert_dropout::name,
-                    " left fewer experts than a token visits: expected at least ", K, ", got ", set[0].size());
-    }
     return {set};
   }
 

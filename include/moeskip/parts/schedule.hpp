@@ -19,14 +19,16 @@ namespace moeskip {
 namespace detail {
 
 /// 2^x − 1 for x in [0, 1], by its series: std::exp2 is no constant expression. Exact to rounding, 1 at x = 1.
-constexpr float exp2_minus_1(double x) {
+MOESKIP_HD constexpr float exp2_minus_1(double x) {
   double term = 1, sum = 0;
   for (int n = 1; n <= 20; ++n) sum += term *= x * 0.69314718055994530942 / n;
   return float(sum);
 }
 
 /// Where layer l of L stands between the first, 0, and the last, 1.
-constexpr double relative_depth(int layer, int layers) { return layers < 2 ? 0. : double(layer) / (layers - 1); }
+MOESKIP_HD constexpr double relative_depth(int layer, int layers) {
+  return layers < 2 ? 0. : double(layer) / (layers - 1);
+}
 
 /// The characters of several names in a row.
 template <const std::string_view&... Parts> struct joined {
@@ -62,19 +64,19 @@ namespace depth {
 
 struct uniform {
   static constexpr std::string_view name = "uniform";
-  constexpr float at(int, int) const { return 1.f; }
+  MOESKIP_HD constexpr float at(int, int) const { return 1.f; }
   friend constexpr bool operator==(const uniform&, const uniform&) = default;
 };
 
 struct linear {
   static constexpr std::string_view name = "linear";
-  constexpr float at(int layer, int layers) const { return float(detail::relative_depth(layer, layers)); }
+  MOESKIP_HD constexpr float at(int layer, int layers) const { return float(detail::relative_depth(layer, layers)); }
   friend constexpr bool operator==(const linear&, const linear&) = default;
 };
 
 struct exponential {
   static constexpr std::string_view name = "exponential";
-  constexpr float at(int layer, int layers) const {
+  MOESKIP_HD constexpr float at(int layer, int layers) const {
     return detail::exp2_minus_1(detail::relative_depth(layer, layers));
   }
   friend constexpr bool operator==(const exponential&, const exponential&) = default;
@@ -92,7 +94,9 @@ template <int N> struct custom {
     return {};
   }
   constexpr bool fits(int layers) const { return layers == N; }
-  constexpr float at(int layer, int) const { return layer >= 0 && layer < N ? values[std::size_t(layer)] : 0.f; }
+  MOESKIP_HD constexpr float at(int layer, int) const {
+    return layer >= 0 && layer < N ? values[std::size_t(layer)] : 0.f;
+  }
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) { f("values", self.values); }
   friend constexpr bool operator==(const custom&, const custom&) = default;
 };
@@ -103,20 +107,20 @@ namespace over_time {
 
 struct constant {
   static constexpr std::string_view name = "constant";
-  constexpr float at(double) const { return 1.f; }
+  MOESKIP_HD constexpr float at(double) const { return 1.f; }
   friend constexpr bool operator==(const constant&, const constant&) = default;
 };
 
 struct linear {
   static constexpr std::string_view name = "linear";
-  constexpr float at(double progress) const { return float(progress); }
+  MOESKIP_HD constexpr float at(double progress) const { return float(progress); }
   friend constexpr bool operator==(const linear&, const linear&) = default;
 };
 
 /// LayerSkip's, for training from scratch.
 struct exponential {
   static constexpr std::string_view name = "exponential";
-  constexpr float at(double progress) const { return detail::exp2_minus_1(progress); }
+  MOESKIP_HD constexpr float at(double progress) const { return detail::exp2_minus_1(progress); }
   friend constexpr bool operator==(const exponential&, const exponential&) = default;
 };
 

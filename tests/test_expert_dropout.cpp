@@ -1,0 +1,205 @@
+// Expert dropout: who survives, for which rows, how often, and what training does with it.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "moeskip/model/metadata.hpp"
+#include "tiny.hpp"
+
+using namespace tests;
+
+namespace {
+
+namespace depth = ms::depth;
+namespace over_time = ms::over_time;
+namespace experts = ms::expert_dropout;
+using ms::mask_scope;
+
+constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
+
+template <class P> struct dropping : ms::variant { using expert_dropout = P; };
+
+ms::mask_key key_at(std::uint64_t step, int layer = 1, std::uint64_t token = 0) {
+  return {.from = ms::seed{3}, .step = step, .layer = layer, .layers = 4, .token = token};
+}
+
+/// Rows of `sequences` slots of `length` positions each.
+struct batch_rows {
+  std::vector<int> slot, position;
+  batch_rows(int sequences, int length) {
+    for (int n = 0; n < sequences * length; ++n) slot.push_back(n / length), position.push_back(n % length);
+  }
+  ms::token_rows view() const {
+    const auto count = ms::index_t(slot.size());
+    return {{slot.data(), count}, {position.data(), count}};
+  }
+};
+
+template <class P> void check_round_trip(const P& policy, const ms::string_map& expected) {
+  const ms::config<dropping<P>> c{.sizes = tiny_sizes, .expert_dropout = policy};
+  const ms::string_map map = ms::to_metadata(c);
+  for (const auto& [key, value] : expected) {
+    CAPTURE(key);
+    REQUIRE(map.contains(key));
+    CHECK(map.at(key) == value);
+  }
+  CHECK(ms::from_metadata<dropping<P>>(map, "memory") == c);
+}
+
+template <class P> void refused(const P& policy, std::string_view message) {
+  CHECK(ms::problem(ms::config<dropping<P>>{.sizes = tiny_sizes, .expert_dropout = policy}) == message);
+}
+
+}  // namespace
+
+TEST_CASE("expert dropout: how many survive, and that k always do") {
+  for (const float p : {0.f, 0.1f, 0.25f, 0.5f, 0.9f, 0.99f}) {
+    constexpr int E = 12, K = 3, draws = 3000;
+    int left = 0, of_four = 0;
+    for (std::uint64_t step = 0; step < draws; ++step) {
+      const ms::expert_set alive = experts::bernoulli{.p = p}.survivors(key_at(step), E, K);
+      CHECK(alive.size() >= K);
+      left += experts::bernoulli{.p = p}.survivors(key_at(step), E, 0).size();
+      const ms::expert_set clusters = experts::cluster{.p = p, .size = 5}.survivors(key_at(step), E, 6);
+      CHECK(clusters.size() >= 6);
+      of_four += experts::cluster{.p = p, .size = 3}.survivors(key_at(step), E, 0).size();
+    }
+    const double share = 1 - double(p), deviation = std::sqrt(share * double(p) / (draws * 4));
+    CHECK(std::abs(left / double(E * draws) - share) <= 4 * deviation);  // of 4 clusters, more than of 12 experts
+    CHECK(std::abs(of_four / double(E * draws) - share) <= 4 * deviation);
+  }
+}
+
+TEST_CASE("expert dropout: the k with the highest draws come back, and no more than are needed") {
+  for (std::uint64_t step = 0; step < 300; ++step) {
+    const auto alive = [&](float p, int at_least) {
+      return experts::bernoulli{.p = p}.survivors(key_at(step), 8, at_least);
+    };
+    const ms::expert_set best = alive(0.999999f, 2);
+    CHECK(best.size() == 2);
+    // A smaller p lets the same experts live first.
+    for (const float p : {0.9f, 0.5f, 0.1f}) {
+      const ms::expert_set more = alive(p, 2);
+      for (int e = 0; e < 8; ++e)
+        if (best.contains(e)) CHECK(more.contains(e));
+    }
+  }
+}
+
+TEST_CASE("expert dropout: clusters stay whole") {
+  for (const int size : {1, 2, 3, 4, 7, 100})
+    for (std::uint64_t step = 0; step < 200; ++step) {
+      constexpr int E = 10, K = 2;
+      const ms::expert_set alive = experts::cluster{.p = 0.9f, .size = size}.survivors(key_at(step), E, K);
+      CHECK(alive.size() >= K);
+      for (int e = 0; e < E; ++e) CHECK(alive.contains(e) == alive.contains(e / size * size));
+      if (size == 1) CHECK(alive == experts::bernoulli{.p = 0.9f}.survivors(key_at(step), E, K));
+    }
+}
+
+TEST_CASE("expert dropout: the same key draws the same mask, another step, layer, seed or token another one") {
+  const auto draw = [](const ms::mask_key& key) { return experts::bernoulli{.p = 0.5f}.survivors(key, 64, 2); };
+  const ms::expert_set here = draw(key_at(5));
+  CHECK(draw(key_at(5)) == here);
+  CHECK(draw(key_at(6)) != here);
+  CHECK(draw(key_at(5, 2)) != here);
+  CHECK(draw(key_at(5, 1, 7)) != here);
+  ms::mask_key other = key_at(5);
+  other.from = ms::seed{4};
+  CHECK(draw(other) != here);
+}
+
+TEST_CASE("expert dropout: one set for a step, a sequence or a token") {
+  constexpr int E = 64, K = 2, sequences = 3, length = 70;
+  const batch_rows rows(sequences, length);
+  ms::arena memory;
+  const auto sets = [&](mask_scope scope) {
+    return ms::draw_survivors(experts::bernoulli{.p = 0.5f, .scope = scope}, key_at(2), rows.view(), E, K, memory);
+  };
+  const ms::living_experts step = sets(mask_scope::step), sequence = sets(mask_scope::sequence),
+                           token = sets(mask_scope::token);
+  CHECK(step.sets.size() == 1);
+  CHECK(step.of(0) == experts::bernoulli{.p = 0.5f}.survivors(key_at(2), E, K));
+  for (int n = 1; n < sequences * length; ++n) {
+    CHECK((sequence.of(n) == sequence.of(n - 1)) == (n % length != 0));
+    CHECK(token.of(n) != token.of(n - 1));
+    CHECK(token.of(n) != step.of(0));
+  }
+  // A row's set is its own, whichever rows stand beside it: those that layer dropout leaves draw what they would have.
+  std::vector<int> slot, position;
+  for (int n = 0; n < sequences * length; n += 3)
+    slot.push_back(rows.slot[std::size_t(n)]), position.push_back(rows.position[std::size_t(n)]);
+  const auto count = ms::index_t(slot.size());
+  const ms::token_rows few{{slot.data(), count}, {position.data(), count}};
+  for (const mask_scope scope : {mask_scope::sequence, mask_scope::token}) {
+    const experts::bernoulli policy{.p = 0.5f, .scope = scope};
+    const ms::living_experts part = ms::draw_survivors(policy, key_at(2), few, E, K, memory);
+    for (int i = 0; i < count; ++i) CHECK(part.of(i) == (scope == mask_scope::token ? token : sequence).of(3 * i));
+  }
+}
+
+TEST_CASE("expert dropout: rows have numbers of their own") {
+  const int last = (1 << 24) - 1;
+  const std::vector<int> slot{0, 0, 0, 1, 1, 65534}, position{0, 1, last, 0, last, last};
+  const ms::token_rows rows{{slot.data(), 6}, {position.data(), 6}};
+  for (int n = 0; n < 6; ++n) {
+    CHECK(rows.id(n) > 0);
+    CHECK(rows.id(n) < std::uint64_t(1) << 40);
+    for (int m = 0; m < n; ++m) CHECK(rows.id(n) != rows.id(m));
+  }
+}
+
+TEST_CASE("expert dropout: schedules over depth and time") {
+  using policy = experts::scheduled<experts::bernoulli, depth::exponential, over_time::linear>;
+  const policy s{.policy = {.p = 0.4f, .scope = mask_scope::sequence}};
+  const auto p_at = [&](int layer, double progress) {
+    return s.at({.from = ms::seed{1}, .step = 0, .layer = layer, .layers = 5, .progress = progress}).p;
+  };
+  CHECK(p_at(0, 1) == 0);
+  CHECK(p_at(4, 0) == 0);
+  CHECK(p_at(4, 1) == 0.4f);
+  CHECK(p_at(4, 0.5) == 0.2f);
+  CHECK(p_at(2, 0.5) == doctest::Approx(0.2 * (std::sqrt(2.0) - 1)));
+  CHECK(ms::scope_of(s) == mask_scope::sequence);
+  ms::mask_key key = key_at(7, 3);
+  CHECK(s.survivors(key, 64, 2) == experts::bernoulli{.p = 0.4f}.survivors(key, 64, 2));
+  key.progress = 0;
+  CHECK(s.survivors(key, 64, 2) == ms::expert_set::first(64));
+}
+
+TEST_CASE("expert dropout: names and fields come back from a checkpoint's metadata") {
+  check_round_trip(experts::none{}, {{"expert_dropout", "none"}});
+  check_round_trip(experts::bernoulli{.p = 0.3f, .scope = mask_scope::token},
+                   {{"expert_dropout", "bernoulli"}, {"expert_dropout.p", "0.3"}, {"expert_dropout.scope", "2"}});
+  check_round_trip(experts::cluster{.p = 0.3f, .size = 4, .scope = mask_scope::sequence},
+                   {{"expert_dropout", "cluster"}, {"expert_dropout.size", "4"}, {"expert_dropout.scope", "1"}});
+  check_round_trip(
+      experts::scheduled<experts::cluster, depth::custom<4>, over_time::exponential>{.policy = {.p = 0.3f, .size = 4},
+                                                                                     .depth = {{0, 0.5f, 0.5f, 1}}},
+      {{"expert_dropout", "scheduled<cluster, custom, exponential>"},
+       {"expert_dropout.p", "0.3"},
+       {"expert_dropout.size", "4"},
+       {"expert_dropout.values", "0 0.5 0.5 1"}});
+}
+
+TEST_CASE("expert dropout: numbers that make no sense are refused by name") {
+  for (const float p : {-0.1f, 1.f, not_a_number}) {
+    refused(experts::bernoulli{.p = p}, "expert_dropout.p must be in [0, 1)");
+    refused(experts::cluster{.p = p}, "expert_dropout.p must be in [0, 1)");
+    refused(experts::scheduled<experts::cluster, depth::linear>{.policy = {.p = p}},
+            "expert_dropout.p must be in [0, 1)");
+  }
+  for (const int size : {0, -1, 513})
+    refused(experts::cluster{.size = size}, "expert_dropout.size must be from 1 to 512");
+  for (const int scope : {-1, 3}) {
+    const std::string_view message = "expert_dropout.scope must be 0 (step), 1 (sequence) or 2 (token)";
+    refused(experts::bernoulli{.scope = mask_scope(scope)}, message);
+    refused(experts::cluster{.scope = mask_scope(scope)}, message);
+  }
+  using custom = experts::scheduled<experts::bernoulli, depth::custom<4>>;
+  refused(custom{}, "");
+  refused(custom{.depth = {{0, 0, 0, 1.5f}}}, "expert_dropout.values must be in [0, 1]");
+  refused(experts::scheduled<experts::bernoulli, depth::custom<3>>{},
+          "expert_dropout.values must be one for each of sizes.layers");
+}
