@@ -36,6 +36,15 @@ TEST_CASE("gradients: experts vanish for a step, a sequence, a token") {
   }
 }
 
+TEST_CASE("gradients: outputs of experts are left out, and units inside them") {
+  CHECK(error_with(experts::output{.p = 0.4f}) < 1e-9);
+  CHECK(error_with(experts::hidden{.p = 0.4f}) < 1e-9);
+  CHECK(error_with(experts::scheduled<experts::output, depth::linear>{.policy = {.p = 0.9f}},
+                   layers::uniform{.p_max = 0.4f}) < 1e-9);
+  CHECK(error_with(experts::scheduled<experts::hidden, depth::linear>{.policy = {.p = 0.9f}},
+                   layers::uniform{.p_max = 0.4f}) < 1e-9);
+}
+
 TEST_CASE("gradients: scheduled expert dropout with layer dropout, both half way through training") {
   CHECK(error_with(
             experts::scheduled<experts::bernoulli, depth::linear, over_time::exponential>{

@@ -174,6 +174,10 @@ TEST_CASE("expert dropout: names and fields come back from a checkpoint's metada
                    {{"expert_dropout", "bernoulli"}, {"expert_dropout.p", "0.3"}, {"expert_dropout.scope", "2"}});
   check_round_trip(experts::cluster{.p = 0.3f, .size = 4, .scope = mask_scope::sequence},
                    {{"expert_dropout", "cluster"}, {"expert_dropout.size", "4"}, {"expert_dropout.scope", "1"}});
+  check_round_trip(experts::output{.p = 0.3f}, {{"expert_dropout", "output"}, {"expert_dropout.p", "0.3"}});
+  check_round_trip(experts::hidden{.p = 0.3f}, {{"expert_dropout", "hidden"}, {"expert_dropout.p", "0.3"}});
+  check_round_trip(experts::scheduled<experts::hidden, depth::linear>{.policy = {.p = 0.3f}},
+                   {{"expert_dropout", "scheduled<hidden, linear, constant>"}});
   check_round_trip(
       experts::scheduled<experts::cluster, depth::custom<4>, over_time::exponential>{.policy = {.p = 0.3f, .size = 4},
                                                                                      .depth = {{0, 0.5f, 0.5f, 1}}},
@@ -186,6 +190,8 @@ TEST_CASE("expert dropout: names and fields come back from a checkpoint's metada
 TEST_CASE("expert dropout: numbers that make no sense are refused by name") {
   for (const float p : {-0.1f, 1.f, not_a_number}) {
     refused(experts::bernoulli{.p = p}, "expert_dropout.p must be in [0, 1)");
+    refused(experts::output{.p = p}, "expert_dropout.p must be in [0, 1)");
+    refused(experts::hidden{.p = p}, "expert_dropout.p must be in [0, 1)");
     refused(experts::cluster{.p = p}, "expert_dropout.p must be in [0, 1)");
     refused(experts::scheduled<experts::cluster, depth::linear>{.policy = {.p = p}},
             "expert_dropout.p must be in [0, 1)");
@@ -202,4 +208,187 @@ TEST_CASE("expert dropout: numbers that make no sense are refused by name") {
   refused(custom{.depth = {{0, 0, 0, 1.5f}}}, "expert_dropout.values must be in [0, 1]");
   refused(experts::scheduled<experts::bernoulli, depth::custom<3>>{},
           "expert_dropout.values must be one for each of sizes.layers");
+}
+
+namespace {
+
+constexpr ms::sizes model_sizes{
+    .layers = 2, .dim = 16, .heads = 2, .kv_heads = 1, .ffn = 12, .experts = 6, .vocab = 16, .context = 64};
+
+/// Residual streams (N, D) after the layers of a model, for 2 sequences of 9 tokens: of a training step, or of inference.
+template <class P> struct layers_of {
+  static constexpr int sequences = 2, length = 9, D = model_sizes.dim;
+  ms::model<dropping<P>, ms::reference<double>> model;
+  ms::arena memory;
+
+  explicit layers_of(const P& policy, ms::sizes s = model_sizes)
+      : model({.sizes = s, .expert_dropout = policy}, ms::seed{1}) {}
+
+  template <class Tape> std::vector<double> run(Tape& tape) {
+    const std::vector<int> tokens = random_tokens(sequences * length, 16, 3);
+    const batch_rows rows(sequences, length);
+    ms::kv_on_arena<double> kv(memory, sequences, length, D / 2);
+    ms::mat<double> x = memory.take<double>(sequences * length, D);
+    model.embed(x, {tokens.data(), sequences * length});
+    x = model.run_layers(0, model.layers(), x, kv, rows.view(), tape);
+    return {x.begin(), x.end()};
+  }
+  std::vector<double> train(std::uint64_t step) {
+    const auto scope = memory.scope();
+    ms::tape<double> tape(memory, ms::seed{5}, step);
+    return run(tape);
+  }
+  std::vector<double> infer() {
+    const auto scope = memory.scope();
+    ms::no_tape tape(memory);
+    return run(tape);
+  }
+};
+
+/// What a policy does leaves the expectation of one layer as it is.
+template <class P> void check_expectation(const P& policy) {
+  ms::sizes one_layer = model_sizes;
+  one_layer.layers = 1;
+  layers_of<P> masked(policy, one_layer);
+  const std::vector<double> want = masked.infer();
+  std::vector<double> sum(want.size()), squares(want.size());
+  constexpr int steps = 2000;
+  for (std::uint64_t step = 0; step < steps; ++step) {
+    const std::vector<double> got = masked.train(step);
+    for (std::size_t i = 0; i < got.size(); ++i) sum[i] += got[i], squares[i] += got[i] * got[i];
+  }
+  double worst = 0, all = 0;  // standard errors
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const double mean = sum[i] / steps, variance = squares[i] / steps - mean * mean;
+    REQUIRE(variance > 0);
+    const double z = (mean - want[i]) / std::sqrt(variance / steps);
+    worst = std::max(worst, std::abs(z)), all += z * z;
+  }
+  CHECK(worst < 5);
+  CHECK(all / double(want.size()) < 2);
+}
+
+/// Loss and gradient of one training step on the CPU.
+template <class P> std::vector<float> cpu_step(const P& policy, std::uint64_t step = 4) {
+  using V = dropping<P>;
+  constexpr int sequences = 5, length = 17;
+  ms::model<V, ms::cpu<float>> m({.sizes = model_sizes, .expert_dropout = policy}, ms::seed{1});
+  const std::vector<int> inputs = random_tokens(sequences * length, 16, 3);
+  const std::vector<int> targets = random_tokens(sequences * length, 16, 4);
+  ms::buffer<float> gradient(m.block().size());
+  ms::model_weights<V, float> grads;
+  ms::bind_weights<V, float>(m.configuration(), grads, gradient.data());
+  ms::arena memory;
+  const auto losses = ms::loss_and_gradient(
+      m, ms::batch{{inputs.data(), inputs.size()}, {targets.data(), targets.size()}, sequences, length},
+      ms::layerskip_weights({}, model_sizes.layers, 0.7), grads, ms::seed{5}, step, memory);
+  std::vector<float> all(gradient.view().begin(), gradient.view().end());
+  all.push_back(losses.total), all.push_back(losses.balance), all.push_back(losses.z);
+  return all;
+}
+
+}  // namespace
+
+namespace {
+struct all_gone {
+  static constexpr std::string_view name = "all_gone";
+  ms::expert_set survivors(const ms::mask_key&, int count, int) const { return ms::expert_set::first(count); }
+  float output_dropout(const ms::mask_key&) const { return 1; }
+  bool operator==(const all_gone&) const = default;
+};
+}  // namespace
+
+TEST_CASE("expert dropout: left out outputs and units do not move the expectation") {
+  check_expectation(experts::output{.p = 0.3f});
+  check_expectation(experts::hidden{.p = 0.3f});
+}
+
+TEST_CASE("expert dropout: inference does not know of it") {
+  const std::vector<double> want = layers_of<experts::none>({}).infer();
+  CHECK(layers_of<experts::none>({}).train(3) == want);
+  const auto check = [&](const auto& policy) {
+    layers_of<std::remove_cvref_t<decltype(policy)>> m(policy);
+    CHECK(m.infer() == want);
+    CHECK(m.train(3) != want);
+    CHECK(m.train(3) == m.train(3));
+    int others = 0;  // few clusters: two steps may draw the same one
+    for (std::uint64_t step = 4; step < 14; ++step) others += m.train(step) != m.train(3);
+    CHECK(others >= 5);
+  };
+  check(experts::bernoulli{.p = 0.9f, .scope = mask_scope::token});
+  check(experts::cluster{.p = 0.9f});
+  check(experts::output{.p = 0.9f});
+  check(experts::hidden{.p = 0.9f});
+}
+
+TEST_CASE("expert dropout: p = 0 leaves every bit of a training step, and threads do not matter") {
+  const std::vector<float> none = cpu_step(experts::none{});
+  const int threads = ms::thread_count();
+  const auto check = [&](auto policy) {
+    CAPTURE(policy.name);
+    ms::set_thread_count(1);
+    const std::vector<float> alone = cpu_step(policy);
+    for (const int n : {2, 3}) {
+      ms::set_thread_count(n);
+      CHECK(cpu_step(policy) == alone);
+    }
+    CHECK(alone != none);
+    CHECK(cpu_step(policy, 5) != alone);
+    policy.p = 0;
+    CHECK(cpu_step(policy) == none);
+  };
+  for (const mask_scope scope : {mask_scope::step, mask_scope::sequence, mask_scope::token}) {
+    check(experts::bernoulli{.p = 0.5f, .scope = scope});
+    check(experts::cluster{.p = 0.5f, .scope = scope});
+  }
+  check(experts::output{.p = 0.3f});
+  check(experts::hidden{.p = 0.3f});
+  ms::set_thread_count(threads);
+}
+
+TEST_CASE("expert dropout: the mask of an activation hangs on token, expert and unit, and is as frequent as p") {
+  const std::vector<int> slot{0, 0, 1}, position{4, 5, 4};
+  const ms::activation_mask mask{
+      .p = 0.3f, .from = {5}, .step = 9, .layer = 1, .rows = {{slot.data(), 3}, {position.data(), 3}}};
+  constexpr int F = 8000;
+  CHECK(mask.scale() == doctest::Approx(1 / 0.7).epsilon(1e-4));
+  const auto factors = [&](const ms::activation_mask& m, int n, int e, int first = 0, int last = 8000) {
+    std::vector<double> all(std::size_t(last - first));
+    m.factors(all.data(), n, e, first, last);
+    return all;
+  };
+  const std::vector<double> here = factors(mask, 1, 3);
+  double zeros = 0, pairs = 0;
+  for (std::size_t f = 0; f < F; ++f) {
+    CHECK((here[f] == 0 || here[f] == mask.scale()));
+    zeros += here[f] == 0, pairs += f > 0 && here[f] == 0 && here[f - 1] == 0;
+  }
+  CHECK(zeros / F == doctest::Approx(0.3).epsilon(0.07));  // 4 standard deviations
+  CHECK(pairs / F == doctest::Approx(0.09).epsilon(0.15));
+  // Any part of it is the same, and so is the row's under another number.
+  for (const int first : {0, 3, 8, 13}) {
+    const std::vector<double> part = factors(mask, 1, 3, first, first + 21);
+    CHECK(std::equal(part.begin(), part.end(), here.begin() + first));
+  }
+  const std::vector<int> slot_2{1, 0}, position_2{4, 5};
+  ms::activation_mask moved = mask;
+  moved.rows = {{slot_2.data(), 2}, {position_2.data(), 2}};
+  CHECK(factors(moved, 1, 3) == here);
+  CHECK(factors(moved, 0, 3) == factors(mask, 2, 3));
+  // Another token, expert, layer, step or seed: another mask.
+  std::vector<std::vector<double>> others{here, factors(mask, 0, 3), factors(mask, 2, 3), factors(mask, 1, 4)};
+  ms::activation_mask other = mask;
+  other.layer = 2, others.push_back(factors(other, 1, 3));
+  other = mask, other.step = 10, others.push_back(factors(other, 1, 3));
+  other = mask, other.from = {6}, others.push_back(factors(other, 1, 3));
+  for (std::size_t i = 0; i < others.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j) CHECK(others[i] != others[j]);
+  // Blocks beyond 2^15 do not repeat earlier ones.
+  CHECK(factors(mask, 1, 3, 1 << 18, (1 << 18) + F) != here);
+}
+
+TEST_CASE("expert dropout: a probability that cannot be divided by its complement is refused by name") {
+  CHECK_THROWS_WITH_AS(layers_of<all_gone>({}).train(1), doctest::Contains("expert_dropout all_gone"),
+                       ms::config_error);
+  CHECK_NOTHROW(layers_of<all_gone>({}).infer());
 }

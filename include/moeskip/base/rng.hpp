@@ -54,6 +54,9 @@ enum class stream : std::uint32_t {
   draft = 5,           // a speculated token
   acceptance = 6,      // accept or reject a speculated token
   user = 7,            // free
+  // Whose output a token does without, and which units of an expert:
+  expert_output = 16,
+  expert_activation = 17,
 };
 
 /// Draws for one purpose. The seed is the key; purpose and coordinates fill the 128-bit counter side by side,

@@ -9,8 +9,8 @@
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/route.hpp"
 #include "moeskip/ops/vector.hpp"
+#include "moeskip/parts/expert_masks.hpp"
 #include "moeskip/parts/sizes.hpp"
-#include "moeskip/parts/survivors.hpp"
 
 namespace moeskip {
 
@@ -56,9 +56,11 @@ template <class V, class B> struct moe {
 
   struct saved {
     mat<T> x, h, logits, gate_up;  // (N, D) (N, D) (N, E) (M, 2F)
-    routing<T> chosen;
+    routing<T> chosen, weighted;   // with the router's gates, and with the weights that outputs had
     dispatch plan;
     living_experts alive;
+    mask_key key;
+    token_rows rows;
   };
 
   template <class Tape> mat<T> forward(B& b, int layer, mat<T> x, const token_rows& rows, Tape& tape) const {
@@ -73,11 +75,15 @@ template <class V, class B> struct moe {
     const dispatch plan = plan_dispatch(r.chosen, size.experts, capacity<Tape>(N), memory);
 
     mat<T> gate_up = memory.take<T>(plan.size(), 2 * size.ffn), y = tape.successor(x);
-    experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
-    if constexpr (Tape::records) {
+    if constexpr (!Tape::records) {
+      experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
+    } else {
+      const mask_key key = key_of(layer, tape);
+      const routing<T> weighted = weights_of(r, key, rows, memory);
+      experts(b, y, gate_up, x, h, weighted, plan, w.experts, memory, draw_activations(dropout, key, rows));
       const balance_losses<T> losses = balance_loss(b, r, logits, alive);
       tape.balance += losses.balance, tape.z += losses.z;
-      tape.save(saved{x, h, logits, gate_up, r, plan, alive});
+      tape.save(saved{x, h, logits, gate_up, r, weighted, plan, alive, key, rows});
     }
     return y;
   }
@@ -91,7 +97,9 @@ template <class V, class B> struct moe {
     const index_t N = dx.rows();
     mat<T> dh = memory.take<T>(N, size.dim), dh_router = memory.take<T>(N, size.dim);
     mat<T> dgate = memory.take<T>(N, K), dlogits = memory.take<T>(N, size.experts);
-    experts_backward(b, dh, dgate, dw.experts, dx, s.gate_up, s.h, s.chosen, s.plan, w.experts, memory);
+    experts_backward(b, dh, dgate, dw.experts, dx, s.gate_up, s.h, s.weighted, s.plan, w.experts, memory,
+                     draw_activations(dropout, s.key, s.rows));
+    mask_outputs(dropout, s.key, s.rows, s.chosen.chosen, dgate);
     route_backward(b, dlogits, dgate, s.logits, s.chosen, router, s.alive, auxiliary * balance_weight(router),
                    auxiliary * z_weight(router), memory);
     linear_backward(b, dh_router, dw.router, dlogits, s.h, w.router);
@@ -104,11 +112,26 @@ template <class V, class B> struct moe {
 
   template <class Tape> living_experts survivors(int layer, const token_rows& rows, Tape& tape) const {
     if constexpr (Tape::records)
-      return draw_survivors(dropout, mask_key{tape.from, tape.step, layer, size.layers, tape.progress}, rows,
-                            size.experts, K, tape.memory());
+      return draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, tape.memory());
     vec<expert_set> set = tape.memory().template take<expert_set>(1);
     set[0] = expert_set::first(size.experts);
     return {set};
+  }
+
+  template <class Tape> mask_key key_of(int layer, const Tape& tape) const {
+    return {tape.from, tape.step, layer, size.layers, tape.progress};
+  }
+
+  /// The routing with the weights that the experts' outputs have: the gates, unless expert dropout masks outputs. The
+  /// router's backward needs the gates themselves.
+  routing<T> weights_of(routing<T> r, const mask_key& key, const token_rows& rows, arena& memory) const {
+    if constexpr (detail::masks_outputs<typename V::expert_dropout>) {
+      const mat<T> weight = memory.take<T>(r.gate.rows(), r.gate.cols());
+      std::copy(r.gate.begin(), r.gate.end(), weight.begin());
+      mask_outputs(dropout, key, rows, r.chosen, weight);
+      r.gate = weight;
+    }
+    return r;
   }
 
   /// Assignments per expert; 0 is no limit. Only training drops.
