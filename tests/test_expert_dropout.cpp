@@ -392,3 +392,41 @@ TEST_CASE("expert dropout: a probability that cannot be divided by its complemen
                        ms::config_error);
   CHECK_NOTHROW(layers_of<all_gone>({}).infer());
 }
+
+TEST_CASE_TEMPLATE("expert dropout: auxiliary losses count the survivors of each row", B, ms::reference<double>,
+                   ms::cpu<float>) {
+  using T = ms::scalar_t<B>;
+  B backend;
+  ms::arena memory;
+  const T log2(std::log(2.)), log5(std::log(5.));
+  // Row 0 may choose 0, 1 and 3, of probability (1, 2, 5) / 8; row 1 may choose 1 and 2, of probability 1/2 each.
+  std::vector<T> logits{0, log2, 100, log5, 50, 0, 0, 90};
+  const ms::mat<const T> l(logits.data(), 2, 4);
+  const std::vector<ms::expert_set> sets{ms::expert_set::first(4).erase(2), ms::expert_set::first(4).erase(0).erase(3)};
+  const ms::living_experts alive{{sets.data(), 2}};
+  const ms::routing<T> r{memory.take<T>(2, 4), memory.take<int>(2, 2), memory.take<T>(2, 2), memory.take<T>(4)};
+  ms::route(backend, r, l, ms::router::top_k<2>{}, alive);
+  CHECK(std::vector<int>(r.chosen.begin(), r.chosen.end()) == std::vector<int>{3, 1, 1, 2});
+  const ms::balance_losses<T> losses = ms::balance_loss(backend, r, l, alive);
+  // load (0, 2, 1, 1) / 4: the mean of 3 (2/8 2/4 + 5/8 1/4) and 2 (1/2 2/4 + 1/2 1/4)
+  CHECK(losses.balance == doctest::Approx((3 * 9 / 32. + 2 * 3 / 8.) / 2));
+  CHECK(losses.z == doctest::Approx((std::pow(std::log(8.), 2) + std::pow(std::log(2.), 2)) / 2));
+}
+
+TEST_CASE("expert dropout: a balanced router whose rows have sets of their own moves nothing") {
+  // Equal scores, and every pair of three experts survives once: E'_n / E = 2/3.
+  ms::reference<double> backend;
+  ms::arena memory;
+  const ms::mat<double> logits = memory.take_zeroed<double>(3, 3), dgate = memory.take_zeroed<double>(3, 2),
+                        dlogits = memory.take<double>(3, 3);
+  const std::vector<ms::expert_set> sets{ms::expert_set::first(3).erase(0), ms::expert_set::first(3).erase(1),
+                                         ms::expert_set::first(3).erase(2)};
+  const ms::living_experts alive{{sets.data(), 3}};
+  const ms::router::top_k<2> router;
+  const ms::routing<double> r{memory.take<double>(3, 3), memory.take<int>(3, 2), memory.take<double>(3, 2),
+                              memory.take<double>(3)};
+  ms::route(backend, r, logits, router, alive);
+  CHECK(ms::balance_loss(backend, r, logits, alive).balance == doctest::Approx(2 / 3.));
+  ms::route_backward(backend, dlogits, dgate, logits, r, router, alive, 1., 0., memory);
+  for (const double g : dlogits) CHECK(std::abs(g) < 1e-15);
+}

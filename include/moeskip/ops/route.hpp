@@ -1,7 +1,8 @@
 // Routing of N rows: the router's per-token function on every row, the load of each expert, and the auxiliary losses.
-//   balance = E' Σ_e load_e · mean_n p_n,e     Switch Transformer, arXiv:2101.03961, eq. 4; E' living experts. load_e is
-//             the share of all N·K choices, so a perfectly balanced router has 1 whatever K is. Its gradient goes through
-//             p only, since choices are discrete.
+//   balance = mean_n E'_n Σ_e load_e · p_n,e   Switch Transformer, arXiv:2101.03961, eq. 4; E'_n living experts of row n.
+//             load_e is the share of all N·K choices of all rows, so a perfectly balanced router has 1 whatever K is.
+//             Where rows have sets of their own, it has mean E'_n / E, and still no row a gradient. Its gradient goes
+//             through p only, since choices are discrete.
 //   z       = mean_n (log Σ_e exp logit_n,e)²  over the living experts; ST-MoE, arXiv:2202.08906, eq. 5
 #pragma once
 
