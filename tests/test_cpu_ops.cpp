@@ -345,14 +345,20 @@ TEST_CASE("cpu ops: experts and experts_backward") {
     const auto gate_up_weights = s.weights(E, 2 * F, D), down = s.weights(E, D, F);
     const auto gate_up = s.output(d.size(), 2 * F);
     const auto residual = s.input(N, D), on_itself = s.sum(N, D);
+    const ms::mat<int> slot = s.numbers(1, N, 0, 3), position = s.numbers(1, N, 0, 99);
+    const ms::activation_mask mask{.p = s.number(0, 1) ? 0.4f : 0.f,
+                                   .from = {7},
+                                   .step = 3,
+                                   .layer = 2,
+                                   .rows = {{slot.data(), N}, {position.data(), N}}};
     ms::experts(s.backend, on_itself, gate_up, on_itself, h, {{}, chosen, gate, {}}, d, {gate_up_weights, down},
-                s.memory);
+                s.memory, mask);
     ms::experts(s.backend, s.output(N, D), gate_up, residual, h, {{}, chosen, gate, {}}, d, {gate_up_weights, down},
-                s.memory);
+                s.memory, mask);
     // Backward overwrites its gate_up: the contract leaves nothing to compare but that gradient.
     const auto dgate_up = s.sum(d.size(), 2 * F);
     ms::experts_backward(s.backend, s.output(N, D), s.output(N, K), {s.sum(E, 2 * F, D), s.sum(E, D, F)}, s.input(N, D),
-                         dgate_up, h, {{}, chosen, gate, {}}, d, {gate_up_weights, down}, s.memory);
+                         dgate_up, h, {{}, chosen, gate, {}}, d, {gate_up_weights, down}, s.memory, mask);
   });
 }
 

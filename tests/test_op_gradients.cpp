@@ -313,31 +313,40 @@ TEST_CASE("op gradients: swiglu, beside its input and over it") {
     });
 }
 
-TEST_CASE("op gradients: experts, without and with a capacity") {
-  for (const bool limited : {false, true}) {
-    bool dropped = false;
-    check_gradients([&](auto& s) {
-      const int N = s.number(4, 6), D = s.number(1, 4), F = s.number(1, 3), E = s.number(3, 4), K = s.number(1, 3);
-      const auto x = s.input(N, D), residual = s.input(N, D), gate = s.input(N, K);
-      const auto gate_up_weights = s.summed_input(E, 2 * F, D), down = s.summed_input(E, D, F);
-      const auto y = s.output(N, D);
-      const ms::mat<int> chosen(s.memory.template take<int>(N * K).data(), N, K);
-      for (int n = 0; n < N; ++n)  // distinct experts; the last one is popular, the first seldom chosen
-        for (int k = 0, first = s.number(1, E + 2); k < K; ++k) chosen(n, k) = (std::min(first, E - 1) + k) % E;
-      const ms::dispatch d = ms::plan_dispatch(chosen, E, limited ? 2 : 0, s.memory);
-      dropped = dropped || d.size() < N * K;
-      const auto gate_up = s.scratch(d.size(), 2 * F);
-      ms::experts(s.backend, y.value, gate_up, residual.value, x.value, {{}, chosen, gate.value, {}}, d,
-                  {gate_up_weights.value, down.value}, s.memory);
-      s.backward([&] {
-        ms::experts_backward(s.backend, x.gradient, gate.gradient, {gate_up_weights.gradient, down.gradient},
-                             y.gradient, gate_up, x.value, {{}, chosen, gate.value, {}}, d,
-                             {gate_up_weights.value, down.value}, s.memory);
-        copy(residual.gradient, y.gradient);
-      });
+namespace {
+
+void check_experts(bool limited, float p) {
+  bool dropped = false;
+  check_gradients([&](auto& s) {
+    const int N = s.number(4, 6), D = s.number(1, 4), F = s.number(1, 3), E = s.number(3, 4), K = s.number(1, 3);
+    const auto x = s.input(N, D), residual = s.input(N, D), gate = s.input(N, K);
+    const auto gate_up_weights = s.summed_input(E, 2 * F, D), down = s.summed_input(E, D, F);
+    const auto y = s.output(N, D);
+    const ms::mat<int> chosen(s.memory.template take<int>(N * K).data(), N, K);
+    for (int n = 0; n < N; ++n)  // distinct experts; the last one is popular, the first seldom chosen
+      for (int k = 0, first = s.number(1, E + 2); k < K; ++k) chosen(n, k) = (std::min(first, E - 1) + k) % E;
+    const ms::dispatch d = ms::plan_dispatch(chosen, E, limited ? 2 : 0, s.memory);
+    dropped = dropped || d.size() < N * K;
+    const auto gate_up = s.scratch(d.size(), 2 * F);
+    const ms::vec<int> slot = s.numbers(N, 0, 3), position = s.numbers(N, 0, 99);
+    const ms::activation_mask mask{.p = p, .from = {5}, .step = 9, .layer = 1, .rows = {slot, position}};
+    ms::experts(s.backend, y.value, gate_up, residual.value, x.value, {{}, chosen, gate.value, {}}, d,
+                {gate_up_weights.value, down.value}, s.memory, mask);
+    s.backward([&] {
+      ms::experts_backward(s.backend, x.gradient, gate.gradient, {gate_up_weights.gradient, down.gradient}, y.gradient,
+                           gate_up, x.value, {{}, chosen, gate.value, {}}, d, {gate_up_weights.value, down.value},
+                           s.memory, mask);
+      copy(residual.gradient, y.gradient);
     });
-    CHECK(dropped == limited);
-  }
+  });
+  CHECK(dropped == limited);
+}
+
+}  // namespace
+
+TEST_CASE("op gradients: experts, without and with a capacity, without and with dropout inside them") {
+  for (const bool limited : {false, true})
+    for (const float p : {0.f, 0.4f}) check_experts(limited, p);
 }
 
 namespace {

@@ -15,6 +15,18 @@ template <class V, class B> class model;
 namespace curriculum {
 struct all;
 }
+namespace depth {
+struct uniform;
+}
+namespace over_time {
+struct constant;
+}
+namespace expert_dropout {
+template <class P, class Depth, class Time = over_time::constant> struct scheduled;
+}
+namespace layer_dropout {
+template <class Depth, class Time = over_time::constant> struct by_depth;
+}
 namespace draft {
 struct self;
 }

@@ -1,4 +1,4 @@
-// expect: moeskip: V::layer_dropout needs `float probability(int layer, int layers) const`
+// expect: moeskip: V::layer_dropout needs `float probability(int layer, int layers, double progress) const`
 #include "moeskip/moeskip.hpp"
 namespace ms = moeskip;
 struct mine : ms::variant {

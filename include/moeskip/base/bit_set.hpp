@@ -38,6 +38,10 @@ template <int N> struct bit_set {
     for (int i = 0; i < (N + 63) / 64; ++i) words[i] &= other.words[i];
     return *this;
   }
+  MOESKIP_HD constexpr bit_set& operator|=(const bit_set& other) {
+    for (int i = 0; i < (N + 63) / 64; ++i) words[i] |= other.words[i];
+    return *this;
+  }
   friend constexpr bool operator==(const bit_set&, const bit_set&) = default;
 
  private:

@@ -56,6 +56,9 @@ enum class stream : std::uint32_t {
   user = 7,            // free
   router_noise = 9,    // noisy routing
   hash_routing = 10,   // which experts a vocabulary id goes to
+  // Whose output a token does without, and which units of an expert:
+  expert_output = 16,
+  expert_activation = 17,
 };
 
 /// Draws for one purpose. The seed is the key; purpose and coordinates fill the 128-bit counter side by side,

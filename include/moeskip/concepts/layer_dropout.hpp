@@ -10,11 +10,12 @@ namespace moeskip {
 
 namespace detail {
 template <class P> concept tells_probability = requires(const P& p) {
-  { p.probability(int{}, int{}) } -> std::convertible_to<float>;
+  { p.probability(int{}, int{}, double{}) } -> std::convertible_to<float>;
 };
 }  // namespace detail
 
-/// probability(layer, layers) is in [0, 1), for layer = 0 … layers-1.
+/// probability(layer, layers, progress) is in [0, 1), for layer = 0 … layers-1 and progress in [0, 1], the share of
+/// the planned steps that are done.
 template <class P> concept LayerDropout =
     detail::names_itself<P> && detail::comparable<P> && detail::tells_probability<P>;
 

@@ -44,8 +44,8 @@ template <class V> struct check_variant {
       "moeskip: V::layer_dropout needs `static constexpr std::string_view name` and a defaulted operator==. See "
       "moeskip/concepts/layer_dropout.hpp");
   static_assert(detail::tells_probability<typename V::layer_dropout>,
-                "moeskip: V::layer_dropout needs `float probability(int layer, int layers) const`. See "
-                "moeskip/concepts/layer_dropout.hpp");
+                "moeskip: V::layer_dropout needs `float probability(int layer, int layers, double progress) const`. "
+                "See moeskip/concepts/layer_dropout.hpp");
   static_assert(detail::has_head_weights<typename V::exit_head>,
                 "moeskip: V::exit_head needs a nested `template <class W> struct weights`: what the exits own. See "
                 "moeskip/concepts/exit_head.hpp");

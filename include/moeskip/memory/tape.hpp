@@ -34,11 +34,15 @@ class no_tape {
 };
 
 /// Training: what is taken while a layer runs stays until the step ends. `from` and `step` key every random mask of
-/// the forward pass. T: scalar of the activations.
+/// the forward pass; `progress`, the share of the planned steps that are done, moves their probabilities. T: scalar of the activations.
 template <class T> class tape {
  public:
   static constexpr bool records = true;
-  tape(arena& memory, seed key, std::uint64_t step_number) : from(key), step(step_number), memory_(memory) {}
+  /// Throws config_error unless progress is in [0, 1].
+  tape(arena& memory, seed key, std::uint64_t step_number, double share_done = 1)
+      : from(key), step(step_number), progress(share_done), memory_(memory) {
+    MOESKIP_CHECK(config_error, progress >= 0 && progress <= 1, "tape: progress must be in [0, 1], got ", progress);
+  }
 
   arena& memory() { return memory_; }
   struct nothing {
@@ -62,6 +66,7 @@ template <class T> class tape {
 
   const seed from;
   const std::uint64_t step;
+  const double progress;
   T balance{}, z{}, change{};  // auxiliary losses of the routers, unweighted, summed over layers
 
  private:

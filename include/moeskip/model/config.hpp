@@ -27,6 +27,12 @@ template <class P> constexpr std::string_view policy_problem(const P& policy) {
   else return {};
 }
 
+/// The same of a policy that complains about the number of layers.
+template <class P> constexpr std::string_view policy_problem(const P& policy, int layers) {
+  if constexpr (requires { policy.problem(layers); }) return policy.problem(layers);
+  else return policy_problem(policy);
+}
+
 /// All weights of a model, roughly: for bounds only, hence in double.
 constexpr double rough_weights(const sizes& s) {
   const double attention = 2.0 * (s.heads + s.kv_groups()) * s.head_size(), dense = 3.0 * s.dense_width();
@@ -65,7 +71,8 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   if (!(s.rope_theta > 0 && s.rope_theta < 1e30f)) return "sizes.rope_theta must be positive and finite";
   for (const std::string_view complaint :
        {router::problem_of(c.router, s.moe_layers() > 0 ? s.experts : 0), detail::policy_problem(c.expert_dropout),
-        detail::policy_problem(c.layer_dropout), detail::policy_problem(c.exit_head)})
+        detail::policy_problem(c.layer_dropout), detail::policy_problem(c.exit_head),
+        detail::policy_problem(c.expert_dropout, s.layers), detail::policy_problem(c.layer_dropout, s.layers)})
     if (!complaint.empty()) return complaint;
   for (int e = 0; e < layer_set::capacity; ++e)
     if (c.exits.contains(e) && (e < 1 || e >= s.layers)) return "exits must lie from 1 to sizes.layers - 1";

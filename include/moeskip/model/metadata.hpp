@@ -1,6 +1,7 @@
 // A config as strings, as it stands in a checkpoint's metadata, and the comparison of two.
 #pragma once
 
+#include <array>
 #include <charconv>
 #include <map>
 #include <string>
@@ -16,8 +17,15 @@ using string_map = std::map<std::string, std::string>;
 namespace detail {
 
 template <class T> std::string to_text(const T& value) {
-  if constexpr (std::is_enum_v<T>) return text(static_cast<int>(value));
-  else return text(value);
+  if constexpr (std::is_enum_v<T>) {
+    return text(static_cast<int>(value));
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {  // an array: its values, separated by spaces
+    std::string out;
+    for (const auto& one : value) out += text(out.empty() ? "" : " ", to_text(one));
+    return out;
+  } else {
+    return text(value);
+  }
 }
 
 /// Whether all of `from` is a T.
@@ -30,6 +38,15 @@ template <class T> bool parse(const std::string& from, T& value) {
     const bool good = parse(from, number);
     value = static_cast<T>(number);
     return good;
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    std::size_t at = 0;
+    for (auto& one : value) {
+      if (at > from.size()) return false;  // too few
+      const std::size_t end = std::min(from.find(' ', at), from.size());
+      if (!parse(from.substr(at, end - at), one)) return false;
+      at = end + 1;
+    }
+    return at == from.size() + 1;
   } else {
     const char* end = from.data() + from.size();
     const auto result = std::from_chars(from.data(), end, value);

@@ -69,10 +69,10 @@ template <class V, class B> class model {
 
   /// Layer dropout: whether a sequence takes part in layer l of a training step. It skips the layer with the policy's
   /// probability; those that stay are not rescaled (LayerSkip, arXiv:2404.16710, eq. 1).
-  bool participates(int l, int sequence, seed from, std::uint64_t step) const {
+  bool participates(int l, int sequence, seed from, std::uint64_t step, double progress = 1) const {
     const draws draw{from, stream::layer_dropout};
     return draw.uniform(step, std::uint64_t(l), std::uint64_t(sequence)) >=
-           config_.layer_dropout.probability(l, layers());
+           config_.layer_dropout.probability(l, layers(), progress);
   }
 
   /// Backward of layer l: dx (N, D) is the gradient after it on entry, before it on return. The tape's topmost records
@@ -157,11 +157,11 @@ template <class V, class B> class model {
   }
 
   template <class Tape> participation draw_participants(int l, const token_rows& rows, Tape& tape) {
-    if (config_.layer_dropout.probability(l, layers()) <= 0) return {true, {}};
+    if (config_.layer_dropout.probability(l, layers(), tape.progress) <= 0) return {true, {}};
     vec<int> selected = tape.memory().template take<int>(rows.size());
     index_t count = 0;
     for (index_t n = 0; n < rows.size(); ++n)
-      if (participates(l, rows.slot[n], tape.from, tape.step)) selected[count++] = int(n);
+      if (participates(l, rows.slot[n], tape.from, tape.step, tape.progress)) selected[count++] = int(n);
     return {count == rows.size(), {selected.data(), count}};
   }
 

@@ -1,7 +1,8 @@
-// Routing of N rows: the router's per-token functions on every row, the load of each expert, and the auxiliary losses.
-//   balance = E' Σ_e load_e · mean_n p_n,e     Switch Transformer, arXiv:2101.03961, eq. 4; E' living experts. load_e is
-//             the share of all choices, so a perfectly balanced router has 1 whatever K is. Its gradient goes through
-//             p only, since choices are discrete.
+// Routing of N rows: the router's per-token function on every row, the load of each expert, and the auxiliary losses.
+//   balance = mean_n E'_n Σ_e load_e · p_n,e   Switch Transformer, arXiv:2101.03961, eq. 4; E'_n living experts of row n.
+//             load_e is the share of all N·K choices of all rows, so a perfectly balanced router has 1 whatever K is.
+//             Where rows have sets of their own, it has mean E'_n / E, and still no row a gradient. Its gradient goes
+//             through p only, since choices are discrete.
 //   z       = mean_n (log Σ_e exp logit_n,e)²  over the living experts; ST-MoE, arXiv:2202.08906, eq. 5
 //   change  = mean over rows that follow one of ½ Σ_e (p_n,e − p_{n−1},e)²: how much routing moves along a sequence
 #pragma once
@@ -22,7 +23,7 @@ struct living_experts {
 
 /// What a routing knows beside its logits.
 template <class T> struct routing_call {
-  living_experts alive;
+  living_experts alive{};
   token_rows rows{};    // (N); empty: rows stand alone
   cube<int> past{};     // (S, C, K) experts of earlier tokens, read and written; empty: none are kept
   vec<const T> bias{};  // (E) selection bias; empty: none
@@ -48,7 +49,7 @@ template <class T> routed_token<T> token_at(const routing_call<T>& call, const r
                     r.gate.row(n).data(), int(r.probability.cols()),   &call.alive.of(n)};
   t.layer = call.layer;
   if (call.bias.size()) t.bias = call.bias.data();
-  if (call.training) t.noise = &(noise = {call.from, call.step, std::uint64_t(n)});
+  if (call.training) t.noise = &(noise = {call.from, call.step, call.rows.size() ? call.rows.id(n) : std::uint64_t(n)});
   if (!call.rows.size()) return t;
   const int slot = call.rows.slot[n], position = t.position = call.rows.position[n];
   if (call.rows.token.size()) t.token = call.rows.token[n];

@@ -9,6 +9,7 @@
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/route.hpp"
 #include "moeskip/ops/vector.hpp"
+#include "moeskip/parts/expert_masks.hpp"
 #include "moeskip/parts/router/wrapper.hpp"
 #include "moeskip/parts/sizes.hpp"
 
@@ -24,7 +25,7 @@ template <class V, class W> struct moe_weights {
 
   template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
     tensor({"post_attention_layernorm.weight", initial::ones}, norm, s.dim);
-    if constexpr (logits_per_expert < router >> 0)
+    if constexpr (logits_per_expert<router> != 0)
       tensor({"mlp.gate.weight"}, router_rows, s.experts * logits_per_expert<router>, s.dim);
     if constexpr (has_selection_bias<router>)
       tensor({"mlp.gate.e_score_correction_bias", initial::selection_bias}, selection_bias, s.experts);
@@ -52,46 +53,53 @@ template <class V> constexpr index_t active_moe_weights(const sizes& s) {
 
 template <class V, class B> struct moe {
   using T = scalar_t<B>;
-  static constexpr int K = V::router::experts_per_token;
+  using R = typename V::router;
+  static constexpr int K = R::experts_per_token;
+  static constexpr bool scores = logits_per_expert<R> != 0;
   const sizes& size;
   const moe_weights<V, const weight_t<B>>& w;
-  const typename V::router& router_;
+  const R& policy;
   const typename V::expert_dropout& dropout;
 
   struct saved {
     mat<T> x, h, logits, gate_up;  // (N, D) (N, D) (N, E · logits_per_expert) (M, 2F)
-    routing<T> chosen;
+    routing<T> chosen, weighted;   // with the router's gates, and with the weights that outputs had
     dispatch plan;
     routing_call<T> call;
+    mask_key key;
   };
 
   /// kv: where a router that follows its predecessor finds the experts of earlier tokens.
   template <class Tape>
   mat<T> forward(B& b, int layer, mat<T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
-    static_assert(Tape::records || !ChoosesRows<typename V::router>,
+    static_assert(Tape::records || !ChoosesRows<R>,
                   "moeskip: with router::expert_choice a token's experts depend on the tokens after it: such a model "
                   "can be trained, but it can neither generate nor be evaluated on a text");
     arena& memory = tape.memory();
     const index_t N = x.rows(), E = size.experts;
-    mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<typename V::router>);
-    if constexpr (logits_per_expert < typename V::router >> 0)
-      norm_linear(b, logits, h, x, w.norm, w.router_rows, size.norm_eps);
+    mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
+    if constexpr (scores) norm_linear(b, logits, h, x, w.norm, w.router_rows, size.norm_eps);
     else rms_norm(b, h, x, w.norm, size.norm_eps);
 
     const routing_call<T> call = call_of(layer, kv, rows, tape);
     const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
-    route(b, r, logits, router_, call, memory);
-    const dispatch plan = plan_dispatch(r.chosen, size.experts, capacity<Tape>(N), memory);
+    route(b, r, logits, policy, call, memory);
+    const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
+    const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
     mat<T> gate_up = memory.take<T>(plan.size(), 2 * size.ffn), y = tape.successor(x);
-    experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
-    w.shared.forward(b, y, h, size, tape);
     if constexpr (!Tape::records) {
+      experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
+      w.shared.forward(b, y, h, size, tape);
       tape.routed(layer, r, rows);
     } else {
+      const mask_key key = key_of(layer, tape);
+      const routing<T> weighted = weights_of(r, key, rows, memory);
+      experts(b, y, gate_up, x, h, weighted, plan, w.experts, memory, draw_activations(dropout, key, rows));
+      w.shared.forward(b, y, h, size, tape);
       const auxiliary_losses<T> losses = balance_loss(b, r, logits, call);
       tape.balance += losses.balance, tape.z += losses.z, tape.change += losses.change;
-      tape.save(saved{x, h, logits, gate_up, r, plan, call});
+      tape.save(saved{x, h, logits, gate_up, r, weighted, plan, call, key});
     }
     return y;
   }
@@ -107,58 +115,70 @@ template <class V, class B> struct moe {
     const index_t N = dx.rows();
     mat<T> dh = memory.take<T>(N, size.dim), dh_more = memory.take<T>(N, size.dim);
     mat<T> dgate = memory.take<T>(N, K), dlogits = memory.take<T>(N, s.logits.cols());
-    experts_backward(b, dh, dgate, dw.experts, dx, s.gate_up, s.h, s.chosen, s.plan, w.experts, memory);
-    const auxiliary_weights weights{auxiliary * router::balance_weight(router_), auxiliary * router::z_weight(router_),
-                                    auxiliary * router::change_weight(router_)};
-    route_backward(b, dlogits, dgate, s.logits, s.chosen, router_, s.call, weights, memory);
-    if constexpr (logits_per_expert < typename V::router >> 0) {
+    experts_backward(b, dh, dgate, dw.experts, dx, s.gate_up, s.h, s.weighted, s.plan, w.experts, memory,
+                     draw_activations(dropout, s.key, s.call.rows));
+    mask_outputs(dropout, s.key, s.call.rows, s.chosen.chosen, dgate);
+    if constexpr (scores) {
+      const auxiliary_weights weights{auxiliary * router::balance_weight(policy), auxiliary * router::z_weight(policy),
+                                      auxiliary * router::change_weight(policy)};
+      route_backward(b, dlogits, dgate, s.logits, s.chosen, policy, s.call, weights, memory);
       linear_backward(b, dh_more, dw.router_rows, dlogits, s.h, w.router_rows);
       accumulate(b, flat(dh), flat(dh_more));
     }
     if (w.shared.backward(b, dh_more, dx, dw.shared, s.h, size, tape)) accumulate(b, flat(dh), flat(dh_more));
-    if constexpr (has_selection_bias<typename V::router>) add_load_errors(dw.selection_bias, s);
+    if constexpr (has_selection_bias<R>) add_load_errors(dw.selection_bias, s);
     rms_norm_backward(b, dx, dw.norm, dh, s.x, w.norm, size.norm_eps);
   }
 
  private:
   static vec<T> flat(mat<T> m) { return {m.data(), m.size()}; }
 
+  template <class Tape> mask_key key_of(int layer, const Tape& tape) const {
+    return {tape.from, tape.step, layer, size.layers, tape.progress};
+  }
+
   template <class Tape>
   routing_call<T> call_of(int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
-    routing_call<T> call{.alive = survivors(layer, tape), .rows = rows, .past = kv.experts, .layer = layer};
-    if constexpr (has_selection_bias<typename V::router>) {
-      const vec<T> bias = tape.memory().template take<T>(size.experts);
+    arena& memory = tape.memory();
+    routing_call<T> call{.alive = {}, .rows = rows, .past = kv.experts, .layer = layer};
+    if constexpr (has_selection_bias<R>) {
+      const vec<T> bias = memory.take<T>(size.experts);
       for (int e = 0; e < size.experts; ++e) bias[e] = to<T>(w.selection_bias[e]);
       call.bias = bias;
     }
-    if constexpr (Tape::records) call.training = true, call.from = tape.from, call.step = tape.step;
+    if constexpr (Tape::records) {
+      call.alive = draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, memory);
+      call.training = true, call.from = tape.from, call.step = tape.step;
+    } else {
+      const vec<expert_set> set = memory.take<expert_set>(1);
+      set[0] = tape.living(layer, size.experts);
+      MOESKIP_CHECK(config_error, set[0].size() >= K, "layer ", layer,
+                    " has fewer living experts than a token visits: ", "expected at least ", K, ", got ",
+                    set[0].size());
+      call.alive = {set};
+    }
     return call;
   }
 
-  /// d_e += load_e − mean load, over the experts that lived.
+  /// The routing with the weights that the experts' outputs have: the gates, unless expert dropout masks outputs. The
+  /// router's backward needs the gates themselves.
+  routing<T> weights_of(routing<T> r, const mask_key& key, const token_rows& rows, arena& memory) const {
+    if constexpr (detail::masks_outputs<typename V::expert_dropout>) {
+      const mat<T> weight = memory.take<T>(r.gate.rows(), r.gate.cols());
+      std::copy(r.gate.begin(), r.gate.end(), weight.begin());
+      mask_outputs(dropout, key, rows, r.chosen, weight);
+      r.gate = weight;
+    }
+    return r;
+  }
+
+  /// d_e += load_e − mean load, over the experts that were alive for some row.
   void add_load_errors(vec<T> d, const saved& s) const {
-    const expert_set& alive = s.call.alive.of(0);
+    expert_set alive;
+    for (const expert_set& set : s.call.alive.sets) alive |= set;
     const T mean = T(1) / T(real_t<T>(alive.size()));
     for (int e = 0; e < size.experts; ++e)
       if (alive.contains(e)) d[e] += s.chosen.load[e] - mean;
-  }
-
-  template <class Tape> living_experts survivors(int layer, Tape& tape) const {
-    vec<expert_set> set = tape.memory().template take<expert_set>(1);
-    if constexpr (!Tape::records) {
-      set[0] = tape.living(layer, size.experts);
-    } else {
-      set[0] = expert_set::first(size.experts);
-      set[0] &= dropout.survivors(mask_key{tape.from, tape.step, layer, size.layers}, size.experts, K);
-      MOESKIP_CHECK(config_error, set[0].size() >= K, "expert_dropout ", V::expert_dropout::name,
-                    " left fewer experts than a token visits: expected at least ", K, ", got ", set[0].size());
-    }
-    return {set};
-  }
-
-  /// Assignments per expert; 0 is no limit. Only training drops.
-  template <class Tape> index_t capacity(index_t rows) const {
-    return Tape::records ? router::capacity_of(router_, rows, size.experts) : 0;
   }
 };
 

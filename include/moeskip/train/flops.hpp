@@ -10,7 +10,8 @@ namespace moeskip {
 /// nor is what is done twice to save memory, nor anything elementwise. Assumes that no assignment is dropped
 /// over capacity.
 template <class V, class B> double training_flops(const model<V, B>& m, int sequences, int length,
-                                                  const exit_weights& weights, seed masks, std::uint64_t step) {
+                                                  const exit_weights& weights, seed masks, std::uint64_t step,
+                                                  double progress = 1) {
   const sizes& s = m.sizes();
   const double D = s.dim, d = s.head_size(), C = length;
   const double attention = D * d * (2 * s.heads + 2 * s.kv_groups()) + s.heads * d * (C + 1);  // mean over positions
@@ -18,7 +19,7 @@ template <class V, class B> double training_flops(const model<V, B>& m, int sequ
   for (int l = 0; l < s.layers; ++l) {
     const double moe = double(active_moe_weights<V>(s)), dense = 3 * D * s.dense_width();
     for (int i = 0; i < sequences; ++i)
-      if (m.participates(l, i, masks, step)) products += C * (attention + (s.is_moe(l) ? moe : dense));
+      if (m.participates(l, i, masks, step, progress)) products += C * (attention + (s.is_moe(l) ? moe : dense));
   }
   for (const double weight : weights)
     if (weight > 0) products += sequences * C * D * s.vocab;

@@ -64,11 +64,12 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
 }  // namespace detail
 
 /// Losses of a batch, and their gradient added to `grads` (a block laid out like the model's weights). `from` and
-/// `step` key the random masks of expert and layer dropout.
+/// `step` key the random masks of expert and layer dropout, `progress` (share of the planned steps that are done) moves
+/// their probabilities.
 template <class V, class B>
 training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data, const exit_weights& weights,
                                                model_weights<V, scalar_t<B>>& grads, seed from, std::uint64_t step,
-                                               arena& memory) {
+                                               arena& memory, double progress = 1) {
   using T = scalar_t<B>;
   const sizes& s = m.sizes();
   const auto scope = memory.scope();
@@ -80,7 +81,7 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
                 " tokens are longer than the context of ", s.context);
   token_rows rows = batch_rows(data.sequences, data.length, memory);
   rows.token = data.inputs;
-  tape<T> record(memory, from, step);
+  tape<T> record(memory, from, step, progress);
   kv_on_arena<T> kv(memory, data.sequences, data.length, s.kv_groups() * s.head_size());
   training_losses<T> losses;
 

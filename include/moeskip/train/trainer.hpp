@@ -73,8 +73,9 @@ template <class V, class B, class O = adamw> class trainer {
     std::fill(gradients_.view().begin(), gradients_.view().end(), T{});
     for (int micro = 0; micro < options_.accumulate; ++micro) {
       const exit_weights weights = exit_weights_now();
-      const auto losses = loss_and_gradient(model_, data(step_, std::uint64_t(micro)), weights, grads_, options_.masks,
-                                            step_ * std::uint64_t(options_.accumulate) + std::uint64_t(micro), memory_);
+      const auto losses =
+          loss_and_gradient(model_, data(step_, std::uint64_t(micro)), weights, grads_, options_.masks,
+                            step_ * std::uint64_t(options_.accumulate) + std::uint64_t(micro), memory_, progress());
       add(report.losses, losses, 1.0 / options_.accumulate);
     }
     const double average = 1.0 / options_.accumulate;
@@ -109,6 +110,8 @@ template <class V, class B, class O = adamw> class trainer {
   model<V, B>& trained() { return model_; }
   const training<V, O>& options() const { return options_; }
   std::uint64_t next_step() const { return step_; }
+  /// Share of the planned steps that are done, in [0, 1].
+  double progress() const { return double(std::min(step_, options_.steps)) / double(options_.steps); }
   const arena& memory() const { return memory_; }
 
   // What a checkpoint of a run holds, beside the options (train/resume.hpp).

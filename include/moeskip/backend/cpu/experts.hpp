@@ -25,6 +25,14 @@ inline index_t split_experts(const dispatch& d, int tile, expert_task* tasks) {
   return count;
 }
 
+/// act (last − first) of row n, units [first, last) of expert e, times the mask's factors.
+inline void mask_units(float* act, const activation_mask& mask, index_t n, int e, index_t first, index_t last) {
+  struct masks;
+  float* factor = thread_scratch<masks>(last - first);
+  mask.factors(factor, n, e, first, last);
+  for (index_t i = 0; i < last - first; ++i) act[i] *= factor[i];
+}
+
 /// y_n (D) += Σ over the experts of row n, in order of their ids, of factor(m) · parts(m). K is small: selection sort.
 template <class A, class Factor>
 void combine_rows(mat<float> y, mat<const float> parts, const dispatch& d, index_t K, Factor&& factor) {
@@ -55,18 +63,20 @@ template <> struct kernel<experts_t, on_cpu> {
 
   template <class W, class Isa, class Memory>
   static void run(cpu<W, Isa>&, mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
-                  const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory) {
+                  const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory,
+                  const activation_mask& mask) {
     using A = cpu_kernels::arch<Isa>;
-    if (h.rows() <= cpu_kernels::max_matvec_tokens) few<A>(y, gate_up, residual, h, r, d, w, memory);
-    else many<A>(y, gate_up, residual, h, r, d, w, memory);
+    if (h.rows() <= cpu_kernels::max_matvec_tokens) few<A>(y, gate_up, residual, h, r, d, w, memory, mask);
+    else many<A>(y, gate_up, residual, h, r, d, w, memory, mask);
   }
 
  private:
   /// Decode and verify. Phase 1: act = silu(gate h) · up h, the rows of all chosen experts split among the threads.
   /// Phase 2: y, its columns split among the threads; experts in the order of their ids.
-  template <class A, class W, class Memory>
-  static void few(mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
-                  const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory) {
+  template <class A, class W, class Memory> static void few(mat<float> y, mat<float> gate_up, mat<const float> residual,
+                                                            mat<const float> h, const routing<float>& r,
+                                                            const dispatch& d, const expert_weights<const W>& w,
+                                                            Memory& memory, const activation_mask& mask) {
     namespace k = cpu_kernels;
     const auto scope = memory.scope();
     const index_t D = h.cols(), F = w.down.cols();
@@ -91,6 +101,7 @@ template <> struct kernel<experts_t, on_cpu> {
             for (index_t i = m; i < m + rows; ++i) {
               const float* gate = gate_up.row(i).data();
               k::swiglu_row<A>(act.row(i).data() + f, gate + f, gate + F + f, end - f);
+              if (mask.masks()) k::mask_units(act.row(i).data() + f, mask, d.row[i], e, f, end);
             }
             first += end - f;
           }
@@ -135,7 +146,8 @@ template <> struct kernel<experts_t, on_cpu> {
 
   template <class A, class W, class Memory>
   static void many(mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
-                   const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory) {
+                   const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory,
+                   const activation_mask& mask) {
     namespace k = cpu_kernels;
     const auto scope = memory.scope();
     const index_t D = h.cols(), F = w.down.cols(), K = r.chosen.cols();
@@ -153,6 +165,7 @@ template <> struct kernel<experts_t, on_cpu> {
       for (index_t m = 0; m < rows; ++m) {
         const float* gate = gate_up.row(first + m).data();
         k::swiglu_row<A>(act + m * F, gate, gate + F, F);
+        if (mask.masks()) k::mask_units(act + m * F, mask, d.row[first + m], e, 0, F);
       }
       k::gemm<A>(k::product{.data = out.row(first).data(), .stride = D}, k::factor<float>{act, F},
                  k::factor<W>{w.down.plane(e).data(), F, true}, {0, rows, 0, D}, F);

@@ -12,7 +12,7 @@ template <> struct kernel<experts_backward_t, on_cpu> {
   template <class W, class Isa, class Memory>
   static void run(cpu<W, Isa>&, mat<float> dh, mat<float> dgate, const expert_weights<float>& dw, mat<const float> dy,
                   mat<float> gate_up, mat<const float> h, const routing<float>& r, const dispatch& d,
-                  const expert_weights<const W>& w, Memory& memory) {
+                  const expert_weights<const W>& w, Memory& memory, const activation_mask& mask) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const auto scope = memory.scope();
@@ -32,8 +32,17 @@ template <> struct kernel<experts_backward_t, on_cpu> {
                  k::factor<W>{w.down.plane(e).data(), F}, {0, rows, 0, F}, D);
       for (index_t m = first; m < last; ++m) {
         const float gate = r.gate.data()[d.choice[m]];
-        dgate.data()[d.choice[m]] = k::weighted_swiglu_backward_row<A>(gate_up.row(m).data(), act.row(m).data(),
-                                                                       dact + (m - first) * F, gate, F);
+        float* d_row = dact + (m - first) * F;
+        struct masks;
+        float* factor = mask.masks() ? k::thread_scratch<masks>(F) : nullptr;
+        if (factor) {
+          mask.factors(factor, d.row[m], e, 0, F);
+          for (index_t f = 0; f < F; ++f) d_row[f] *= factor[f];
+        }
+        dgate.data()[d.choice[m]] =
+            k::weighted_swiglu_backward_row<A>(gate_up.row(m).data(), act.row(m).data(), d_row, gate, F);
+        if (factor)
+          for (index_t f = 0; f < F; ++f) act(m, f) *= factor[f];
       }
       k::gemm<A>(k::product{.data = back.row(first).data(), .stride = D},
                  k::factor<float>{gate_up.row(first).data(), 2 * F}, k::factor<W>{w.gate_up.plane(e).data(), D},

@@ -1,37 +1,64 @@
-// Deeper layers are skipped more often. p(l) rises from 0 at the first layer to p_max at the last of L.
-//   linear        p_max · l / (L−1)
-//   exponential   p_max · (2^(l/(L−1)) − 1)                       LayerSkip, arXiv:2404.16710, eq. 2 to 4
+// Layers are skipped with a probability that follows the depth and the progress of training.
+//   p(l, t) = p_max · depth(l) · time(t)                            LayerSkip, arXiv:2404.16710, eq. 1 to 4
+// The names `uniform`, `linear`, `exponential` and `custom<N>` are schedules over depth, constant in time; others are
+// composed: by_depth<depth::exponential, over_time::exponential> is LayerSkip's for training from scratch.
 #pragma once
 
-#include <cmath>
 #include <string_view>
+#include <type_traits>
 
 #include "moeskip/concepts/layer_dropout.hpp"
+#include "moeskip/parts/schedule.hpp"
 
 namespace moeskip::layer_dropout {
 
-struct linear {
-  static constexpr std::string_view name = "linear";
-  float p_max = 0.1f;
+namespace detail {
+
+inline constexpr std::string_view by_depth_name = "by_depth";
+
+/// "exponential" where time does not matter, else "by_depth<exponential, linear>".
+template <class Depth, class Time> constexpr std::string_view schedule_name() {
+  namespace all = moeskip::detail;
+  if constexpr (std::is_same_v<Time, over_time::constant>) return Depth::name;
+  else return all::joined<by_depth_name, all::opening, Depth::name, all::comma, Time::name, all::closing>::name;
+}
+
+}  // namespace detail
+
+template <class Depth, class Time> struct by_depth {
+  static_assert(DepthSchedule<Depth>,
+                "moeskip: by_depth<Depth, Time>: Depth needs `name`, `float at(int layer, int layers) const` and `==`. "
+                "See moeskip/concepts/schedule.hpp");
+  static_assert(TimeSchedule<Time>,
+                "moeskip: by_depth<Depth, Time>: Time needs `name`, `float at(double progress) const` and `==`. See "
+                "moeskip/concepts/schedule.hpp");
+  static constexpr std::string_view name = detail::schedule_name<Depth, Time>();
+  float p_max = 0.1f;  // where depth and time are at their full value
+  Depth depth{};
+  Time time{};
+
   constexpr std::string_view problem() const {
-    return p_max >= 0 && p_max < 1 ? "" : "layer_dropout.p_max must be in [0, 1)";
+    if (!(p_max >= 0 && p_max < 1)) return "layer_dropout.p_max must be in [0, 1)";
+    if (!moeskip::detail::schedule_problem(depth).empty()) return "layer_dropout.values must be in [0, 1]";
+    return {};
   }
-  float probability(int layer, int layers) const { return layers < 2 ? 0.f : p_max * float(layer) / float(layers - 1); }
-  template <class Self, class F> static constexpr void fields(Self& self, F&& f) { f("p_max", self.p_max); }
-  friend constexpr bool operator==(const linear&, const linear&) = default;
+  constexpr std::string_view problem(int layers) const {
+    return moeskip::detail::schedule_fits(depth, layers) ? ""
+                                                         : "layer_dropout.values must be one for each of sizes.layers";
+  }
+  constexpr float probability(int layer, int layers, double progress = 1) const {
+    return p_max * depth.at(layer, layers) * time.at(progress);
+  }
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    f("p_max", self.p_max);
+    moeskip::detail::schedule_fields(self.depth, f), moeskip::detail::schedule_fields(self.time, f);
+  }
+  friend constexpr bool operator==(const by_depth&, const by_depth&) = default;
 };
 
-struct exponential {
-  static constexpr std::string_view name = "exponential";
-  float p_max = 0.1f;
-  constexpr std::string_view problem() const {
-    return p_max >= 0 && p_max < 1 ? "" : "layer_dropout.p_max must be in [0, 1)";
-  }
-  float probability(int layer, int layers) const {
-    return layers < 2 ? 0.f : p_max * (std::exp2(float(layer) / float(layers - 1)) - 1.f);
-  }
-  template <class Self, class F> static constexpr void fields(Self& self, F&& f) { f("p_max", self.p_max); }
-  friend constexpr bool operator==(const exponential&, const exponential&) = default;
-};
+using uniform = by_depth<depth::uniform>;
+using linear = by_depth<depth::linear>;
+using exponential = by_depth<depth::exponential>;
+template <int N> using custom = by_depth<depth::custom<N>>;
 
 }  // namespace moeskip::layer_dropout

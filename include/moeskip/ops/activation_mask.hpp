@@ -1,0 +1,52 @@
+// Dropout inside the experts' activations: unit f of what expert e computes for row n is 0 with probability p, and else
+// divided by 1 − p. The draw hangs on (seed, step, layer, token, expert, unit) alone, so that backward repeats it and
+// neither the rows beside this one nor their order in the dispatch matter.
+//   A block of the generator serves 8 units with 16 bits each: p is rounded to a multiple of 2^-16.
+//   F hidden width of an expert, up to 2^23
+#pragma once
+
+#include <algorithm>
+
+#include "moeskip/base/rng.hpp"
+#include "moeskip/tensor/rows.hpp"
+
+namespace moeskip {
+
+struct activation_mask {
+  float p = 0;  // in [0, 1); 0: nothing is masked, and the rest does not matter
+  seed from{};
+  std::uint64_t step = 0;
+  int layer = 0;      // under 128
+  token_rows rows{};  // (N) of the call
+
+  bool masks() const { return p > 0; }
+  /// What a unit that stays is multiplied by.
+  double scale() const { return 65536. / (65536 - threshold()); }
+
+  /// factor (last − first) of units [first, last) of expert e for row n: 0 or scale().
+  template <class T> void factors(T* factor, index_t n, int e, index_t first, index_t last) const {
+    const std::uint64_t token = rows.id(n);
+    const T kept = T(scale());
+    const std::uint32_t limit = std::uint32_t(threshold());
+    for (index_t f = first; f < last;) {
+      const philox_block random = block(token, e, f / units);
+      for (const index_t end = std::min(last, f / units * units + units); f < end; ++f) {
+        const std::uint32_t bits = random.word[f % units / 2] >> (f % 2 * 16) & 0xffffu;
+        *factor++ = bits < limit ? T(0) : kept;
+      }
+    }
+  }
+
+ private:
+  static constexpr index_t units = 8;  // of a block
+
+  int threshold() const { return std::min(int(double(p) * 65536 + 0.5), 65535); }
+  /// The block's number takes 15 bits beside the expert's 9, and what is left of it the bits above the layer's 7.
+  philox_block block(std::uint64_t token, int e, index_t number) const {
+    const auto b = std::uint64_t(number);
+    return draws{from, stream::expert_activation}.block(step, std::uint64_t(layer) | (b >> 15) << 7, token,
+                                                        std::uint64_t(e) | (b & 0x7fff) << 9);
+  }
+};
+
+}  // namespace moeskip
