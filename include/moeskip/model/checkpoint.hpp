@@ -37,13 +37,15 @@ inline void refuse_strangers(const safetensors_file& file, const std::vector<ten
   std::set<std::string_view> known;
   for (const tensor_info& t : expected) known.insert(t.name);
   for (const array_info& a : file.arrays())
-    MOESKIP_CHECK(file_error, !(a.name.starts_with("model.") || a.name.starts_with("lm_head")) || known.contains(a.name),
-                  path, ": unexpected tensor ", a.name, ": the variant and sizes in its metadata have no such weight");
+    MOESKIP_CHECK(file_error,
+                  !(a.name.starts_with("model.") || a.name.starts_with("lm_head")) || known.contains(a.name), path,
+                  ": unexpected tensor ", a.name, ": the variant and sizes in its metadata have no such weight");
 }
 
 }  // namespace detail
 
-/// Writes the weights as they are stored. All or nothing: see formats/atomic_file.hpp. Throws file_error.
+/// Writes the weights as they are stored. All or nothing: see formats/atomic_file.hpp. Throws file_error, and
+/// config_error for a policy whose numbers would be lost (see `fields` in examples/05_your_own_router.cpp).
 template <class V, class B> void save(const model<V, B>& m, const std::filesystem::path& path) {
   safetensors_writer file;
   for (const auto& [key, value] : to_metadata(m.configuration())) file.metadata(key, value);
@@ -59,8 +61,7 @@ template <class V, class B> model<V, B> load(const std::filesystem::path& path) 
   const config<V> c = from_metadata<V>(file.metadata(), path.string());
   model_weights<V, weight_t<B>> nothing;  // only measured: a file that lacks tensors must not make us allocate
   const std::vector<tensor_info> tensors = bind_weights<V, weight_t<B>>(c, nothing, nullptr);
-  for (const tensor_info& t : tensors)
-    file.expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
+  for (const tensor_info& t : tensors) file.expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
   detail::refuse_strangers(file, tensors, path.string());
   model<V, B> m(c, typename model<V, B>::uninitialised{});
   detail::read_block<weight_t<B>>(file, m.tensors(), m.block());

@@ -12,13 +12,15 @@ namespace moeskip {
 
 /// Sorts the assignments of `chosen` (N, K) by expert, on the host. With a capacity (assignments per expert, 0: no
 /// limit) the overflow is dropped; all first choices come before any second one, and within a rank rows come in order
-/// (OpenMoE's priority). Throws config_error for an expert that does not exist.
+/// (OpenMoE's priority). Throws config_error for an expert that does not exist, or that a row has twice.
 template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
   dispatch d{memory.template take_zeroed<int>(experts + 1), {}, {}, memory.template take<int>(chosen.size())};
   for (index_t k = 0; k < chosen.cols(); ++k)
     for (index_t n = 0; n < chosen.rows(); ++n) {
       MOESKIP_CHECK(config_error, chosen(n, k) >= 0 && chosen(n, k) < experts, "the router chose expert ", chosen(n, k),
                     " of ", experts);
+      for (index_t j = 0; j < k; ++j)
+        MOESKIP_CHECK(config_error, chosen(n, j) != chosen(n, k), "the router chose expert ", chosen(n, k), " twice");
       int& count = d.first[chosen(n, k) + 1];
       const bool dropped = capacity > 0 && count >= capacity;
       count += !dropped;
@@ -38,7 +40,13 @@ template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int expert
   return d;
 }
 
-/// On cpu, calls of 1 to 16 rows give every row the same bits whatever the other rows are.
+/// Throws shape_error unless w are E experts of width D, with two rows of gate_up for each column of down.
+template <class W> void expect_experts(std::string_view op, const expert_weights<W>& w, index_t experts, index_t dim) {
+  expect_shape(op, "w.down", w.down, experts, dim, w.down.cols());
+  expect_shape(op, "w.gate_up", w.gate_up, experts, 2 * w.down.cols(), dim);
+}
+
+/// On cpu, calls of 1 to 16 rows give every row the same bits whatever the other rows are. Throws shape_error.
 struct experts_t {
   static constexpr const char* name = "experts";
   template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> y, mat<scalar_t<B>> gate_up,
@@ -47,15 +55,16 @@ struct experts_t {
                                                    const expert_weights<const weight_t<B>>& w, Memory& memory) const {
     expect_shape(name, "y", y, h.rows(), h.cols());
     expect_shape(name, "residual", residual, h.rows(), h.cols());
+    expect_shape(name, "gate", r.gate, h.rows(), r.gate.cols());
     expect_shape(name, "gate_up", gate_up, d.size(), w.gate_up.rows());
-    expect_shape(name, "w.gate_up", w.gate_up, d.experts(), w.gate_up.rows(), h.cols());
-    expect_shape(name, "w.down", w.down, d.experts(), h.cols(), w.gate_up.rows() / 2);
+    expect_experts(name, w, d.experts(), h.cols());
     run_kernel<experts_t>(b, y, gate_up, residual, h, r, d, w, memory);
   }
 };
 inline constexpr experts_t experts{};
 
 /// dh(N,D) = …, dgate(N,K) = … (0 where dropped), dw += …. gate_up (M, 2F) is overwritten with its own gradient.
+/// Throws shape_error.
 struct experts_backward_t {
   static constexpr const char* name = "experts_backward";
   template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> dh, mat<scalar_t<B>> dgate,
@@ -65,8 +74,12 @@ struct experts_backward_t {
                                                    const expert_weights<const weight_t<B>>& w, Memory& memory) const {
     expect_shape(name, "dh", dh, h.rows(), h.cols());
     expect_shape(name, "dy", dy, h.rows(), h.cols());
-    expect_shape(name, "dgate", dgate, r.gate.rows(), r.gate.cols());
+    expect_shape(name, "gate", r.gate, h.rows(), r.gate.cols());
+    expect_shape(name, "dgate", dgate, h.rows(), r.gate.cols());
     expect_shape(name, "gate_up", gate_up, d.size(), w.gate_up.rows());
+    expect_experts(name, w, d.experts(), h.cols());
+    expect_shape(name, "dw.gate_up", dw.gate_up, d.experts(), w.gate_up.rows(), h.cols());
+    expect_shape(name, "dw.down", dw.down, d.experts(), h.cols(), w.down.cols());
     run_kernel<experts_backward_t>(b, dh, dgate, dw, dy, gate_up, h, r, d, w, memory);
   }
 };

@@ -22,7 +22,8 @@ template <class T> struct balance_losses {
   T balance{}, z{};  // unweighted
 };
 
-/// Fills r: the router's forward on every row, and the load of every expert. Throws shape_error.
+/// Fills r: the router's forward on every row, and the load of every expert. Throws shape_error, and config_error for a
+/// router that chose a dead expert.
 struct route_t {
   static constexpr const char* name = "route";
   template <class B, Router R> void operator()(B& b, const routing<scalar_t<B>>& r, mat<const scalar_t<B>> logits,
@@ -32,6 +33,10 @@ struct route_t {
     expect_shape(name, "gate", r.gate, logits.rows(), R::experts_per_token);
     expect_shape(name, "load", r.load, logits.cols());
     run_kernel<route_t>(b, r, logits, router, alive);
+    for (index_t n = 0; n < r.chosen.rows(); ++n)
+      for (const int e : r.chosen.row(n))  // those that do not exist are refused by plan_dispatch
+        MOESKIP_CHECK(config_error, e < 0 || e >= logits.cols() || alive.of(n).contains(e), "the router chose expert ",
+                      e, ", which was dropped out");
   }
 };
 inline constexpr route_t route{};
@@ -50,11 +55,14 @@ struct route_backward_t {
 };
 inline constexpr route_backward_t route_backward{};
 
+/// Both auxiliary losses of routed rows. Throws shape_error.
 struct balance_loss_t {
   static constexpr const char* name = "balance_loss";
   template <class B> balance_losses<scalar_t<B>> operator()(B& b, const routing<scalar_t<B>>& r,
                                                             mat<const scalar_t<B>> logits,
                                                             const living_experts& alive) const {
+    expect_shape(name, "probability", r.probability, logits.rows(), logits.cols());
+    expect_shape(name, "load", r.load, logits.cols());
     balance_losses<scalar_t<B>> losses;
     run_kernel<balance_loss_t>(b, losses, r, logits, alive);
     return losses;
