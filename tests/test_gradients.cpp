@@ -36,9 +36,35 @@ template <class V> struct setup {
   }
 };
 
-/// The largest error of any tensor's gradient, relative to that tensor's largest derivative.
-template <class V> double worst_error(ms::config<V> config) {
+template <class T> ms::buffer<T> copy_of(ms::vec<T> values) {
+  ms::buffer<T> copy(values.size());
+  std::copy(values.begin(), values.end(), copy.view().begin());
+  return copy;
+}
+
+/// The error of `gradient` along a random direction through weights [first, first + count), relative to the length of
+/// the terms of which that derivative is the sum. Every one of these weights takes part.
+template <class V, class Stepped> double directional_error(setup<V>& s, Stepped& stepped,
+                                                           const ms::buffer<double>& gradient, ms::index_t first,
+                                                           ms::index_t count, std::uint64_t seed) {
+  const ms::buffer<complex> before = copy_of(stepped.block());
+  ms::buffer<complex> ignored(before.size());
+  double expected = 0, squares = 0;
+  for (ms::index_t i = first; i < first + count; ++i) {
+    const double direction = random_number(seed, std::uint64_t(i)), term = gradient[i] * direction;
+    stepped.block()[i] += complex(0, h * direction);
+    expected += term, squares += term * term;
+  }
+  const double derivative = s.loss(stepped, ignored).imag() / h;
+  std::copy(before.view().begin(), before.view().end(), stepped.block().begin());
+  return std::abs(derivative - expected) / std::max(1e-12, std::sqrt(squares));
+}
+
+/// The largest error of any tensor's gradient, relative to that tensor's largest derivative: some weights of every
+/// tensor one by one, then all of them in random directions through each tensor and through the whole model.
+template <class V> double worst_error(ms::config<V> config, double top_weight = -1) {
   setup<V> s(config);
+  if (top_weight >= 0) s.weights[std::size_t(config.sizes.layers)] = top_weight;
   ms::model<V, ms::reference<double>> real(s.config, ms::seed{7});
   ms::model<V, ms::reference<complex>> stepped(s.config, ms::seed{7});
   ms::buffer<double> gradient(real.block().size());
@@ -59,7 +85,14 @@ template <class V> double worst_error(ms::config<V> config) {
     INFO(t.name, " error ", error, " of ", largest);
     CHECK(error / largest < 1e-9);
     worst = std::max(worst, error / largest);
+    for (const std::uint64_t seed : {31u, 32u}) {
+      const double along = directional_error(s, stepped, gradient, t.offset, t.size, seed);
+      CHECK(along < 1e-9);
+      worst = std::max(worst, along);
+    }
   }
+  for (const std::uint64_t seed : {41u, 42u, 43u, 44u})
+    worst = std::max(worst, directional_error(s, stepped, gradient, 0, gradient.size(), seed));
   return worst;
 }
 
@@ -67,6 +100,9 @@ struct plain : ms::variant {};
 struct everything : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
   using layer_dropout = ms::layer_dropout::exponential;
+  using exit_head = ms::exit_head::own;
+};
+struct own_heads : ms::variant {
   using exit_head = ms::exit_head::own;
 };
 struct switching : ms::variant {
@@ -107,4 +143,9 @@ TEST_CASE("gradients: no MoE layer") {
   ms::sizes s = tiny_sizes;
   s.moe_every = 0;
   CHECK(worst_error<plain>({.sizes = s}) < 1e-9);
+}
+
+TEST_CASE("gradients: nothing but exits below the top learns, with heads of their own and with a shared one") {
+  CHECK(worst_error<own_heads>({.sizes = tiny_sizes}, 0) < 1e-9);
+  CHECK(worst_error<plain>({.sizes = tiny_sizes}, 0) < 1e-9);
 }
