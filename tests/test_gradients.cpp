@@ -74,7 +74,7 @@ template <class V> double worst_error(ms::config<V> config, double top_weight = 
   double worst = 0;
   for (const ms::tensor_info& t : real.tensors()) {
     double largest = 1e-12, error = 0;
-    const ms::index_t stride = std::max<ms::index_t>(1, t.size / 7);  // some weights of every tensor
+    const ms::index_t stride = std::max<ms::index_t>(1, t.size / 4);  // some weights of every tensor
     for (ms::index_t i = t.offset; i < t.offset + t.size; i += stride) {
       stepped.block()[i] += complex(0, h);
       const double derivative = s.loss(stepped, ignored).imag() / h;

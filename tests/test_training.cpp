@@ -180,8 +180,8 @@ TEST_CASE("resuming with another text of the same length, or with weights of ano
   REQUIRE(second.text != first.text);
   CHECK_THROWS_WITH_AS(ms::resume(second.trainer, file, second.data.about()), doctest::Contains("data.hash: expected "),
                        ms::file_error);
-  run<ms::cpu<ms::bf16>> half;
-  CHECK_THROWS_WITH_AS(ms::resume(half.trainer, file, half.data.about()),
+  run<ms::cpu<ms::bf16>> rounded;
+  CHECK_THROWS_WITH_AS(ms::resume(rounded.trainer, file, rounded.data.about()),
                        doctest::Contains("training.weight: expected bf16, got f32"), ms::file_error);
   // The hash is part of files: it must not change, nor differ between machines.
   const std::vector<int> text{1, -2, 3'000'000};
