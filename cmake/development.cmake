@@ -1,4 +1,6 @@
 # moeskip_dev: how the project compiles its own programs. Users of the library never link it.
+#   moeskip_flags     warnings and sanitizers alone       moeskip_portable  the library with them, for any CPU
+#   moeskip_dev       the same for this CPU, unless MOESKIP_NATIVE is off
 include(CheckCXXCompilerFlag)
 
 set(moeskip_warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion)
@@ -11,9 +13,12 @@ if(MOESKIP_WERROR)
   list(APPEND moeskip_warnings -Werror)
 endif()
 
+add_library(moeskip_flags INTERFACE)
+target_compile_options(moeskip_flags INTERFACE ${moeskip_warnings})
+add_library(moeskip_portable INTERFACE)
+target_link_libraries(moeskip_portable INTERFACE moeskip::moeskip moeskip_flags)
 add_library(moeskip_dev INTERFACE)
-target_link_libraries(moeskip_dev INTERFACE moeskip::moeskip)
-target_compile_options(moeskip_dev INTERFACE ${moeskip_warnings})
+target_link_libraries(moeskip_dev INTERFACE moeskip_portable)
 
 if(MOESKIP_NATIVE)
   check_cxx_compiler_flag(-march=native MOESKIP_HAS_MARCH_NATIVE)
@@ -25,6 +30,6 @@ endif()
 
 if(MOESKIP_SANITIZE)
   set(sanitize -fsanitize=${MOESKIP_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
-  target_compile_options(moeskip_dev INTERFACE ${sanitize})
-  target_link_options(moeskip_dev INTERFACE ${sanitize})
+  target_compile_options(moeskip_flags INTERFACE ${sanitize})
+  target_link_options(moeskip_flags INTERFACE ${sanitize})
 endif()

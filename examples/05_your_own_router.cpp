@@ -32,7 +32,8 @@ struct tempered {
     for (int e = 0; e < t.experts; ++e) through += t.probability[e] * dprobability[e];
     for (int e = 0; e < t.experts; ++e) dlogits[e] += t.probability[e] * (dprobability[e] - through) / T(temperature);
   }
-  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {  // saved in checkpoints; optional
+  // All numbers, for checkpoints. A router without numbers needs no `fields`; one that hides some refuses to be saved.
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
     f("temperature", self.temperature), f("balance_loss", self.balance_loss);
   }
   friend constexpr bool operator==(const tempered&, const tempered&) = default;

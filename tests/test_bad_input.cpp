@@ -23,6 +23,7 @@ std::atomic<std::size_t> largest{0};
 
 void* allocate(std::size_t size, std::size_t align) {
   for (std::size_t seen = largest; seen < size && !largest.compare_exchange_weak(seen, size);) {}
+  if (size > std::size_t{1} << 30) throw std::bad_alloc();  // a small machine: no test takes a gigabyte
   void* p = std::aligned_alloc(align, (size + align - 1) / align * align);
   if (!p) throw std::bad_alloc();
   return p;
@@ -59,7 +60,15 @@ struct out_of_order : std::runtime_error {
 struct moody_router {
   static constexpr std::string_view name = "moody";
   static constexpr int experts_per_token = 2;
-  enum mood { good, throws, throws_in_backward, chooses_minus_one, chooses_one_too_many, chooses_a_billion };
+  enum mood {
+    good,
+    throws,
+    throws_in_backward,
+    chooses_minus_one,
+    chooses_one_too_many,
+    chooses_a_billion,
+    chooses_twice
+  };
   static inline mood now = good;
 
   template <class T> void score(const ms::routed_token<T>& t) const {
@@ -71,6 +80,7 @@ struct moody_router {
     if (now == chooses_minus_one) t.chosen[1] = -1;
     if (now == chooses_one_too_many) t.chosen[0] = t.experts;
     if (now == chooses_a_billion) t.chosen[1] = 1'000'000'000;
+    if (now == chooses_twice) t.chosen[0] = t.chosen[1] = 3;
   }
   template <class T> void weigh(const ms::routed_token<T>& t) const {
     t.gate[0] = t.gate[1] = T(0.5);
@@ -90,6 +100,16 @@ struct moody : ms::variant {
 struct in_mood {
   explicit in_mood(moody_router::mood mood) { moody_router::now = mood; }
   ~in_mood() { moody_router::now = moody_router::good; }
+};
+
+/// Sees no dropout.
+struct blind : moody_router {
+  template <class T> void choose(const ms::routed_token<T>& t) const {
+    const ms::expert_set all = ms::expert_set::first(t.experts);
+    ms::routed_token<T> everyone = t;
+    everyone.alive = &all;
+    moody_router::choose(everyone);
+  }
 };
 
 /// Leaves other experts than a token may visit.
@@ -167,6 +187,7 @@ TEST_CASE("a router that fails comes back to the caller, from one token and from
   refuses(moody_router::chooses_minus_one, "the router chose expert -1 of 4");
   refuses(moody_router::chooses_one_too_many, "the router chose expert 4 of 4");
   refuses(moody_router::chooses_a_billion, "the router chose expert 1000000000 of 4");
+  refuses(moody_router::chooses_twice, "the router chose expert 3 twice");
   CHECK(generated(many) == expected);
   CHECK(state_of(t) == untouched);
   CHECK(t.next_step() == 0);
@@ -182,6 +203,39 @@ TEST_CASE("the plain loops refuse the same choices") {
   };
   refuses(moody_router::chooses_minus_one, "the router chose expert -1 of 4");
   refuses(moody_router::chooses_one_too_many, "the router chose expert 4 of 4");
+  refuses(moody_router::chooses_twice, "the router chose expert 3 twice");
+}
+
+TEST_CASE_TEMPLATE("a router that chooses an expert that was dropped out is refused", Back, B, ms::reference<float>) {
+  Back backend;
+  ms::arena memory;
+  const ms::routing<float> r{memory.take<float>(2, 4), memory.take<int>(2, 2), memory.take<float>(2, 2),
+                             memory.take<float>(4)};
+  const std::vector<float> logits{5, 4, 3, 2, 1, 2, 3, 4};
+  ms::expert_set set = ms::expert_set::first(4).erase(3);
+  const auto routed = [&] {
+    ms::route(backend, r, ms::mat<const float>(logits.data(), 2, 4), blind{},
+              ms::routing_call<float>{.alive = {{&set, 1}}}, memory);
+  };
+  CHECK_THROWS_WITH_AS(routed(), "the router chose expert 3, which was dropped out", ms::config_error);
+  set.insert(3);
+  CHECK_NOTHROW(routed());
+}
+
+TEST_CASE("memory that is not to be had is an error that names the bytes") {
+  CHECK_THROWS_WITH_AS(ms::buffer<float>(ms::index_t{1} << 40), "out of memory: 4398046511104 bytes were asked for",
+                       ms::error);
+  CHECK_THROWS_WITH_AS(ms::buffer<double>(PTRDIFF_MAX), doctest::Contains("elements of 8 bytes were asked for"),
+                       ms::error);
+  CHECK_THROWS_AS(ms::buffer<double>(-1), ms::error);
+  ms::arena memory;
+  CHECK_THROWS_WITH_AS(memory.take<float>(1 << 20, 1 << 20), doctest::Contains("4398046511104 bytes"), ms::error);
+  CHECK(memory.take<float>(100).size() == 100);
+  // A valid config whose cache is 3 layers · 2 · 2^24 tokens · 8 numbers · 4 bytes.
+  ms::sizes s = small_sizes;
+  s.context = 1 << 24;
+  ms::model<plain, B> m({.sizes = s}, ms::seed{1});
+  CHECK_THROWS_WITH_AS((ms::session<plain, B>(m)), "out of memory: 3221225472 bytes were asked for", ms::error);
 }
 
 TEST_CASE("what a task throws on any thread reaches the caller") {
@@ -314,7 +368,9 @@ TEST_CASE("sets hold what fits them and nothing else") {
   CHECK(every.size() == 63);  // 2, 4, … 126
   CHECK((every.contains(126) && !every.contains(127)));
   CHECK(ms::exits_every(INT_MAX, INT_MAX) == ms::layer_set{});
-  CHECK(ms::exits_every(-3, 8) == ms::layer_set{});
+  for (const int n : {0, -3})
+    CHECK_THROWS_WITH_AS(ms::exits_every(n, 8), doctest::Contains("exits must be at least 1 layer apart, got "),
+                         ms::config_error);
   const auto refused = [](auto... layers) {
     CHECK_THROWS_WITH_AS(ms::exits_after(layers...), doctest::Contains("exits must lie from 1 to 127, got "),
                          ms::config_error);

@@ -11,6 +11,34 @@
 
 using namespace tests;
 
+namespace own_policies {
+
+/// Has a number, and no `fields`.
+struct secretive_router : ms::router::top_k<2> {
+  static constexpr std::string_view name = "secretive";
+  float temperature = 1;
+  template <class Self, class F> static constexpr void fields(Self&, F&&) = delete;
+  friend bool operator==(const secretive_router&, const secretive_router&) = default;
+};
+struct secretive : ms::variant {
+  using router = secretive_router;
+};
+
+/// Lists one of its two numbers.
+struct forgetful_router : ms::router::top_k<2> {
+  static constexpr std::string_view name = "forgetful";
+  float temperature = 1;
+  int unlisted = 0;
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) { f("temperature", self.temperature); }
+  friend bool operator==(const forgetful_router&, const forgetful_router&) = default;
+};
+struct forgetful : ms::variant {
+  using router = forgetful_router;
+};
+
+}  // namespace own_policies
+using namespace own_policies;
+
 namespace {
 
 struct small : ms::variant {};
@@ -113,14 +141,14 @@ TEST_CASE("prompts longer than a prefill chunk give the same text by every decod
         ms::generate(m, long_prompt, options, ignore).ids());
 }
 
-TEST_CASE("early exit: a threshold above one runs every layer, zero leaves at the first exit") {
+TEST_CASE("early exit: a threshold above one runs every layer, one near zero leaves at the first exit") {
   auto m = sharp();
   const ms::generation options{.max_new_tokens = 20};
   const auto plain = ms::generate(m, prompt, options, ms::decoder::autoregressive{}, ignore);
   const auto never = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 1.1f}}, ignore);
   CHECK(never.ids() == plain.ids());
   CHECK(std::all_of(never.tokens.begin(), never.tokens.end(), [](const auto& e) { return e.exit_layer == 4; }));
-  const auto always = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 0.f}}, ignore);
+  const auto always = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 1e-6f}}, ignore);
   CHECK(std::all_of(always.tokens.begin(), always.tokens.end(), [](const auto& e) { return e.exit_layer == 1; }));
   CHECK(always.stats.layer_steps == 20);
   const auto some = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 0.5f}}, ignore);
@@ -163,7 +191,7 @@ TEST_CASE_TEMPLATE("early exit fills the skipped layers' keys and values from th
   using T = typename ms::session<small, Back>::T;
   ms::session s(m);
   const auto out =
-      ms::generate(s, prompt, {.max_new_tokens = 6}, ms::decoder::early_exit<>{.rule = {.threshold = 0.f}}, ignore);
+      ms::generate(s, prompt, {.max_new_tokens = 6}, ms::decoder::early_exit<>{.rule = {.threshold = 1e-6f}}, ignore);
   for (const ms::emitted& e : out.tokens) REQUIRE(e.exit_layer == 1);
   REQUIRE(s.position() == 8);  // the prompt's last token at 2 was the first to leave early, then those up to 7
 
@@ -214,23 +242,117 @@ TEST_CASE_TEMPLATE("early exit fills the skipped layers' keys and values from th
   CHECK(distance(logits.row(0), by_hand(unfilled)) > 0.1);
 }
 
+/// The same model with layers 3 and 4 that add nothing: every token drafted after layer 2 is accepted.
+ms::model<small, B> echo() {
+  auto m = sharp();
+  for (int l = 2; l < 4; ++l)
+    for (const ms::tensor_info& t : m.tensors())
+      if (t.name.starts_with(ms::text("model.layers.", l)) && t.start == ms::initial::residual)
+        std::fill_n(m.block().data() + t.offset, t.size, 0.f);
+  return m;
+}
+
+TEST_CASE("a session keeps the tokens that were taken, and the statistics count no others") {
+  auto m = echo();
+  ms::session<small, B> s(m);
+  const small::decoder decoder{.draft = {.exit_layer = 2}, .length = {.num_speculations = 6}};
+  const auto check = [&](const ms::generated& out) {
+    std::vector<int> expected = prompt;
+    for (const int id : out.ids()) expected.push_back(id);
+    CHECK(s.tokens() == expected);
+    CHECK(s.pending() == expected.back());
+    int drafted = 0;
+    for (const auto& e : out.tokens) drafted += e.drafted;
+    CHECK(out.stats.accepted == drafted);
+    CHECK(s.stats.accepted == drafted);
+  };
+  const auto whole = ms::generate(s, prompt, {.max_new_tokens = 20}, decoder, ignore);
+  check(whole);
+  CHECK(whole.stats.accepted > 12);
+  for (int taken = 1; taken < 9; ++taken) {
+    int seen = 0;
+    const auto cancelled =
+        ms::generate(s, prompt, {.max_new_tokens = 20}, decoder, [&](const ms::emitted&) { return ++seen < taken; });
+    CHECK(int(cancelled.tokens.size()) == taken);
+    check(cancelled);
+  }
+  for (int stop = 0; stop < 11; ++stop)
+    check(ms::generate(s, prompt, {.max_new_tokens = 20, .stop = {stop}}, decoder, ignore));
+}
+
+TEST_CASE("the default draft leaves at the deepest exit at half depth or earlier, or says that there is none") {
+  ms::sizes deep = shape.sizes;
+  deep.layers = 8;
+  const auto drafted_at = []<class V>(const ms::config<V>& c) {
+    ms::model<V, B> m(c, ms::seed{1});
+    ms::session<V, B> s(m);
+    return typename ms::draft::self::template on<ms::session<V, B>>({}, s).exit_layer();
+  };
+  CHECK(drafted_at(ms::config<own_heads>{.sizes = deep, .exits = ms::exits_after(2, 3, 5)}) == 3);
+  CHECK(drafted_at(ms::config<own_heads>{.sizes = deep, .exits = ms::exits_after(1, 6)}) == 1);
+  CHECK(drafted_at(ms::config<small>{.sizes = deep, .exits = ms::exits_after(2, 6)}) == 2);
+  CHECK(drafted_at(ms::config<small>{.sizes = deep}) == 4);
+  const auto refused = []<class V>(const ms::config<V>& c) {
+    ms::model<V, B> m(c, ms::seed{1});
+    CHECK_THROWS_WITH_AS(
+        ms::generate(m, prompt, {.max_new_tokens = 4}),
+        "this model has no exit at half depth or earlier to draft from: give it one (config.exits), or "
+        "decode with ms::decoder::autoregressive",
+        ms::config_error);
+    CHECK(ms::generate(m, prompt, {.max_new_tokens = 4}, ms::decoder::autoregressive{}, ignore).tokens.size() == 4);
+  };
+  refused(ms::config<own_heads>{.sizes = deep});
+  refused(ms::config<own_heads>{.sizes = deep, .exits = ms::exits_after(6)});
+  deep.layers = 1;
+  refused(ms::config<small>{.sizes = deep});
+}
+
+TEST_CASE("thresholds of early exit that mean nothing") {
+  auto m = sharp();
+  for (const float threshold : {0.f, -1.f, std::nanf(""), INFINITY})
+    CHECK_THROWS_WITH_AS(ms::generate(m, prompt, {.max_new_tokens = 4},
+                                      ms::decoder::early_exit<>{.rule = {.threshold = threshold}}, ignore),
+                         doctest::Contains("max_probability.threshold must be above 0 and finite"), ms::config_error);
+}
+
+TEST_CASE("a session driven by hand where there is nothing") {
+  auto m = sharp();
+  ms::session<small, B> s(m);
+  CHECK_THROWS_WITH_AS(s.pending(), "the session is empty: prefill a prompt first", ms::config_error);
+  s.prefill(prompt);
+  auto x = s.memory().take<float>(1, 24);
+  s.embed(x, 1);
+  const auto refused = [&](int first, int last, int at, const char* message) {
+    CHECK_THROWS_WITH_AS(s.run(first, last, x, at), message, ms::config_error);
+  };
+  refused(0, 5, 2, "layers [0, 5) are not in this model of 4 layers");
+  refused(-1, 4, 2, "layers [-1, 4) are not in this model of 4 layers");
+  refused(3, 2, 2, "layers [3, 2) are not in this model of 4 layers");
+  refused(0, 4, -1, "positions must be 0 or more, got -1");
+  refused(0, 4, 2147483647, "the context of 40 tokens is exhausted: position 2147483647 is beyond it");
+  CHECK_THROWS_AS(s.propagate(5, x, 2), ms::config_error);
+  CHECK_THROWS_AS(s.propagate(-1, x, 2), ms::config_error);
+  ms::no_tape nothing(s.memory());
+  ms::kv_cache<float> kv(4, 1, 40, 12);
+  CHECK_THROWS_WITH_AS(m.run_layers(0, 6, x, kv, ms::batch_rows(1, 1, s.memory()), nothing),
+                       "layers [0, 6) are not in this model of 4 layers", ms::config_error);
+  CHECK_NOTHROW(s.run(4, 4, x, 2));
+}
+
 TEST_CASE("statistics of speculation add up") {
   auto m = sharp();
   const ms::generation options{.max_new_tokens = 30};
   const auto out = ms::generate(m, prompt, options, small::decoder{.length = {.num_speculations = 3}}, ignore);
   int drafted = 0;
   for (const auto& e : out.tokens) drafted += e.drafted;
-  CHECK(drafted <= out.stats.accepted);  // the last round may have been cut short
+  CHECK(drafted == out.stats.accepted);
   CHECK(out.stats.accepted <= out.stats.drafted);
   CHECK(out.stats.rounds + out.stats.accepted >= 30);
   CHECK(out.stats.tokens == 30);
-  // A model that only echoes its draft accepts everything.
-  for (int l = 2; l < 4; ++l)
-    for (const ms::tensor_info& t : m.tensors())
-      if (t.name.starts_with(ms::text("model.layers.", l)) && t.start == ms::initial::residual)
-        std::fill_n(m.block().data() + t.offset, t.size, 0.f);
-  const auto echo = ms::generate(m, prompt, options, small::decoder{.draft = {.exit_layer = 2}}, ignore);
-  CHECK(echo.stats.acceptance_rate() == 1);
+  auto same = echo();
+  CHECK(
+      ms::generate(same, prompt, options, small::decoder{.draft = {.exit_layer = 2}}, ignore).stats.acceptance_rate() ==
+      1);
 }
 
 TEST_CASE("what generation refuses, and how it says so") {
@@ -330,6 +452,27 @@ TEST_CASE("checkpoints: what is saved is loaded, what is damaged is refused") {
   fs::remove_all(folder);
 }
 
+TEST_CASE("a policy whose numbers a checkpoint would lose is not saved") {
+  const auto file =
+      std::filesystem::temp_directory_path() / ms::text("moeskip-fields-", int(::getpid()), ".safetensors");
+  ms::config<secretive> c{.sizes = shape.sizes};
+  ms::save(ms::model<secretive, B>(c, ms::seed{1}), file);  // as by default: nothing is lost
+  CHECK(ms::load<secretive, B>(file).configuration() == c);
+  c.router.temperature = 0.25f;
+  CHECK_THROWS_WITH_AS(ms::save(ms::model<secretive, B>(c, ms::seed{1}), file),
+                       doctest::Contains("a checkpoint would lose numbers of slot router (secretive)"),
+                       ms::config_error);
+  ms::config<forgetful> d{.sizes = shape.sizes};  // lists one of two
+  d.router.temperature = 0.25f;
+  ms::save(ms::model<forgetful, B>(d, ms::seed{1}), file);
+  CHECK(ms::load<forgetful, B>(file).configuration() == d);
+  d.router.unlisted = 3;
+  CHECK_THROWS_WITH_AS(ms::save(ms::model<forgetful, B>(d, ms::seed{1}), file),
+                       doctest::Contains("a checkpoint would lose numbers of slot router (forgetful)"),
+                       ms::config_error);
+  std::filesystem::remove(file);
+}
+
 TEST_CASE("batches refuse a text that is too short") {
   const std::vector<int> text(100, 1);
   CHECK_THROWS_WITH_AS(ms::random_windows(text, 4, 25, ms::seed{1}),
@@ -343,6 +486,12 @@ TEST_CASE("describe says what a model is") {
   CHECK(said.find("router=top_k<2>") != std::string::npos);
   CHECK(said.find("exits      1, 2, 4") != std::string::npos);
   CHECK(said.find("cpu<f32, ") != std::string::npos);
+  const auto note = [](ms::layer_set exits) {
+    const ms::model<small, B> m({.sizes = shape.sizes, .exits = exits});
+    return ms::describe(m).find("exit after layer 1 the weight 0") != std::string::npos;
+  };
+  CHECK(note(ms::exits_after(1, 2)));
+  CHECK_FALSE(note(ms::exits_after(2)));
   const auto f = ms::footprint(sharp());
   // By hand: attention 2·24 + 24·6·(2·4 + 2·2), MoE router 4·24, two experts of 3·24·16; head 24 + 11·24.
   CHECK(f.active_parameters == 4 * (48 + 24 * 6 * 12 + 96 + 2 * 3 * 24 * 16) + 24 + 11 * 24);

@@ -13,6 +13,9 @@ struct everything : ms::variant {
   using layer_dropout = ms::layer_dropout::exponential;
   using exit_head = ms::exit_head::own;
 };
+struct own_heads : ms::variant {
+  using exit_head = ms::exit_head::own;
+};
 struct switching : ms::variant {
   using router = ms::router::switch_top1;
   using layer_dropout = ms::layer_dropout::linear;
@@ -51,4 +54,9 @@ TEST_CASE("gradients: no MoE layer") {
   ms::sizes s = tiny_sizes;
   s.moe_every = 0;
   CHECK(worst_error<plain>({.sizes = s}) < 1e-9);
+}
+
+TEST_CASE("gradients: nothing but exits below the top learns, with heads of their own and with a shared one") {
+  CHECK(worst_error<own_heads>({.sizes = tiny_sizes}, 1, 0) < 1e-9);
+  CHECK(worst_error<plain>({.sizes = tiny_sizes}, 1, 0) < 1e-9);
 }

@@ -154,14 +154,34 @@ TEST_CASE("the sampler's distributions") {
 TEST_CASE("logits that are not numbers are refused, options that mean nothing too") {
   std::vector<float> p(2), nan{std::nanf(""), std::nanf("")};
   ms::sampler s{ms::sampling{}};
-  CHECK_THROWS_WITH_AS((s.distribution<float>({p.data(), 2}, {nan.data(), 2})), doctest::Contains("not numbers"),
-                       ms::config_error);
+  CHECK_THROWS_WITH_AS((s.distribution<float>({p.data(), 2}, {nan.data(), 2})),
+                       doctest::Contains("logits are not finite: weights are damaged or diverged"), ms::config_error);
   CHECK_THROWS_WITH_AS(ms::sampler(ms::sampling{.temperature = -1.f}),
                        doctest::Contains("temperature must be 0 (greedy) or more, got -1"), ms::config_error);
   CHECK_THROWS_WITH_AS(ms::sampler(ms::sampling{.top_p = 0.f}), doctest::Contains("top_p must be in (0, 1], got 0"),
                        ms::config_error);
   CHECK_THROWS_WITH_AS(ms::sampler(ms::sampling{.top_k = -2}),
                        doctest::Contains("top_k must be 0 (no limit) or more, got -2"), ms::config_error);
+}
+
+TEST_CASE("infinite logits are refused by every way of sampling; minus infinity beside a finite one is not") {
+  const float inf = INFINITY;
+  for (const ms::sampling& options :
+       {ms::sampling{}, ms::sampling{.temperature = 1.f}, ms::sampling{.temperature = 1.f, .top_k = 40},
+        ms::sampling{.temperature = 1.f, .top_p = 0.9f},
+        ms::sampling{.temperature = 0.7f, .top_k = 40, .top_p = 0.9f}}) {
+    std::vector<float> p(400), logits(400, 0.5f);
+    ms::sampler s(options);
+    const auto distribution = [&] { s.distribution<float>({p.data(), 400}, {logits.data(), 400}); };
+    for (std::size_t i = 7; i < 400; i += 3) logits[i] = -inf;
+    CHECK_NOTHROW(distribution());
+    CHECK(p[7] == 0);
+    CHECK(std::accumulate(p.begin(), p.end(), 0.0) == doctest::Approx(1));
+    logits[200] = inf;
+    CHECK_THROWS_WITH_AS(distribution(), "logits are not finite: weights are damaged or diverged", ms::config_error);
+    logits.assign(400, -inf);
+    CHECK_THROWS_WITH_AS(distribution(), "logits are not finite: weights are damaged or diverged", ms::config_error);
+  }
 }
 
 TEST_CASE("top_p keeps no token beyond the one that reaches its mass exactly") {

@@ -32,6 +32,9 @@ ms::sizes random_sizes(std::uint64_t i) {
           .dense_ffn = pick(3, 40, 9)};
 }
 
+static_assert(
+    ms::SpeculativeDecoder<ms::speculative_decoder::compose<>, ms::session<small, ms::cpu<float>>, ms::sampler>);
+
 template <class V, class B> void check_greedy(std::uint64_t i) {
   ms::config<V> c{.sizes = random_sizes(i)};
   c.exits = ms::exits_every(1, c.sizes.layers);

@@ -54,6 +54,14 @@ struct without_expert_2 {
   friend bool operator==(const without_expert_2&, const without_expert_2&) = default;
 };
 
+/// AdamW with a number that it does not list.
+struct secretive_adamw : ms::adamw {
+  static constexpr std::string_view name = "secretive";
+  int secret = 0;
+  template <class Self, class F> static constexpr void fields(Self&, F&&) = delete;
+  friend bool operator==(const secretive_adamw&, const secretive_adamw&) = default;
+};
+
 }  // namespace own_policies
 using namespace own_policies;
 
@@ -162,6 +170,45 @@ TEST_CASE("resuming another run names every difference and changes nothing") {
                        doctest::Contains("training.clip: expected 0.5, got 1; training.steps: expected 61, got 60"),
                        ms::file_error);
   CHECK(other.weights() == before);
+}
+
+TEST_CASE("resuming with another text of the same length, or with weights of another type, is refused") {
+  const scratch_folder folder;
+  const fs::path file = folder.path / "run.safetensors";
+  run<ms::cpu<float>> first, second;
+  ms::save(first.trainer, file, first.data.about());
+  CHECK_NOTHROW(ms::resume(second.trainer, file, second.data.about()));
+  second.text[100] = (second.text[100] + 1) % 16;
+  REQUIRE(second.text != first.text);
+  CHECK_THROWS_WITH_AS(ms::resume(second.trainer, file, second.data.about()), doctest::Contains("data.hash: expected "),
+                       ms::file_error);
+  run<ms::cpu<ms::bf16>> rounded;
+  CHECK_THROWS_WITH_AS(ms::resume(rounded.trainer, file, rounded.data.about()),
+                       doctest::Contains("training.weight: expected bf16, got f32"), ms::file_error);
+  // The hash is part of files: it must not change, nor differ between machines.
+  const std::vector<int> text{1, -2, 3'000'000};
+  CHECK(ms::random_windows(text, 1, 2, ms::seed{0}).about().at("data.hash") == "12715664878941492089");
+}
+
+TEST_CASE("an optimizer whose numbers a checkpoint would lose is not saved") {
+  const scratch_folder folder;
+  ms::model<recipe, ms::cpu<float>> m(shape, ms::seed{1});
+  using trainer = ms::trainer<recipe, ms::cpu<float>, secretive_adamw>;
+  trainer plain(m, {});
+  CHECK_NOTHROW(ms::save(plain, folder.path / "run.safetensors"));
+  ms::training<recipe, secretive_adamw> options;
+  options.optimizer.secret = 3;
+  trainer secretive(m, options);
+  CHECK_THROWS_WITH_AS(ms::save(secretive, folder.path / "run.safetensors"),
+                       doctest::Contains("a checkpoint would lose numbers of slot optimizer (secretive)"),
+                       ms::config_error);
+}
+
+TEST_CASE("a curriculum whose numbers mean nothing is refused") {
+  ms::model<recipe, ms::cpu<float>> m(shape, ms::seed{1});
+  for (const int every : {0, -3})
+    CHECK_THROWS_WITH_AS((ms::trainer<recipe, ms::cpu<float>>(m, {.curriculum = {.every = every}})),
+                         "training.curriculum: every must be at least 1", ms::config_error);
 }
 
 TEST_CASE("gradient accumulation is the gradient of the larger batch") {

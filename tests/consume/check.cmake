@@ -23,7 +23,7 @@ endif()
 
 execute_process(COMMAND ${configure} -B ${SCRATCH}/build COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${CMAKE_COMMAND} --build ${SCRATCH}/build COMMAND_ERROR_IS_FATAL ANY)
-execute_process(COMMAND ${SCRATCH}/build/consumer OUTPUT_VARIABLE printed OUTPUT_STRIP_TRAILING_WHITESPACE
+execute_process(COMMAND ${SCRATCH}/build/consumer WORKING_DIRECTORY ${SCRATCH} OUTPUT_VARIABLE printed OUTPUT_STRIP_TRAILING_WHITESPACE
                 COMMAND_ERROR_IS_FATAL ANY)
 if(NOT printed STREQUAL VERSION)
   message(FATAL_ERROR "the consumer must print ${VERSION}, got '${printed}'")

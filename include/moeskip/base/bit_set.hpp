@@ -63,10 +63,12 @@ template <class... Layers> constexpr layer_set exits_after(Layers... layers) {
   return s;
 }
 
-/// Exits after every n layers below the top: exits_every(2, 8) is {2, 4, 6}.
+/// Exits after every n layers below the top: exits_every(2, 8) is {2, 4, 6}. Throws config_error (or does not compile,
+/// where it is a constant) for n below 1.
 constexpr layer_set exits_every(int n, int layers) {
+  MOESKIP_CHECK(config_error, n >= 1, "exits must be at least 1 layer apart, got ", n);
   layer_set s;
-  for (int e = n; n > 0 && e < layers && e < layer_set::capacity; e += n) s.insert(e);
+  for (int e = n; e < layers && e < layer_set::capacity; e += n) s.insert(e);
   return s;
 }
 

@@ -17,8 +17,11 @@ using index_t = std::ptrdiff_t;  // every extent and offset; signed, so that dif
 // Bytes to which buffers are aligned: one cache line, one AVX-512 register.
 inline constexpr std::size_t alignment = 64;
 
-// Instruction sets as types. A backend carries the set it was compiled for, so that two translation units built with
-// different flags never share a symbol. rank orders those of one machine; width: floats in a vector.
+// Instruction sets as types. A backend carries the set it was compiled for: cpu<float> of units built with different
+// flags are different types, so that a model handed from one to the other does not link. This shows some mistakes and
+// not all: templates without a backend in their arguments (std's, views, policies) are shared by all units, and the
+// linker keeps one. All units of a program that include moeskip must be compiled for one -march.
+// rank orders those of one machine; width: floats in a vector.
 namespace isa {
 struct generic {
   static constexpr const char* name = "generic";

@@ -10,13 +10,22 @@
 
 namespace moeskip {
 
+struct sizes;  // parts/sizes.hpp
+
 template <class W> struct head_weights {
   vec<W> norm;        // (D)
   mat<W> projection;  // (V, D)
 };
 
 namespace detail {
+struct any_tensor {
+  void operator()(auto&&...) const {}
+};
 template <class P> concept has_head_weights = requires { typename P::template weights<float>; };
+template <class P>
+concept lists_tensors = requires(typename P::template weights<float>& w, const sizes& s, const layer_set& exits) {
+  w.tensors(s, exits, any_tensor{});
+};
 template <class P>
 concept finds_head = requires(const typename P::template weights<float>& w, const head_weights<float>& top) {
   { w.has(int{}) } -> std::convertible_to<bool>;
@@ -26,7 +35,7 @@ concept finds_head = requires(const typename P::template weights<float>& w, cons
 
 /// weights<W>::tensors(sizes, exits, tensor) lists what the exits own; has(e) says whether logits can be taken after e
 /// layers, and at(e, top) is the head there, where `top` is the head of the full model.
-template <class P> concept ExitHead =
-    detail::names_itself<P> && detail::comparable<P> && detail::has_head_weights<P> && detail::finds_head<P>;
+template <class P> concept ExitHead = detail::names_itself<P> && detail::comparable<P> && detail::has_head_weights<P> &&
+    detail::lists_tensors<P> && detail::finds_head<P>;
 
 }  // namespace moeskip

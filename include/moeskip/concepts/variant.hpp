@@ -9,6 +9,9 @@
 
 namespace moeskip {
 
+template <class V> concept Variant = Router<typename V::router> && ExpertDropout<typename V::expert_dropout> &&
+    LayerDropout<typename V::layer_dropout> && ExitHead<typename V::exit_head>;
+
 template <class V> struct check_variant {
   using router = typename V::router;
   static_assert(detail::names_itself<router>,
@@ -52,13 +55,14 @@ template <class V> struct check_variant {
   static_assert(detail::names_itself<typename V::exit_head> && detail::comparable<typename V::exit_head>,
                 "moeskip: V::exit_head needs `static constexpr std::string_view name` and a defaulted operator==. See "
                 "moeskip/concepts/exit_head.hpp");
+  static_assert(
+      detail::lists_tensors<typename V::exit_head>,
+      "moeskip: V::exit_head's weights<W> need `template <class Tensor> void tensors(const sizes& s, const "
+      "layer_set& exits, Tensor&& tensor)` that lists what the exits own. See moeskip/concepts/exit_head.hpp");
   static_assert(detail::finds_head<typename V::exit_head>,
                 "moeskip: V::exit_head's weights<W> need `bool has(int exit_layer) const` and `head_weights<W> at(int "
                 "exit_layer, const head_weights<W>& top) const`. See moeskip/concepts/exit_head.hpp");
-  static constexpr bool passed = true;
+  static constexpr bool passed = Variant<V>;
 };
-
-template <class V> concept Variant = Router<typename V::router> && ExpertDropout<typename V::expert_dropout> &&
-    LayerDropout<typename V::layer_dropout> && ExitHead<typename V::exit_head>;
 
 }  // namespace moeskip

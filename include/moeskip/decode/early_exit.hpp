@@ -1,9 +1,12 @@
 // Confidence-based early exit: a token leaves at the first exit whose rule is satisfied. Layers that it skipped get the
 // keys and values of its exit state, through their own projections (CALM's state propagation, arXiv:2207.07061,
-// section 4.1): cheap, since no expert is touched, and approximate, so early exit changes the text.
+// section 4.1): cheap, since no expert is touched, and approximate, so early exit changes the text. Every exit of the
+// config is asked, that after layer 1 too, which LayerSkip's formula does not train: leave it out of config.exits, or
+// weigh it in training.
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <string_view>
 
 #include "moeskip/concepts/decoder.hpp"
@@ -17,7 +20,13 @@ namespace exit_rule {
 /// Leave when the most likely token has at least this probability.
 struct max_probability {
   static constexpr std::string_view name = "max_probability";
-  float threshold = 0.9f;
+  float threshold = 0.9f;  // above 1: never
+
+  constexpr std::string_view problem() const {
+    if (!(threshold > 0 && threshold < std::numeric_limits<float>::infinity()))
+      return "max_probability.threshold must be above 0 and finite (above 1: no token leaves early)";
+    return {};
+  }
 
   /// logits (V), before temperature.
   template <class T> bool leaves(vec<const T> logits, int) const {
@@ -44,7 +53,11 @@ template <class Rule = exit_rule::max_probability> struct early_exit {
   template <class Session> struct on {
     using T = typename Session::T;
     early_exit options;
-    on(const early_exit& o, Session&) : options(o) {}
+    /// Throws config_error for a rule whose numbers mean nothing.
+    on(const early_exit& o, Session&) : options(o) {
+      const std::string_view complaint = moeskip::detail::policy_problem(o.rule);
+      MOESKIP_CHECK(config_error, complaint.empty(), complaint, ": the decoder early_exit cannot use this rule");
+    }
 
     template <class Sink> void round(Session& s, sampler& draw_from, int, Sink&& sink) {
       const auto scope = s.memory().scope();

@@ -24,12 +24,14 @@ struct sampling {
   bool greedy() const { return temperature <= 0; }
 };
 
-/// Index of the largest; the lowest among equals. Throws config_error when no number is comparable (all NaN).
+/// Index of the largest, which must be finite; the lowest among equals. NaN and minus infinity never win. Throws
+/// config_error where nothing finite does.
 template <class T> int argmax(vec<const T> values) {
   index_t best = -1;
   for (index_t i = 0; i < values.size(); ++i)
     if (!std::isnan(values[i]) && (best < 0 || values[i] > values[best])) best = i;
-  MOESKIP_CHECK(config_error, best >= 0, "the model's logits are not numbers: its weights are damaged or diverged");
+  MOESKIP_CHECK(config_error, best >= 0 && std::isfinite(values[best]),
+                "logits are not finite: weights are damaged or diverged");
   return int(best);
 }
 

@@ -17,11 +17,11 @@ struct emitted {
 };
 
 struct decode_stats {
-  int tokens = 0;  // emitted
-  int rounds = 0;  // full passes or verifications
-  int drafted = 0, accepted = 0;
-  long long layer_steps = 0;  // layers run, summed over tokens
-  double seconds = 0;         // from after the prefill to the last token
+  int tokens = 0;                 // emitted
+  int rounds = 0;                 // full passes or verifications
+  int drafted = 0, accepted = 0;  // proposed; of these emitted
+  long long layer_steps = 0;      // layers run, summed over tokens
+  double seconds = 0;             // from after the prefill to the last token
 
   double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
   double acceptance_rate() const { return drafted ? double(accepted) / drafted : 0; }
@@ -74,7 +74,11 @@ template <class V, class B> class session {
 
   int context() const { return kv_.capacity(); }
   int position() const { return int(tokens_.size()) - 1; }  // of the pending token
-  int pending() const { return tokens_.back(); }
+  /// Throws config_error before the first prefill.
+  int pending() const {
+    MOESKIP_CHECK(config_error, !tokens_.empty(), "the session is empty: prefill a prompt first");
+    return tokens_.back();
+  }
   const std::vector<int>& tokens() const { return tokens_; }
   /// Adds a token; it becomes the pending one.
   void push(int token) { tokens_.push_back(token); }
@@ -88,7 +92,8 @@ template <class V, class B> class session {
   /// Keys and values (1, C, G·d) of a layer: those before the pending token's position are valid.
   kv_layer<T> keys_values(int layer) { return kv_.layer(layer); }
 
-  /// Layers [first, last) on x (N, D): rows at consecutive positions from `at`.
+  /// Layers [first, last) on x (N, D): rows at consecutive positions from `at`. Throws config_error for layers that the
+  /// model does not have, and for positions outside the context.
   mat<T> run(int first, int last, mat<T> x, int at) {
     for (index_t n = 0; n < x.rows(); n += invariant_rows) {
       const index_t count = std::min<index_t>(invariant_rows, x.rows() - n);
@@ -125,8 +130,9 @@ template <class V, class B> class session {
 
  private:
   token_rows rows(int at, int count) const {
-    MOESKIP_CHECK(config_error, at + count <= context(), "the context of ", context(),
-                  " tokens is exhausted: position ", at + count - 1, " is beyond it");
+    MOESKIP_CHECK(config_error, at >= 0, "positions must be 0 or more, got ", at);
+    MOESKIP_CHECK(config_error, at <= context() - count, "the context of ", context(),
+                  " tokens is exhausted: position ", index_t(at) + count - 1, " is beyond it");
     return {{slot_.data(), count}, {position_.data() + at, count}, {token_.data() + at, count}};
   }
 

@@ -23,7 +23,8 @@ class arena {
   arena() = default;
   arena(const arena&) = delete;  // scopes refer to it
 
-  /// Uninitialised elements with the given extents. They live until the enclosing scope ends.
+  /// Uninitialised elements with the given extents. They live until the enclosing scope ends. Throws error where
+  /// the system has no more memory (memory/buffer.hpp).
   template <class T, class... Extents> view<T, int(sizeof...(Extents))> take(Extents... extents) {
     static_assert(std::is_trivially_destructible_v<T>);
     view<T, int(sizeof...(Extents))> v(nullptr, extents...);

@@ -17,18 +17,22 @@
 namespace moeskip {
 
 /// `size` elements of a trivial T, zeroed. From 4 MiB on they stand on huge pages where the system has them: reading
-/// gigabytes of weights through 4 KiB pages costs the hardware prefetcher its run at every page end.
+/// gigabytes of weights through 4 KiB pages costs the hardware prefetcher its run at every page end. Throws error, which
+/// names the bytes, where the system has no such memory.
 template <class T> class buffer {
   static_assert(std::is_trivially_copyable_v<T>);
   static constexpr std::size_t huge_page = std::size_t{2} << 20;
+  static constexpr std::size_t most = (std::size_t(-1) >> 1) / sizeof(T);  // elements
 
  public:
   buffer() = default;
   explicit buffer(index_t size) : size_(size) {
     if (size == 0) return;
+    MOESKIP_CHECK(error, size > 0 && std::size_t(size) <= most, "out of memory: ", size, " elements of ", sizeof(T),
+                  " bytes were asked for");
     const std::size_t bytes = std::size_t(size) * sizeof(T);
     const std::size_t align = bytes >= 2 * huge_page ? huge_page : alignment;
-    data_.reset(static_cast<T*>(::operator new (bytes, std::align_val_t{align})));
+    data_.reset(static_cast<T*>(allocate(bytes, align)));
     data_.get_deleter().align = align;
 #if defined(__linux__)
     if (align == huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
@@ -51,6 +55,14 @@ template <class T> class buffer {
   const T& operator[](index_t i) const { return data_[std::size_t(i)]; }
 
  private:
+  static void* allocate(std::size_t bytes, std::size_t align) {
+    try {
+      return ::operator new (bytes, std::align_val_t{align});
+    } catch (const std::bad_alloc&) {
+      fail("out of memory: ", bytes, " bytes were asked for");
+    }
+  }
+
   struct release {
     std::size_t align = alignment;
     void operator()(T* p) const { ::operator delete (p, std::align_val_t{align}); }

@@ -44,7 +44,8 @@ inline void refuse_strangers(const safetensors_file& file, const std::vector<ten
 
 }  // namespace detail
 
-/// Writes the weights as they are stored. All or nothing: see formats/atomic_file.hpp. Throws file_error.
+/// Writes the weights as they are stored. All or nothing: see formats/atomic_file.hpp. Throws file_error, and
+/// config_error for a policy whose numbers would be lost (see `fields` in examples/05_your_own_router.cpp).
 template <class V, class B> void save(const model<V, B>& m, const std::filesystem::path& path) {
   safetensors_writer file;
   for (const auto& [key, value] : to_metadata(m.configuration())) file.metadata(key, value);

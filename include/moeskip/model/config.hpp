@@ -9,8 +9,9 @@ namespace moeskip {
 
 template <class V> struct config {
   moeskip::sizes sizes{};
-  layer_set
-      exits{};  // after these numbers of layers; the full depth is always one, that after 1 has no loss of its own
+  /// After these numbers of layers; the full depth always is one. LayerSkip's formula gives the exit after layer 1 the
+  /// weight 0 in the loss: unless training weighs it otherwise it does not learn, and early exit still asks it.
+  layer_set exits{};
   typename V::router router{};
   typename V::expert_dropout expert_dropout{};
   typename V::layer_dropout layer_dropout{};
@@ -83,7 +84,7 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
 template <class V> constexpr bool valid(const config<V>& c) { return problem(c).empty(); }
 
 /// Calls f(slot, field, value) for every number of a config: how it is printed, saved and compared. Policies without
-/// `fields` have none.
+/// `fields` have none that could be saved: checkpoints refuse them unless they are as they are by default.
 template <class C, class F> void visit_fields(C& c, F&& f) {
   const auto slot = [&](std::string_view name, auto& values) {
     if constexpr (requires { values.fields(values, [](std::string_view, auto&) {}); })

@@ -48,6 +48,8 @@ template <class V, class B> std::string describe(const model<V, B>& m) {
   for (int e = 1; e < s.layers; ++e)
     if (m.configuration().exits.contains(e)) out += text(e, ", ");
   out += text(s.layers, "\n");
+  if (m.configuration().exits.contains(1))
+    out += "note       LayerSkip's formula gives the exit after layer 1 the weight 0: by default it does not learn\n";
   out += text("weights    ", grouped(f.parameters), " in all, ", grouped(f.active_parameters),
               " active for one token, ", grouped(f.bytes_per_token), " bytes read per token\n");
   out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");

@@ -54,6 +54,21 @@ template <class T> bool parse(const std::string& from, T& value) {
   }
 }
 
+/// Throws config_error unless `fields` lists all numbers of a policy, so that none is lost in a checkpoint: what is
+/// written as text and read back must be the policy. One without `fields` may only be as it is by default.
+template <class P> void expect_saved_whole(std::string_view slot, const P& policy) {
+  P copy{};
+  if constexpr (requires { P::fields(copy, [](std::string_view, auto&) {}); }) {
+    string_map written;
+    P::fields(policy, [&](std::string_view field, const auto& value) { written[std::string(field)] = to_text(value); });
+    P::fields(copy, [&](std::string_view field, auto& value) { parse(written[std::string(field)], value); });
+  }
+  MOESKIP_CHECK(
+      config_error, copy == policy, "a checkpoint would lose numbers of slot ", slot, " (", P::name,
+      "): list them all in the policy's `template <class Self, class F> static constexpr void fields(Self& self, "
+      "F&& f)`");
+}
+
 }  // namespace detail
 
 /// The policies of V by name.
@@ -65,8 +80,11 @@ template <class V> string_map policy_names() {
           {"exit_head", std::string(V::exit_head::name)}};
 }
 
-/// Everything that describes a config: "router" -> "top_k<2>", "sizes.dim" -> "128", "exits" -> "2 4 6".
+/// Everything that describes a config: "router" -> "top_k<2>", "sizes.dim" -> "128", "exits" -> "2 4 6". Throws
+/// config_error for a policy with numbers that its `fields` does not list.
 template <class V> string_map to_metadata(const config<V>& c) {
+  detail::expect_saved_whole("router", c.router), detail::expect_saved_whole("expert_dropout", c.expert_dropout);
+  detail::expect_saved_whole("layer_dropout", c.layer_dropout), detail::expect_saved_whole("exit_head", c.exit_head);
   string_map map = policy_names<V>();
   map["format"] = "moeskip";
   map["moeskip_version"] = text(MOESKIP_VERSION_MAJOR, ".", MOESKIP_VERSION_MINOR, ".", MOESKIP_VERSION_PATCH);

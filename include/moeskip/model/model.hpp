@@ -58,8 +58,10 @@ template <class V, class B> class model {
   void embed(mat<T> x, vec<const int> tokens) { moeskip::embed(backend_, x, tokens, weights_.embedding); }
 
   /// Layers [first, last) on x (N, D); returns the residual stream after them. `kv.layer(l)` holds keys and values.
+  /// Throws config_error for layers that the model does not have.
   template <class KeysValues, class Tape>
   mat<T> run_layers(int first, int last, mat<T> x, KeysValues& kv, const token_rows& rows, Tape& tape) {
+    check_layers(first, last);
     for (int l = first; l < last; ++l) {
       auto scope = tape.layer_scope();
       x = run_layer(l, x, kv.layer(l), rows, tape);
@@ -99,6 +101,7 @@ template <class V, class B> class model {
   /// Keys and values of layers [first, last) for tokens that left the model after `first` layers with stream x (N, D).
   template <class KeysValues>
   void propagate(int first, int last, mat<const T> x, KeysValues& kv, const token_rows& rows, arena& memory) {
+    check_layers(first, last);
     for (int l = first; l < last; ++l) {
       const kv_layer<T> layer = kv.layer(l);
       attention_of(l).append_keys_values(backend_, x, layer, rows, memory);
@@ -118,6 +121,11 @@ template <class V, class B> class model {
   }
 
  private:
+  void check_layers(int first, int last) const {
+    MOESKIP_CHECK(config_error, 0 <= first && first <= last && last <= layers(), "layers [", first, ", ", last,
+                  ") are not in this model of ", layers(), " layers");
+  }
+
   /// Which rows a layer worked on while training; the others passed by.
   struct participation {
     bool everyone;

@@ -10,7 +10,7 @@
 namespace moeskip {
 
 /// The keys and values of the rows themselves must already stand in the cache. On cpu, calls of 1 to 16 rows give
-/// every row the same bits whatever the other rows are.
+/// every row the same bits whatever the other rows are. Throws shape_error, and config_error for a row outside the cache.
 struct attend_t {
   static constexpr const char* name = "attend";
   template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> q,
@@ -18,12 +18,13 @@ struct attend_t {
                                                    const attention_shape& shape, Memory& memory) const {
     expect_shape(name, "q", q, rows.size(), shape.q_dim());
     expect_shape(name, "out", out, rows.size(), shape.q_dim());
+    expect_kv(name, rows, kv, shape);
     run_kernel<attend_t>(b, out, q, kv, rows, shape, memory);
   }
 };
 inline constexpr attend_t attend{};
 
-/// dq(N, H·d) = …; dkv += …. The softmax is computed again from q and the keys.
+/// dq(N, H·d) = …; dkv += …. The softmax is computed again from q and the keys. Throws like attend.
 struct attend_backward_t {
   static constexpr const char* name = "attend_backward";
   template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> dq, kv_layer<scalar_t<B>> dkv,
@@ -32,6 +33,10 @@ struct attend_backward_t {
                                                    const attention_shape& shape, Memory& memory) const {
     expect_shape(name, "dq", dq, rows.size(), shape.q_dim());
     expect_shape(name, "dout", dout, rows.size(), shape.q_dim());
+    expect_shape(name, "q", q, rows.size(), shape.q_dim());
+    expect_kv(name, rows, kv, shape);
+    expect_shape(name, "dkeys", dkv.keys, kv.keys.extent(0), kv.keys.extent(1), shape.kv_dim());
+    expect_shape(name, "dvalues", dkv.values, kv.keys.extent(0), kv.keys.extent(1), shape.kv_dim());
     run_kernel<attend_backward_t>(b, dq, dkv, dout, q, kv, rows, shape, memory);
   }
 };

@@ -7,25 +7,31 @@
 namespace moeskip {
 
 /// Throws config_error for a token outside [0, V).
+inline void expect_tokens(vec<const int> tokens, index_t vocab) {
+  for (const int token : tokens)
+    MOESKIP_CHECK(config_error, token >= 0 && token < vocab, "token id ", token, " is outside the vocabulary of ",
+                  vocab);
+}
+
+/// Throws shape_error, and config_error for a token outside [0, V).
 struct embed_t {
   static constexpr const char* name = "embed";
   template <class B>
   void operator()(B& b, mat<scalar_t<B>> x, vec<const int> tokens, mat<const weight_t<B>> table) const {
     expect_shape(name, "x", x, tokens.size(), table.cols());
-    for (const int token : tokens)
-      MOESKIP_CHECK(config_error, token >= 0 && token < table.rows(), "token id ", token,
-                    " is outside the vocabulary of ", table.rows());
+    expect_tokens(tokens, table.rows());
     run_kernel<embed_t>(b, x, tokens, table);
   }
 };
 inline constexpr embed_t embed{};
 
-/// dtable(V,D) += the gradients of the rows that used each token.
+/// dtable(V,D) += the gradients of the rows that used each token. Throws like embed.
 struct embed_backward_t {
   static constexpr const char* name = "embed_backward";
   template <class B>
   void operator()(B& b, mat<scalar_t<B>> dtable, mat<const scalar_t<B>> dx, vec<const int> tokens) const {
     expect_shape(name, "dx", dx, tokens.size(), dtable.cols());
+    expect_tokens(tokens, dtable.rows());
     run_kernel<embed_backward_t>(b, dtable, dx, tokens);
   }
 };

@@ -14,7 +14,7 @@ namespace moeskip {
 
 /// Sorts the assignments of `chosen` (N, K) by expert, on the host. With a capacity (assignments per expert, 0: no
 /// limit) the overflow is dropped; all first choices come before any second one, and within a rank rows come in order
-/// (OpenMoE's priority). -1 is no choice. Throws config_error for an expert that does not exist.
+/// (OpenMoE's priority). -1 is no choice. Throws config_error for an expert that does not exist, or that a row has twice.
 template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
   dispatch d{memory.template take_zeroed<int>(experts + 1), {}, {}, memory.template take<int>(chosen.size())};
   for (index_t k = 0; k < chosen.cols(); ++k)
@@ -25,6 +25,8 @@ template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int expert
       }
       MOESKIP_CHECK(config_error, chosen(n, k) >= 0 && chosen(n, k) < experts, "the router chose expert ", chosen(n, k),
                     " of ", experts);
+      for (index_t j = 0; j < k; ++j)
+        MOESKIP_CHECK(config_error, chosen(n, j) != chosen(n, k), "the router chose expert ", chosen(n, k), " twice");
       int& count = d.first[chosen(n, k) + 1];
       const bool dropped = capacity > 0 && count >= capacity;
       count += !dropped;
@@ -44,7 +46,13 @@ template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int expert
   return d;
 }
 
-/// On cpu, calls of 1 to 16 rows give every row the same bits whatever the other rows are.
+/// Throws shape_error unless w are E experts of width D, with two rows of gate_up for each column of down.
+template <class W> void expect_experts(std::string_view op, const expert_weights<W>& w, index_t experts, index_t dim) {
+  expect_shape(op, "w.down", w.down, experts, dim, w.down.cols());
+  expect_shape(op, "w.gate_up", w.gate_up, experts, 2 * w.down.cols(), dim);
+}
+
+/// On cpu, calls of 1 to 16 rows give every row the same bits whatever the other rows are. Throws shape_error.
 struct experts_t {
   static constexpr const char* name = "experts";
   template <class B, class Memory>
@@ -53,16 +61,17 @@ struct experts_t {
                   const expert_weights<const weight_t<B>>& w, Memory& memory, const activation_mask& mask = {}) const {
     expect_shape(name, "y", y, h.rows(), h.cols());
     expect_shape(name, "residual", residual, h.rows(), h.cols());
+    expect_shape(name, "gate", r.gate, h.rows(), r.gate.cols());
     expect_shape(name, "gate_up", gate_up, d.size(), w.gate_up.rows());
-    expect_shape(name, "w.gate_up", w.gate_up, d.experts(), w.gate_up.rows(), h.cols());
-    expect_shape(name, "w.down", w.down, d.experts(), h.cols(), w.gate_up.rows() / 2);
+    expect_experts(name, w, d.experts(), h.cols());
     if (mask.masks()) expect_shape(name, "mask.rows.position", mask.rows.position, h.rows());
     run_kernel<experts_t>(b, y, gate_up, residual, h, r, d, w, memory, mask);
   }
 };
 inline constexpr experts_t experts{};
 
-/// dh(N,D) = …, dgate(N,K) = … (0 where dropped), dw += …. The mask is that of forward. gate_up (M, 2F) is overwritten with its own gradient.
+/// dh(N,D) = …, dgate(N,K) = … (0 where dropped), dw += …. The mask is that of forward. gate_up (M, 2F) is overwritten
+/// with its own gradient. Throws shape_error.
 struct experts_backward_t {
   static constexpr const char* name = "experts_backward";
   template <class B, class Memory>
@@ -72,8 +81,12 @@ struct experts_backward_t {
                   Memory& memory, const activation_mask& mask = {}) const {
     expect_shape(name, "dh", dh, h.rows(), h.cols());
     expect_shape(name, "dy", dy, h.rows(), h.cols());
-    expect_shape(name, "dgate", dgate, r.gate.rows(), r.gate.cols());
+    expect_shape(name, "gate", r.gate, h.rows(), r.gate.cols());
+    expect_shape(name, "dgate", dgate, h.rows(), r.gate.cols());
     expect_shape(name, "gate_up", gate_up, d.size(), w.gate_up.rows());
+    expect_experts(name, w, d.experts(), h.cols());
+    expect_shape(name, "dw.gate_up", dw.gate_up, d.experts(), w.gate_up.rows(), h.cols());
+    expect_shape(name, "dw.down", dw.down, d.experts(), h.cols(), w.down.cols());
     if (mask.masks()) expect_shape(name, "mask.rows.position", mask.rows.position, h.rows());
     run_kernel<experts_backward_t>(b, dh, dgate, dw, dy, gate_up, h, r, d, w, memory, mask);
   }

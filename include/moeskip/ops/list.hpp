@@ -1,4 +1,5 @@
-// All ops that look for a kernel, and which of them a backend leaves to the family that it falls back to.
+// All ops that look for a kernel, and which of them a backend leaves to the family that it falls back to. norm_linear
+// and its backward have no plain loops: where no family has a kernel for them they are made of other ops of the list.
 #pragma once
 
 #include <string>
@@ -10,6 +11,7 @@
 #include "moeskip/ops/experts.hpp"
 #include "moeskip/ops/gate_rows.hpp"
 #include "moeskip/ops/linear.hpp"
+#include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/rms_norm.hpp"
 #include "moeskip/ops/rope.hpp"
 #include "moeskip/ops/route.hpp"
@@ -21,17 +23,17 @@ namespace moeskip {
 
 template <class... Ops> struct op_list {};
 
-using all_ops =
-    op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t, rope_append_t,
-            rope_append_backward_t, attend_t, attend_backward_t, route_t, route_backward_t, balance_loss_t, experts_t,
-            experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t, gate_rows_backward_t, cross_entropy_t,
-            gather_rows_t, scatter_rows_t, accumulate_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
+using all_ops = op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t,
+                        norm_linear_t, norm_linear_backward_t, rope_append_t, rope_append_backward_t, attend_t,
+                        attend_backward_t, route_t, route_backward_t, balance_loss_t, experts_t, experts_backward_t,
+                        swiglu_t, swiglu_backward_t, gate_rows_t, gate_rows_backward_t, cross_entropy_t, gather_rows_t,
+                        scatter_rows_t, accumulate_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 
-/// Names of the ops for which B has no kernel of its own, separated by spaces.
+/// Names of the ops that B runs with another family's kernel, separated by spaces.
 template <class B> std::string fallbacks() {
   std::string names;
   [&]<class... Ops>(op_list<Ops...>) {
-    ((runs_on<Ops, B> ? void() : void(names += text(names.empty() ? "" : " ", Ops::name))), ...);
+    ((runs_on<Ops, B> || !has_kernel<Ops, B> ? void() : void(names += text(names.empty() ? "" : " ", Ops::name))), ...);
   }(all_ops{});
   return names;
 }

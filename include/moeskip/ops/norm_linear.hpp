@@ -29,8 +29,12 @@ struct norm_linear_backward_t {
                                      mat<scalar_t<B>> dw, mat<const scalar_t<B>> dy, mat<const scalar_t<B>> x,
                                      mat<const scalar_t<B>> h, vec<const weight_t<B>> gain, mat<const weight_t<B>> w,
                                      float eps) const {
-    linear_backward(b, dh, dw, dy, h, w);
-    rms_norm_backward(b, dx, dgain, dh, x, gain, eps);
+    if constexpr (has_kernel<norm_linear_backward_t, B>) {
+      run_kernel<norm_linear_backward_t>(b, dx, dh, dgain, dw, dy, x, h, gain, w, eps);
+    } else {
+      linear_backward(b, dh, dw, dy, h, w);
+      rms_norm_backward(b, dx, dgain, dh, x, gain, eps);
+    }
   }
 };
 inline constexpr norm_linear_backward_t norm_linear_backward{};

@@ -21,8 +21,23 @@ struct attention_shape {
   constexpr int kv_dim() const { return kv_heads * head_dim; }
 };
 
+/// Throws unless kv is a cache (S, C, G·d) of this shape (shape_error) and every row has its place in it (config_error).
+template <class T>
+void expect_kv(std::string_view op, const token_rows& rows, const kv_layer<T>& kv, const attention_shape& shape) {
+  const index_t S = kv.keys.extent(0), C = kv.keys.extent(1);
+  expect_shape(op, "keys", kv.keys, S, C, shape.kv_dim());
+  expect_shape(op, "values", kv.values, S, C, shape.kv_dim());
+  expect_shape(op, "rows.slot", rows.slot, rows.size());
+  for (index_t n = 0; n < rows.size(); ++n) {
+    MOESKIP_CHECK(config_error, rows.slot[n] >= 0 && rows.slot[n] < S, op, ": slot ", rows.slot[n],
+                  " is beyond the key/value cache of ", S, " sequences");
+    MOESKIP_CHECK(config_error, rows.position[n] >= 0 && rows.position[n] < C, op, ": position ", rows.position[n],
+                  " is beyond the key/value cache of ", C, " tokens");
+  }
+}
+
 /// q may be empty: then qkv (N, 2G·d) holds keys and values only (an early exit that fills in skipped layers).
-/// Throws config_error for a position beyond the cache.
+/// Throws shape_error, and config_error for a row that has no place in the cache.
 struct rope_append_t {
   static constexpr const char* name = "rope_append";
   template <class B> void operator()(B& b, mat<scalar_t<B>> q, kv_layer<scalar_t<B>> kv, mat<const scalar_t<B>> qkv,
@@ -30,35 +45,36 @@ struct rope_append_t {
     const bool with_queries = q.data() != nullptr;
     expect_shape(name, "qkv", qkv, rows.size(), (with_queries ? shape.q_dim() : 0) + 2 * shape.kv_dim());
     if (with_queries) expect_shape(name, "q", q, rows.size(), shape.q_dim());
-    expect_shape(name, "keys", kv.keys, kv.keys.extent(0), kv.keys.extent(1), shape.kv_dim());
-    for (index_t n = 0; n < rows.size(); ++n)
-      MOESKIP_CHECK(config_error, rows.position[n] >= 0 && rows.position[n] < kv.keys.extent(1), "position ",
-                    rows.position[n], " is beyond the key/value cache of ", kv.keys.extent(1), " tokens");
+    expect_kv(name, rows, kv, shape);
     run_kernel<rope_append_t>(b, q, kv, qkv, rows, shape);
   }
 };
 inline constexpr rope_append_t rope_append{};
 
-/// dqkv (N, (H + 2G)·d) = the gradients of q and of this call's keys and values, rotated back.
+/// dqkv (N, (H + 2G)·d) = the gradients of q and of this call's keys and values, rotated back. Throws like rope_append.
 struct rope_append_backward_t {
   static constexpr const char* name = "rope_append_backward";
   template <class B> void operator()(B& b, mat<scalar_t<B>> dqkv, mat<const scalar_t<B>> dq, kv_layer<scalar_t<B>> dkv,
                                      const token_rows& rows, const attention_shape& shape) const {
     expect_shape(name, "dqkv", dqkv, rows.size(), shape.q_dim() + 2 * shape.kv_dim());
     expect_shape(name, "dq", dq, rows.size(), shape.q_dim());
+    expect_kv(name, rows, dkv, shape);
     run_kernel<rope_append_backward_t>(b, dqkv, dq, dkv, rows, shape);
   }
 };
 inline constexpr rope_append_backward_t rope_append_backward{};
 
-/// The rotation of one pair: cosine and sine of position · theta^(-2i/d). Computed in double: float angles lose three
-/// digits by position 10,000.
+/// The angle by which a position turns pair i: theta^(-2i/d). In double: float angles lose three digits by position
+/// 10,000.
+inline double rope_frequency(int i, const attention_shape& s) {
+  return std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
+}
+
+/// The rotation of one pair: cosine and sine of position · frequency.
 struct rotation {
   double cosine, sine;
-  rotation(int position, int i, const attention_shape& s) {
-    const double angle = position * std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
-    cosine = std::cos(angle), sine = std::sin(angle);
-  }
+  rotation(int position, double frequency)
+      : cosine(std::cos(position * frequency)), sine(std::sin(position * frequency)) {}
 };
 
 namespace detail {
@@ -68,7 +84,7 @@ enum class turn { forth, back };
 template <turn To, class T> void rotate_heads(T* out, const T* in, int heads, int position, const attention_shape& s) {
   const int half = s.head_dim / 2;
   for (int i = 0; i < half; ++i) {
-    const rotation r(position, i, s);
+    const rotation r(position, rope_frequency(i, s));
     const T cosine(real_t<T>(r.cosine)), sine(real_t<T>(To == turn::forth ? r.sine : -r.sine));
     for (int h = 0; h < heads; ++h) {
       const T a = in[h * s.head_dim + i], b = in[h * s.head_dim + i + half];

@@ -86,15 +86,19 @@ template <class T, class R, class Memory> void choose_rows(const routing<T>& r, 
   }
 }
 
-/// The load of every expert, and the memory of the choices. Throws config_error for an expert that does not exist.
+/// The load of every expert, and the memory of the choices. Throws config_error for an expert that does not exist, or
+/// that must not be chosen.
 template <class R, class T> void note_choices(const routing<T>& r, const routing_call<T>& call) {
   index_t choices = 0;
   for (T& load : r.load) load = T{};
-  for (const int e : r.chosen) {
-    if (ChoosesRows<R> && e == -1) continue;
-    MOESKIP_CHECK(config_error, e >= 0 && e < r.load.size(), "the router chose expert ", e, " of ", r.load.size());
-    r.load[e] += T(1), ++choices;
-  }
+  for (index_t n = 0; n < r.chosen.rows(); ++n)
+    for (const int e : r.chosen.row(n)) {
+      if (ChoosesRows<R> && e == -1) continue;
+      MOESKIP_CHECK(config_error, e >= 0 && e < r.load.size(), "the router chose expert ", e, " of ", r.load.size());
+      MOESKIP_CHECK(config_error, call.alive.of(n).contains(e), "the router chose expert ", e,
+                    ", which was dropped out");
+      r.load[e] += T(1), ++choices;
+    }
   for (T& load : r.load) load /= T(real_t<T>(choices ? choices : 1));
   if (call.past.size())
     for (index_t n = 0; n < r.chosen.rows(); ++n)
@@ -105,7 +109,7 @@ template <class R, class T> void note_choices(const routing<T>& r, const routing
 }  // namespace detail
 
 /// Fills r: the router's forward on every row, and the load of every expert. Throws shape_error, and config_error where
-/// a router needs vocabulary ids that the call does not have.
+/// a router needs vocabulary ids that the call does not have, or chose an expert that it must not.
 struct route_t {
   static constexpr const char* name = "route";
   template <class B, Router R, class Memory>

@@ -22,7 +22,8 @@ struct token_rows {
   /// The same for all rows of row n's slot.
   std::uint64_t slot_id(index_t n) const { return (std::uint64_t(slot[n]) % 0xffff + 1) << 24; }
   token_rows rows(index_t first, index_t count) const {
-    return {{slot.data() + first, count}, {position.data() + first, count},
+    return {{slot.data() + first, count},
+            {position.data() + first, count},
             token.size() ? vec<const int>{token.data() + first, count} : token};
   }
   /// Whether row n directly follows row n - 1 in its sequence.

@@ -35,9 +35,10 @@ class random_windows {
 
   random_windows(std::vector<int>&&, int, int, seed) = delete;  // the text must outlive this
 
-  /// What must be the same for a resumed run to see the same batches: for save() and resume().
+  /// What must be the same for a resumed run to see the same batches: for save() and resume(). Reads all tokens.
   std::map<std::string, std::string> about() const {
     return {{"data.tokens", text(tokens_.size())},
+            {"data.hash", text(hash())},
             {"data.sequences", text(sequences_)},
             {"data.length", text(length_)},
             {"data.seed", text(draw_.from.value)}};
@@ -58,6 +59,17 @@ class random_windows {
   }
 
  private:
+  /// 64 bits that tell texts apart, the same on every machine: FNV-1a's multiply and xor on whole tokens, their high
+  /// bits folded back so that they reach the low ones.
+  std::uint64_t hash() const {
+    std::uint64_t h = 0xcbf29ce484222325u;
+    for (const int token : tokens_) {
+      h = (h ^ std::uint64_t(std::uint32_t(token))) * 0x100000001b3u;
+      h ^= h >> 29;
+    }
+    return h;
+  }
+
   std::span<const int> tokens_;
   int sequences_, length_;
   draws draw_;

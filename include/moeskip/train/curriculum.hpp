@@ -30,6 +30,7 @@ struct rotational {
       if (exits.contains(e) && number++ % period == step % period) on.insert(e);
     return on;
   }
+  constexpr std::string_view problem() const { return every < 1 ? "every must be at least 1" : std::string_view{}; }
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) { f("every", self.every); }
   friend constexpr bool operator==(const rotational&, const rotational&) = default;
 };

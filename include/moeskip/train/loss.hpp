@@ -51,7 +51,7 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
     const mat<T> chunk = logits.rows(0, count), normed = h.rows(0, count);
     m.head(chunk, normed, x.rows(first, count), exit_layer);
     cross_entropy(m.backend(), {losses.data() + first, count}, chunk, {targets.data() + first, count}, scale);
-    if (!grads) continue;
+    if (scale == 0) continue;  // no gradient is wanted, and cross_entropy left none in the logits
     const head_weights<T> dw = grads->head(exit_layer);
     norm_linear_backward(m.backend(), dx.rows(first, count), dh.rows(0, count), dw.norm, dw.projection, chunk,
                          x.rows(first, count), normed, w.norm, w.projection, m.sizes().norm_eps);

@@ -11,8 +11,9 @@ namespace moeskip {
 
 namespace detail {
 
-template <class V, class O> string_map run_options(const training<V, O>& t) {
+template <class B, class V, class O> string_map run_options(const training<V, O>& t) {
   string_map map{{"training.steps", text(t.steps)},
+                 {"training.weight", std::string(scalar_name<weight_t<B>>())},
                  {"training.accumulate", text(t.accumulate)},
                  {"training.clip", text(t.clip)},
                  {"training.exit_scale", text(t.exit_scale)},
@@ -22,6 +23,7 @@ template <class V, class O> string_map run_options(const training<V, O>& t) {
                  {"curriculum", std::string(V::curriculum::name)},
                  {"optimizer", std::string(O::name)}};
   const auto add = [&](std::string_view slot, const auto& policy) {
+    expect_saved_whole(slot, policy);
     if constexpr (requires { policy.fields(policy, [](std::string_view, const auto&) {}); })
       policy.fields(policy,
                     [&](std::string_view field, const auto& value) { map[text(slot, ".", field)] = to_text(value); });
@@ -33,14 +35,15 @@ template <class V, class O> string_map run_options(const training<V, O>& t) {
 }  // namespace detail
 
 /// Writes the whole state of a run; load<V, B>() reads the same file as a model. `about`: what else must be the same when
-/// it is resumed, such as random_windows::about(). All or nothing. Throws file_error.
+/// it is resumed, such as random_windows::about(). All or nothing. Throws file_error, and config_error for a policy whose
+/// numbers would be lost.
 template <class V, class B, class O>
 void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string_map& about = {}) {
   using T = scalar_t<B>;
   const model<V, B>& m = run.trained();
   safetensors_writer file;
   for (const auto& [key, value] : to_metadata(m.configuration())) file.metadata(key, value);
-  for (const auto& [key, value] : detail::run_options(run.options())) file.metadata(key, value);
+  for (const auto& [key, value] : detail::run_options<B>(run.options())) file.metadata(key, value);
   for (const auto& [key, value] : about) file.metadata(key, value);
   file.metadata("training.next_step", text(run.next_step()));
   detail::add_block<T>(file, m.tensors(), run.master());
@@ -50,9 +53,9 @@ void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string
   file.write(path);
 }
 
-/// Continues the run in the file. The trainer must have the same variant, sizes and options, and `about` must be what
-/// was saved; otherwise throws
-/// file_error that names every difference, and the trainer stays as it was.
+/// Continues the run in the file. The trainer must have the same variant, sizes, options and type of stored weights, and
+/// `about` must be what was saved; otherwise throws file_error that names every difference, and the trainer stays as it
+/// was.
 template <class V, class B, class O>
 void resume(trainer<V, B, O>& run, const std::filesystem::path& path, string_map about = {}) {
   using T = scalar_t<B>;
@@ -60,7 +63,7 @@ void resume(trainer<V, B, O>& run, const std::filesystem::path& path, string_map
   const safetensors_file file(path);
   string_map expected = to_metadata(m.configuration());
   expected.erase("moeskip_version");
-  expected.merge(detail::run_options(run.options()));
+  expected.merge(detail::run_options<B>(run.options()));
   expected.merge(about);
   const std::string wrong = differences(expected, file.metadata());
   MOESKIP_CHECK(file_error, wrong.empty(), path.string(), ": the file holds another run: ", wrong);

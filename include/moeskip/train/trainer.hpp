@@ -43,11 +43,12 @@ template <class T> struct step_report {
 
 template <class V, class B, class O = adamw> class trainer {
   static_assert(Curriculum<typename V::curriculum>,
-                "moeskip: V::curriculum needs `layer_set enabled(const layer_set& "
-                "exits, std::uint64_t step) const`. See moeskip/concepts/curriculum.hpp");
-  static_assert(Optimizer<O, B>,
-                "moeskip: the optimizer needs `name`, `lr`, `==` and `on<B>`. See "
-                "moeskip/concepts/optimizer.hpp");
+                "moeskip: V::curriculum needs `static constexpr std::string_view name` and `layer_set enabled(const "
+                "layer_set& exits, std::uint64_t step) const`. See moeskip/concepts/curriculum.hpp");
+  static_assert(
+      Optimizer<O, B>,
+      "moeskip: the optimizer needs `name`, `lr`, `==` and a nested `on<B>` with a constructor from the number "
+      "of weights, `update` and `blocks`. See moeskip/concepts/optimizer.hpp");
   using T = scalar_t<B>;
   using W = weight_t<B>;
   // Where weights are stored as the scalar itself, the model's own block is the master copy.
@@ -138,8 +139,9 @@ template <class V, class B, class O = adamw> class trainer {
                   "training.schedule.floor must be in [0, 1], got ", o.schedule.floor);
     MOESKIP_CHECK(config_error, o.optimizer.lr > 0 && std::isfinite(o.optimizer.lr),
                   "training.optimizer.lr must be positive, got ", o.optimizer.lr);
-    const std::string_view complaint = detail::policy_problem(o.optimizer);
-    MOESKIP_CHECK(config_error, complaint.empty(), "training.optimizer: ", complaint);
+    for (const auto& [slot, complaint] : {std::pair{"optimizer", detail::policy_problem(o.optimizer)},
+                                          std::pair{"curriculum", detail::policy_problem(o.curriculum)}})
+      MOESKIP_CHECK(config_error, complaint.empty(), "training.", slot, ": ", complaint);
   }
   /// Takes what the "gradient" holds for selection biases out of it: how far each expert's load lay above the mean.
   vec<T> take_load_errors() {

@@ -14,31 +14,40 @@ namespace moeskip {
 
 namespace cpu_kernels {
 
-/// cosines (d/2) and then sines (d/2) of each position, rows of d floats.
+/// cosines (d/2) and then sines (d/2) of each position, rows of d floats. Grows by blocks, so that no token waits long
+/// for its row and no row moves.
 class rope_table {
  public:
+  static constexpr int block_rows = 1024;  // positions
+
   /// At least `positions` rows for this shape. The calling thread keeps a table for each shape that it has met.
-  static const float* of(const attention_shape& s, int positions) {
+  static const rope_table& of(const attention_shape& s, int positions) {
     thread_local std::map<std::pair<float, int>, rope_table> tables;
     rope_table& table = tables[{s.rope_theta, s.head_dim}];
-    table.extend(s, positions);
-    return table.rows_.data();
+    while (index_t(table.blocks_.size()) * block_rows < positions) table.append(s);
+    return table;
+  }
+
+  const float* row(int position) const {
+    const std::vector<float>& block = blocks_[std::size_t(position / block_rows)];
+    return block.data() + std::size_t(position % block_rows) * (block.size() / block_rows);
   }
 
  private:
-  void extend(const attention_shape& s, int positions) {
-    const int half = s.head_dim / 2, known = int(rows_.size()) / s.head_dim;
-    if (positions <= known) return;
-    const int target = std::max(positions, 2 * known);
-    rows_.resize(std::size_t(target) * std::size_t(s.head_dim));
-    for (int p = known; p < target; ++p)
-      for (int i = 0; i < half; ++i) {
-        const rotation r(p, i, s);
-        rows_[std::size_t(p * s.head_dim + i)] = float(r.cosine);
-        rows_[std::size_t(p * s.head_dim + half + i)] = float(r.sine);
+  void append(const attention_shape& s) {
+    const std::size_t d = std::size_t(s.head_dim), half = d / 2;
+    const int first = int(blocks_.size()) * block_rows;
+    std::vector<float> block(std::size_t(block_rows) * d);
+    for (std::size_t i = 0; i < half; ++i) {
+      const double frequency = rope_frequency(int(i), s);
+      for (std::size_t p = 0; p < std::size_t(block_rows); ++p) {
+        const rotation r(first + int(p), frequency);
+        block[p * d + i] = float(r.cosine), block[p * d + half + i] = float(r.sine);
       }
+    }
+    blocks_.push_back(std::move(block));
   }
-  std::vector<float> rows_;
+  std::vector<std::vector<float>> blocks_;
 };
 
 /// Turns each head of d floats by the angles of `table`; sign −1 turns back.
@@ -69,13 +78,13 @@ template <> struct kernel<rope_append_t, on_cpu> {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const int q_dim = q.data() ? s.q_dim() : 0, kv_dim = s.kv_dim();
-    const float* table = k::rope_table::of(s, k::last_position(rows) + 1);
+    const k::rope_table& table = k::rope_table::of(s, k::last_position(rows) + 1);
     parallel_for(
         rows.size(),
         [&](index_t first, index_t last) {
           for (index_t n = first; n < last; ++n) {
             const int slot = rows.slot[n], position = rows.position[n];
-            const float *in = qkv.row(n).data(), *angles = table + index_t(position) * s.head_dim;
+            const float *in = qkv.row(n).data(), *angles = table.row(position);
             if (q_dim) k::rotate_heads<A>(q.row(n).data(), in, s.heads, s.head_dim, angles, 1.f);
             k::rotate_heads<A>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, s.head_dim, angles,
                                1.f);
@@ -91,13 +100,13 @@ template <> struct kernel<rope_append_backward_t, on_cpu> {
                                                 const token_rows& rows, const attention_shape& s) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
-    const float* table = k::rope_table::of(s, k::last_position(rows) + 1);
+    const k::rope_table& table = k::rope_table::of(s, k::last_position(rows) + 1);
     parallel_for(
         rows.size(),
         [&](index_t first, index_t last) {
           for (index_t n = first; n < last; ++n) {
             const int slot = rows.slot[n], position = rows.position[n];
-            const float* angles = table + index_t(position) * s.head_dim;
+            const float* angles = table.row(position);
             float* out = dqkv.row(n).data();
             k::rotate_heads<A>(out, dq.row(n).data(), s.heads, s.head_dim, angles, -1.f);
             k::rotate_heads<A>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, s.head_dim,

@@ -4,7 +4,8 @@
 //   bf16  2 N of them are N 32-bit words; the even ones are words << 16, the odd ones words & 0xffff0000: two
 //         cheap instructions, no shuffle (xsimd's converting loads spill to memory, and beyond 128 bits its
 //         zips stay within groups of 128)
-// Everything is a template on Arch, so that units built for different instruction sets share no symbol.
+// Everything is a template on Arch: no vector type depends on a unit's flags unseen. All units of a program must still
+// be compiled for one -march (base/config.hpp).
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,7 @@ namespace moeskip::draft {
 
 struct self {
   static constexpr std::string_view name = "self";
-  int exit_layer = 0;  // E; 0: the deepest trained exit at half depth or earlier, or half depth
+  int exit_layer = 0;  // E; 0: the deepest exit at half depth or earlier
 
   template <class Session> struct on {
     using T = typename Session::T;
@@ -51,10 +51,15 @@ struct self {
     }
 
    private:
+    /// One that was trained if there is one; a shared head can be asked at other depths, too.
     template <class M> static int default_exit(const M& m) {
       for (int e = m.layers() / 2; e > 1; --e)  // LayerSkip's loss gives the exit after one layer no weight
-        if (m.configuration().exits.contains(e)) return e;
-      return m.layers() / 2;
+        if (m.configuration().exits.contains(e) && m.has_exit(e)) return e;
+      for (int e = m.layers() / 2; e > 0; --e)
+        if (m.has_exit(e)) return e;
+      fail<config_error>(
+          "this model has no exit at half depth or earlier to draft from: give it one (config.exits), or decode with "
+          "ms::decoder::autoregressive");
     }
     int exit_ = 0, count_ = 0, at_ = 0;
     mat<T> states_;  // (d + 1, D) streams after layer E

@@ -1,6 +1,6 @@
 // Switch routing: one expert per token, weighted by its probability.          Fedus et al. 2021, arXiv:2101.03961
-// While training an expert takes at most max(4, ⌈capacity_factor · N / E⌉) tokens; the rest pass by on the residual
-// stream. At inference nothing is dropped: a token's result must not depend on the tokens beside it.
+// While training an expert takes at most max(4, ceil(capacity_factor · N / E)) of N tokens; the rest pass by on the
+// residual stream. At inference nothing is dropped: a token's result must not depend on the tokens beside it.
 #pragma once
 
 #include <algorithm>

@@ -1,0 +1,14 @@
+// expect: moeskip: the optimizer needs `name`, `lr`, `==` and a nested `on<B>` with a constructor from the number
+#include "moeskip/moeskip.hpp"
+namespace ms = moeskip;
+struct descent {
+  static constexpr std::string_view name = "descent";
+  double lr = 1e-3;
+  template <class B> struct on {
+    void update(B&, const descent&, ms::vec<ms::scalar_t<B>>, ms::vec<const ms::scalar_t<B>>, ms::index_t, double,
+                std::uint64_t, double, bool) {}
+    template <class F> void blocks(F&&) {}
+  };
+  friend constexpr bool operator==(const descent&, const descent&) = default;
+};
+constexpr auto size = sizeof(ms::trainer<ms::variant, ms::reference<double>, descent>);

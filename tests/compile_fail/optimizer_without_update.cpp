@@ -1,0 +1,13 @@
+// expect: moeskip: the optimizer needs `name`, `lr`, `==` and a nested `on<B>` with a constructor from the number
+#include "moeskip/moeskip.hpp"
+namespace ms = moeskip;
+struct descent {
+  static constexpr std::string_view name = "descent";
+  double lr = 1e-3;
+  template <class B> struct on {
+    explicit on(ms::index_t) {}
+    template <class F> void blocks(F&&) {}
+  };
+  friend constexpr bool operator==(const descent&, const descent&) = default;
+};
+constexpr auto size = sizeof(ms::trainer<ms::variant, ms::reference<double>, descent>);
