@@ -20,8 +20,14 @@ struct two_layer_moe : ms::variant {
   static constexpr const char* file = "two_layer_moe.safetensors";
 };
 struct moe_every_2nd_own_heads : ms::variant {
+  using shared_expert = ms::shared_expert::gated;
   using exit_head = ms::exit_head::own;
   static constexpr const char* file = "moe_every_2nd_own_heads.safetensors";
+};
+struct sigmoid_biased : ms::variant {
+  using router = ms::router::biased<ms::router::sigmoid_top_k<2>>;
+  using shared_expert = ms::shared_expert::always;
+  static constexpr const char* file = "sigmoid_biased.safetensors";
 };
 
 /// Largest errors allowed, relative to the largest magnitude in the tensor.
@@ -234,13 +240,15 @@ template <class V, class B> void check_everything() {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("golden: agrees with PyTorch", V, two_layer_moe, moe_every_2nd_own_heads) {
+TEST_CASE_TEMPLATE("golden: agrees with PyTorch", V, two_layer_moe, moe_every_2nd_own_heads,
+                   sigmoid_biased) {
   SUBCASE("reference, float64") { check_everything<V, ms::reference<double>>(); }
   SUBCASE("reference, float32") { check_everything<V, ms::reference<float>>(); }
   SUBCASE("cpu, float32") { check_everything<V, ms::cpu<float>>(); }
 }
 
-TEST_CASE_TEMPLATE("golden: LayerSkip's exit weights", V, two_layer_moe, moe_every_2nd_own_heads) {
+TEST_CASE_TEMPLATE("golden: LayerSkip's exit weights", V, two_layer_moe, moe_every_2nd_own_heads,
+                   sigmoid_biased) {
   const golden<V> g;
   const ms::exit_weights want = g.weights("layerskip_weights");
   const ms::exit_weights got = ms::layerskip_weights(g.config.exits, g.config.sizes.layers, g.training().exit_scale);
@@ -249,7 +257,8 @@ TEST_CASE_TEMPLATE("golden: LayerSkip's exit weights", V, two_layer_moe, moe_eve
 
 // Rounding the weights to 8 significant bits moves a loss by a few percent at most, though it may send a
 // token to another expert.
-TEST_CASE_TEMPLATE("golden: weights in bf16", V, two_layer_moe, moe_every_2nd_own_heads) {
+TEST_CASE_TEMPLATE("golden: weights in bf16", V, two_layer_moe, moe_every_2nd_own_heads,
+                   sigmoid_biased) {
   using B = ms::cpu<ms::bf16>;
   const golden<V> g;
   ms::model<V, B> m = g.template model<B>();

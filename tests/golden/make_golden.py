@@ -38,8 +38,14 @@ class Case:
     exits: list           # layers after which logits are taken, besides the top
     exit_weights: list    # of the gradient check, by exit layer from 1: none is zero
     training: dict = field(default_factory=dict)
+    router_name: str = f"top_k<{K}>"  # or "biased<sigmoid_top_k<K>>"
+    shared_expert: str = "none"       # or "always", "gated"
     sequences: int = 3
     length: int = 9       # 27 rows: more than the 16 that decoding runs at a time
+
+    @property
+    def sigmoid(self):
+        return "sigmoid" in self.router_name
 
     def is_moe(self, layer):
         return (layer + 1) % self.sizes["moe_every"] == 0
@@ -54,18 +60,27 @@ TRAINING = {"training.steps": 10, "training.warmup": 3, "training.floor": 0.1,
 CASES = [
     Case(name="two_layer_moe", seed=58,
          sizes=dict(layers=2, dim=20, heads=4, kv_heads=2, head_dim=6, ffn=12, experts=5, vocab=23, context=16,
-                    moe_every=1, dense_ffn=0, tied=False, norm_eps=1e-5, rope_theta=10000.0),
+                    moe_every=1, dense_ffn=0, shared_ffn=0, tied=False, norm_eps=1e-5, rope_theta=10000.0),
          router=dict(order=0, renormalise=True, balance_loss=0.05, z_loss=0.02),
          exit_head="shared", exits=[1], exit_weights=[0.3, 0.7],
          training=TRAINING | {"training.exit_scale": 0.2, "training.clip": 1.0}),
     # Three layers: LayerSkip's weights give the exit after the first layer nothing, so two layers would train the top
     # only. Small theta and large epsilon, because they hardly show at their usual values.
-    Case(name="moe_every_2nd_own_heads", seed=29,
+    Case(name="moe_every_2nd_own_heads", seed=2,
          sizes=dict(layers=3, dim=16, heads=6, kv_heads=2, head_dim=4, ffn=14, experts=6, vocab=19, context=16,
-                    moe_every=2, dense_ffn=22, tied=True, norm_eps=1e-2, rope_theta=100.0),
-         router=dict(order=0, renormalise=False, balance_loss=0.01, z_loss=0.1),
+                    moe_every=2, dense_ffn=22, shared_ffn=10, tied=True, norm_eps=1e-2, rope_theta=100.0),
+         router=dict(order=0, renormalise=False, balance_loss=0.01, z_loss=0.1), shared_expert="gated",
          exit_head="own", exits=[1, 2], exit_weights=[0.2, 0.3, 0.5],
          training=TRAINING | {"training.exit_scale": 0.5, "training.clip": 3.0}),
+    # DeepSeek-V3's routing: the best two of three pairs of experts are open, a bias moves at every step.
+    Case(name="sigmoid_biased", seed=3,
+         sizes=dict(layers=2, dim=18, heads=3, kv_heads=3, head_dim=6, ffn=10, experts=6, vocab=21, context=16,
+                    moe_every=1, dense_ffn=0, shared_ffn=14, tied=False, norm_eps=1e-5, rope_theta=10000.0),
+         router=dict(groups=3, best_groups=2, renormalise=True, scale=1.75, balance_loss=0.03, z_loss=0.01,
+                     bias_rate=0.02),
+         router_name=f"biased<sigmoid_top_k<{K}>>", shared_expert="always",
+         exit_head="shared", exits=[1], exit_weights=[0.4, 0.6],
+         training=TRAINING | {"training.exit_scale": 0.5, "training.clip": 1.0}),
 ]
 
 
@@ -93,6 +108,12 @@ def shapes(case):
                 p + "self_attn.v_proj.weight": (kv, D), p + "self_attn.o_proj.weight": (D, q)}
         if case.is_moe(l):
             out[p + "mlp.gate.weight"] = (s["experts"], D)
+            if case.sigmoid:
+                out[p + "mlp.gate.e_score_correction_bias"] = (s["experts"],)
+            if case.shared_expert != "none":
+                out |= mlp(p + "mlp.shared_expert.", s["shared_ffn"] or s["ffn"])
+            if case.shared_expert == "gated":
+                out[p + "mlp.shared_expert_gate.weight"] = (1, D)
             for e in range(s["experts"]):
                 out |= mlp(p + f"mlp.experts.{e}.", s["ffn"])
         else:
@@ -100,12 +121,20 @@ def shapes(case):
     return out
 
 
+def is_bias(name):
+    """Selection biases are moved by a rule of their own, not by a gradient."""
+    return name.endswith("e_score_correction_bias")
+
+
 def draw_weights(case, random):
-    """Norms around 1, matrices of variance 1/in; the router's wider, so that probabilities differ clearly."""
+    """Norms around 1, biases around 0, matrices of variance 1/in; the router's wider, so that probabilities differ
+    clearly."""
     weights = {}
     for name, shape in shapes(case).items():
         x = torch.randn(shape, generator=random, dtype=EXACT)
-        if len(shape) == 1:
+        if is_bias(name):
+            x = 0.1 * x
+        elif len(shape) == 1:
             x = 1 + 0.2 * x
         else:
             x = x * (2.0 if name.endswith("mlp.gate.weight") else 1.0) / math.sqrt(shape[-1])
@@ -148,22 +177,53 @@ def swiglu(w, prefix, x):
     return fn.linear(fn.silu(gate) * up, w[prefix + "down_proj.weight"])
 
 
+def softmax_choice(case, w, prefix, logits):
+    """p (N, E) of the balance loss, what the choice compares (N, E), gates (N, K), chosen (N, K)."""
+    p = logits.softmax(-1)
+    gate, chosen = p.topk(K)
+    if case.router["renormalise"]:
+        gate = gate / gate.sum(-1, keepdim=True)
+    return p, p, gate, chosen
+
+
+def sigmoid_choice(case, w, prefix, logits):
+    """DeepSeek-V3, section 2.1.2: the bias is in the choice only; a group is worth its two best experts."""
+    r, E = case.router, case.sizes["experts"]
+    score = logits.sigmoid()
+    compared = score + w[prefix + "gate.e_score_correction_bias"]
+    grouped = compared.unflatten(-1, (r["groups"], E // r["groups"]))
+    best = grouped.topk(2).values.sum(-1).topk(r["best_groups"]).indices  # (N, best_groups)
+    open_groups = torch.zeros(logits.shape[0], r["groups"], dtype=torch.bool).scatter(1, best, True)
+    compared = compared.masked_fill(~open_groups.repeat_interleave(E // r["groups"], 1), -math.inf)
+    chosen = compared.topk(K).indices
+    gate = score.gather(1, chosen)
+    gate = single(r["scale"]) * (gate / gate.sum(-1, keepdim=True) if r["renormalise"] else gate)
+    worth = grouped.topk(2).values.sum(-1).sort(descending=True).values  # how clearly the groups are chosen
+    gap = (worth[:, r["best_groups"] - 1] - worth[:, r["best_groups"]]).min()
+    return score / score.sum(-1, keepdim=True), compared, gate, chosen, gap
+
+
 def moe(case, w, prefix, x, router_report):
     """x (S, C, D). Every expert is computed for every row; a row's unchosen experts count 0."""
     E = case.sizes["experts"]
     logits = fn.linear(x, w[prefix + "gate.weight"]).flatten(0, 1)  # (N, E)
-    p = logits.softmax(-1)
-    gate, chosen = p.topk(K)  # (N, K)
-    if case.router["renormalise"]:
-        gate = gate / gate.sum(-1, keepdim=True)
+    choose = sigmoid_choice if case.sigmoid else softmax_choice
+    p, compared, gate, chosen, *gap = choose(case, w, prefix, logits)
     share = torch.zeros_like(p).scatter(1, chosen, gate).unflatten(0, x.shape[:2])
     y = sum(share[..., e:e + 1] * swiglu(w, f"{prefix}experts.{e}.", x) for e in range(E))
+    if case.shared_expert != "none":
+        more = swiglu(w, prefix + "shared_expert.", x)
+        if case.shared_expert == "gated":
+            more = fn.linear(x, w[prefix + "shared_expert_gate.weight"]).sigmoid() * more
+        y = y + more
 
     load = fn.one_hot(chosen, E).to(EXACT).mean((0, 1))  # (E): share of all N*K choices
-    ordered = p.detach().sort(descending=True).values
+    ordered = compared.detach().sort(descending=True).values
+    margin = (ordered[:, K - 1] - ordered[:, K]).min()
     router_report.append({"balance": E * (load * p.mean(0)).sum(),       # Switch Transformer, eq. 4
                           "z": logits.logsumexp(-1).square().mean(),     # ST-MoE, eq. 5
-                          "margin": (ordered[:, K - 1] - ordered[:, K]).min().item(),
+                          "margin": min([margin.item()] + [g.item() for g in gap]),
+                          "load_error": load - 1 / E, "prefix": prefix,
                           "unused": int((load == 0).sum())})
     return y
 
@@ -217,12 +277,17 @@ def rate(case, step):
     return t["optimizer.lr"] * (floor + (1 - floor) * fall)
 
 
+def weights_of(initial):
+    return {name: x.to(EXACT).requires_grad_(not is_bias(name)) for name, x in initial.items()}
+
+
 def train(case, initial, inputs, targets):
     """The weights after all steps, and what each step reported."""
     t = case.training
-    w = {name: x.to(EXACT).requires_grad_() for name, x in initial.items()}
-    groups = [{"params": [x for x in w.values() if x.dim() == 2], "weight_decay": t["optimizer.weight_decay"]},
-              {"params": [x for x in w.values() if x.dim() == 1], "weight_decay": 0.0}]  # norms do not decay
+    w = weights_of(initial)
+    learned = {name: x for name, x in w.items() if not is_bias(name)}
+    groups = [{"params": [x for x in learned.values() if x.dim() == 2], "weight_decay": t["optimizer.weight_decay"]},
+              {"params": [x for x in learned.values() if x.dim() == 1], "weight_decay": 0.0}]  # norms do not decay
     optimizer = torch.optim.AdamW(groups, betas=(t["optimizer.beta1"], t["optimizer.beta2"]),
                                   eps=t["optimizer.epsilon"], foreach=False)
     exit_weights, report = layerskip_weights(case), {"total": [], "norm": [], "rate": [], "margin": []}
@@ -230,15 +295,17 @@ def train(case, initial, inputs, targets):
         optimizer.zero_grad(set_to_none=False)
         result = objective(case, w, inputs[step], targets[step], exit_weights)
         result["total"].backward()
-        for x in w.values():  # an exit of weight 0 has zero gradients, not none: its matrices still decay
+        for x in learned.values():  # an exit of weight 0 has zero gradients, not none: its matrices still decay
             x.grad = torch.zeros_like(x) if x.grad is None else x.grad
-        size = torch.sqrt(sum(x.grad.square().sum() for x in w.values())).item()
+        size = torch.sqrt(sum(x.grad.square().sum() for x in learned.values())).item()
         clip = min(1.0, t["training.clip"] / size)  # exactly; clip_grad_norm_ would add 1e-6 to the norm
-        for x in w.values():
+        for x in learned.values():
             x.grad *= clip
         for group in optimizer.param_groups:
             group["lr"] = rate(case, step)
         optimizer.step()
+        for r in result["routers"] if case.sigmoid else []:  # Wang et al. 2024, algorithm 1
+            w[r["prefix"] + "gate.e_score_correction_bias"] -= single(case.router["bias_rate"]) * r["load_error"].sign()
         report["total"].append(result["total"].item())
         report["norm"].append(size)
         report["rate"].append(rate(case, step))
@@ -252,7 +319,8 @@ def metadata(case):
     def written(value):
         return str(value).lower() if isinstance(value, bool) else repr(value)
 
-    fixed = {"format": "moeskip", "router": f"top_k<{K}>", "expert_dropout": "none", "layer_dropout": "none",
+    fixed = {"format": "moeskip", "router": case.router_name,
+             "shared_expert": case.shared_expert, "expert_dropout": "none", "layer_dropout": "none",
              "exit_head": case.exit_head, "exits": " ".join(map(str, case.exits))}
     return (fixed | {"sizes." + k: written(v) for k, v in case.sizes.items()}
             | {"router." + k: written(v) for k, v in case.router.items()}
@@ -278,23 +346,26 @@ def make(case, folder):
         tokens[..., c] = torch.where(follows[..., c], (tokens[..., c - 1] + 3) % case.sizes["vocab"], tokens[..., c])
     inputs, targets = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
 
-    w = {name: x.to(EXACT).requires_grad_() for name, x in initial.items()}
+    w = weights_of(initial)
     first = objective(case, w, inputs[0], targets[0], case.exit_weights)
     first["total"].backward()
+    gradients = {name: x.grad for name, x in w.items() if not is_bias(name)}
+    for r in first["routers"] if case.sigmoid else []:  # what stands where a gradient would
+        gradients[r["prefix"] + "gate.e_score_correction_bias"] = r["load_error"]
     trained, steps = train(case, initial, inputs, targets)
 
     # What the comparison rests on: choices that rounding cannot flip, every tensor reached, gradients clipped.
     margin = min(steps["margin"] + [r["margin"] for r in first["routers"]])
     assert margin > 2e-4, f"{case.name}: two experts are only {margin} apart: take another seed"
     assert all(r["unused"] == 0 for r in first["routers"]), f"{case.name}: an expert is never chosen"
-    assert all(x.grad.abs().max() > 1e-4 for x in w.values()), f"{case.name}: a gradient vanishes"
+    assert all(x.abs().max() > 1e-4 for x in gradients.values()), f"{case.name}: a gradient vanishes"
     clipped = [size > case.training["training.clip"] for size in steps["norm"]]
     assert any(clipped), f"{case.name}: nothing is clipped"
 
     tensors = dict(initial)
     tensors |= {"golden.inputs": inputs, "golden.targets": targets}
     tensors |= {f"golden.logits.{e}": x.detach() for e, x in first["logits"].items()}
-    tensors |= {f"golden.gradient.{name}": x.grad for name, x in w.items()}
+    tensors |= {f"golden.gradient.{name}": x for name, x in gradients.items()}
     tensors |= {f"golden.trained.{name}": x for name, x in trained.items()}
     tensors = {name: x.to(torch.float32) if x.dtype == EXACT else x for name, x in tensors.items()}
     by_exit = [first["exits"][e].item() for e in case.exits + [case.sizes["layers"]]]
