@@ -58,10 +58,11 @@ template <class T> bool parse(const std::string& from, T& value) {
 /// written as text and read back must be the policy. One without `fields` may only be as it is by default.
 template <class P> void expect_saved_whole(std::string_view slot, const P& policy) {
   P copy{};
-  if constexpr (requires { P::fields(copy, [](std::string_view, auto&) {}); }) {
+  if constexpr (requires { copy.fields(copy, [](std::string_view, auto&) {}); }) {
     string_map written;
-    P::fields(policy, [&](std::string_view field, const auto& value) { written[std::string(field)] = to_text(value); });
-    P::fields(copy, [&](std::string_view field, auto& value) { parse(written[std::string(field)], value); });
+    policy.fields(policy,
+                  [&](std::string_view field, const auto& value) { written[std::string(field)] = to_text(value); });
+    copy.fields(copy, [&](std::string_view field, auto& value) { parse(written[std::string(field)], value); });
   }
   MOESKIP_CHECK(
       config_error, copy == policy, "a checkpoint would lose numbers of slot ", slot, " (", P::name,
