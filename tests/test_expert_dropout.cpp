@@ -398,7 +398,7 @@ TEST_CASE_TEMPLATE("expert dropout: auxiliary losses count the survivors of each
   using T = ms::scalar_t<B>;
   B backend;
   ms::arena memory;
-  const T log2(std::log(2.)), log5(std::log(5.));
+  const T log2 = T(std::log(2.)), log5 = T(std::log(5.));
   // Row 0 may choose 0, 1 and 3, of probability (1, 2, 5) / 8; row 1 may choose 1 and 2, of probability 1/2 each.
   std::vector<T> logits{0, log2, 100, log5, 50, 0, 0, 90};
   const ms::mat<const T> l(logits.data(), 2, 4);
