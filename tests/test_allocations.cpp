@@ -43,6 +43,7 @@ struct recipe : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
   using layer_dropout = ms::layer_dropout::linear;
 };
+template <class E> struct dropping : recipe { using expert_dropout = E; };
 constexpr ms::config<recipe> shape{.sizes = {.layers = 4,
                                              .dim = 32,
                                              .heads = 4,
@@ -91,11 +92,16 @@ TEST_CASE("decoding allocates nothing per token") {
   check(recipe::decoder{});
 }
 
-TEST_CASE("a training step allocates nothing once memory has grown to the largest one") {
-  ms::model<recipe, ms::cpu<float>> m(shape);
+TEST_CASE_TEMPLATE("a training step allocates nothing once memory has grown to the largest one", E,
+                   ms::expert_dropout::bernoulli, ms::expert_dropout::cluster, ms::expert_dropout::output,
+                   ms::expert_dropout::hidden) {
+  using V = dropping<E>;
+  ms::config<V> c{.sizes = shape.sizes, .exits = shape.exits};
+  if constexpr (requires { c.expert_dropout.scope; }) c.expert_dropout.scope = ms::mask_scope::token;
+  ms::model<V, ms::cpu<float>> m(c);
   const std::vector<int> text(2000, 5);
   ms::random_windows data(text, 4, 24, ms::seed{1});
-  ms::trainer<recipe, ms::cpu<float>> t(m, {});
+  ms::trainer<V, ms::cpu<float>> t(m, {});
   for (int i = 0; i < 12; ++i) t.step(data);
   CHECK(least([&] {
           const long before = allocations;

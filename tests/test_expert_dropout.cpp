@@ -39,10 +39,10 @@ struct batch_rows {
 template <class P> void check_round_trip(const P& policy, const ms::string_map& expected) {
   const ms::config<dropping<P>> c{.sizes = tiny_sizes, .expert_dropout = policy};
   const ms::string_map map = ms::to_metadata(c);
-  for (const auto& [key, value] : expected) {
-    CAPTURE(key);
-    REQUIRE(map.contains(key));
-    CHECK(map.at(key) == value);
+  for (const auto& field : expected) {
+    CAPTURE(field.first);
+    REQUIRE(map.contains(field.first));
+    CHECK(map.at(field.first) == field.second);
   }
   CHECK(ms::from_metadata<dropping<P>>(map, "memory") == c);
 }
