@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "moeskip/base/bit_set.hpp"
 #include "moeskip/ops/rope.hpp"
 
 namespace moeskip {
@@ -45,6 +46,15 @@ struct sizes {
   }
   friend constexpr bool operator==(const sizes&, const sizes&) = default;
 };
+
+/// Exits after every n-th MoE layer below the top: with MoE every 2nd of 12 layers, exits_after_moe_groups(sizes, 2) is
+/// {4, 8}. Empty for n < 1.
+constexpr layer_set exits_after_moe_groups(const sizes& s, int n) {
+  layer_set exits;
+  for (int l = 0, seen = 0; n > 0 && l + 1 < s.layers; ++l)
+    if (s.is_moe(l) && ++seen % n == 0) exits.insert(l + 1);
+  return exits;
+}
 
 /// How a weight starts: drawn with standard deviation 1/√fan_in, the same divided by √(2·layers) where it writes to the
 /// residual stream (GPT-2's rule), or ones.

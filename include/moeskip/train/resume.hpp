@@ -11,22 +11,22 @@ namespace moeskip {
 
 namespace detail {
 
-template <class V, class O> string_map run_options(const training<V, O>& t) {
+template <class V, class O, class S> string_map run_options(const training<V, O, S>& t) {
   string_map map{{"training.steps", text(t.steps)},
                  {"training.accumulate", text(t.accumulate)},
                  {"training.clip", text(t.clip)},
                  {"training.exit_scale", text(t.exit_scale)},
-                 {"training.warmup", text(t.schedule.warmup)},
-                 {"training.floor", text(t.schedule.floor)},
+                 {"training.exit_weighting", std::string(name_of(t.exit_weighting))},
                  {"training.masks", text(t.masks.value)},
                  {"curriculum", std::string(V::curriculum::name)},
+                 {"schedule", std::string(S::name)},
                  {"optimizer", std::string(O::name)}};
   const auto add = [&](std::string_view slot, const auto& policy) {
     if constexpr (requires { policy.fields(policy, [](std::string_view, const auto&) {}); })
       policy.fields(policy,
                     [&](std::string_view field, const auto& value) { map[text(slot, ".", field)] = to_text(value); });
   };
-  add("curriculum", t.curriculum), add("optimizer", t.optimizer);
+  add("curriculum", t.curriculum), add("schedule", t.schedule), add("optimizer", t.optimizer);
   return map;
 }
 
@@ -34,8 +34,8 @@ template <class V, class O> string_map run_options(const training<V, O>& t) {
 
 /// Writes the whole state of a run; load<V, B>() reads the same file as a model. `about`: what else must be the same when
 /// it is resumed, such as random_windows::about(). All or nothing. Throws file_error.
-template <class V, class B, class O>
-void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string_map& about = {}) {
+template <class V, class B, class O, class S>
+void save(trainer<V, B, O, S>& run, const std::filesystem::path& path, const string_map& about = {}) {
   using T = scalar_t<B>;
   const model<V, B>& m = run.trained();
   safetensors_writer file;
@@ -53,8 +53,8 @@ void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string
 /// Continues the run in the file. The trainer must have the same variant, sizes and options, and `about` must be what
 /// was saved; otherwise throws
 /// file_error that names every difference, and the trainer stays as it was.
-template <class V, class B, class O>
-void resume(trainer<V, B, O>& run, const std::filesystem::path& path, string_map about = {}) {
+template <class V, class B, class O, class S>
+void resume(trainer<V, B, O, S>& run, const std::filesystem::path& path, string_map about = {}) {
   using T = scalar_t<B>;
   const model<V, B>& m = run.trained();
   const safetensors_file file(path);

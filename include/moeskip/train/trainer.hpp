@@ -3,33 +3,22 @@
 #pragma once
 
 #include <cmath>
-#include <numbers>
 
 #include "moeskip/train/curriculum.hpp"
 #include "moeskip/train/loss.hpp"
 #include "moeskip/train/optimizer/adamw.hpp"
+#include "moeskip/train/schedule.hpp"
 
 namespace moeskip {
 
-/// Learning rate over time: linear warm-up, then a half cosine down to `floor` of the peak.
-struct warmup_cosine {
-  int warmup = 20;
-  double floor = 0.1;
-  double at(std::uint64_t step, std::uint64_t steps) const {
-    if (step < std::uint64_t(warmup)) return double(step + 1) / double(warmup);
-    const double span = double(steps) - warmup;
-    const double done = span > 0 ? std::min(1.0, (double(step) - warmup) / span) : 1.0;
-    return floor + (1 - floor) * 0.5 * (1 + std::cos(std::numbers::pi * done));
-  }
-};
-
-template <class V, class O = adamw> struct training {
-  std::uint64_t steps = 1000;  // planned; the schedule ends here
-  int accumulate = 1;          // micro-batches whose gradients make one update
-  double clip = 1.0;           // largest norm of the gradient; 0: no limit
-  double exit_scale = 0.2;     // e_scale of LayerSkip; 0: only the top learns
+template <class V, class O = adamw, class S = warmup_cosine> struct training {
+  std::uint64_t steps = 1000;                                     // planned; the schedule ends here
+  int accumulate = 1;                                             // micro-batches whose gradients make one update
+  double clip = 1.0;                                              // largest norm of the gradient; 0: no limit
+  double exit_scale = 0.2;                                        // e_scale of LayerSkip; 0: only the top learns
+  exit_weight_rule exit_weighting = exit_weight_rule::layerskip;  // how the exits' weights grow with depth
   typename V::curriculum curriculum{};
-  warmup_cosine schedule{};
+  S schedule{};
   O optimizer{};
   seed masks{1};  // of expert and layer dropout
 };
@@ -40,20 +29,23 @@ template <class T> struct step_report {
   double rate = 0;           // learning rate used
 };
 
-template <class V, class B, class O = adamw> class trainer {
+template <class V, class B, class O = adamw, class S = warmup_cosine> class trainer {
   static_assert(Curriculum<typename V::curriculum>,
                 "moeskip: V::curriculum needs `layer_set enabled(const layer_set& "
-                "exits, std::uint64_t step) const`. See moeskip/concepts/curriculum.hpp");
+                "exits, const training_moment& now) const`. See moeskip/concepts/curriculum.hpp");
   static_assert(Optimizer<O, B>,
                 "moeskip: the optimizer needs `name`, `lr`, `==` and `on<B>`. See "
                 "moeskip/concepts/optimizer.hpp");
+  static_assert(Schedule<S>,
+                "moeskip: the schedule needs `name`, `==` and `double at(std::uint64_t step, std::uint64_t steps) "
+                "const`. See moeskip/train/schedule.hpp");
   using T = scalar_t<B>;
   using W = weight_t<B>;
   // Where weights are stored as the scalar itself, the model's own block is the master copy.
   static constexpr bool separate_master = !std::is_same_v<T, W>;
 
  public:
-  trainer(model<V, B>& m, const training<V, O>& options)
+  trainer(model<V, B>& m, const training<V, O, S>& options)
       : model_(m),
         options_(options),
         gradients_(m.block().size()),
@@ -97,12 +89,13 @@ template <class V, class B, class O = adamw> class trainer {
 
   /// Exits that the curriculum turns on in the coming step, with their weights in the loss.
   exit_weights exit_weights_now() const {
-    const layer_set on = options_.curriculum.enabled(model_.configuration().exits, step_);
-    return layerskip_weights(on, model_.layers(), options_.exit_scale);
+    const layer_set on =
+        options_.curriculum.enabled(model_.configuration().exits, {step_, options_.steps, model_.layers()});
+    return loss_weights(options_.exit_weighting, on, model_.layers(), options_.exit_scale);
   }
 
   model<V, B>& trained() { return model_; }
-  const training<V, O>& options() const { return options_; }
+  const training<V, O, S>& options() const { return options_; }
   std::uint64_t next_step() const { return step_; }
   const arena& memory() const { return memory_; }
 
@@ -124,10 +117,10 @@ template <class V, class B, class O = adamw> class trainer {
                   "training.clip must be 0 (no limit) or more, got ", o.clip);
     MOESKIP_CHECK(config_error, o.exit_scale >= 0 && o.exit_scale <= 1, "training.exit_scale must be in [0, 1], got ",
                   o.exit_scale);
-    MOESKIP_CHECK(config_error, o.schedule.warmup >= 0, "training.schedule.warmup must be 0 or more, got ",
-                  o.schedule.warmup);
-    MOESKIP_CHECK(config_error, o.schedule.floor >= 0 && o.schedule.floor <= 1,
-                  "training.schedule.floor must be in [0, 1], got ", o.schedule.floor);
+    MOESKIP_CHECK(config_error, !name_of(o.exit_weighting).empty(),
+                  "training.exit_weighting must be one of exit_weight_rule, got ", int(o.exit_weighting));
+    const std::string_view of_schedule = detail::policy_problem(o.schedule);
+    MOESKIP_CHECK(config_error, of_schedule.empty(), "training.schedule.", of_schedule);
     MOESKIP_CHECK(config_error, o.optimizer.lr > 0 && std::isfinite(o.optimizer.lr),
                   "training.optimizer.lr must be positive, got ", o.optimizer.lr);
     const std::string_view complaint = detail::policy_problem(o.optimizer);
@@ -143,7 +136,7 @@ template <class V, class B, class O = adamw> class trainer {
   }
 
   model<V, B>& model_;
-  training<V, O> options_;
+  training<V, O, S> options_;
   buffer<T> gradients_;
   model_weights<V, T> grads_;
   typename O::template on<B> state_;
