@@ -43,8 +43,11 @@ template <class V> double worst_error(ms::config<V> config) {
   ms::model<V, ms::reference<complex>> stepped(s.config, ms::seed{7});
   ms::buffer<double> gradient(real.block().size());
   ms::buffer<complex> ignored(real.block().size());
-  s.loss(real, gradient);
+  for (const ms::tensor_info& t : real.tensors())  // gradients behind zeros would be zero
+    if (t.start == ms::initial::zeros)
+      for (ms::index_t i = 0; i < t.size; ++i) real.block()[t.offset + i] = 0.3 * random_number(8, std::uint64_t(i));
   for (ms::index_t i = 0; i < real.block().size(); ++i) stepped.block()[i] = real.block()[i];
+  s.loss(real, gradient);
   double worst = 0;
   for (const ms::tensor_info& t : real.tensors()) {
     double largest = 1e-12, error = 0;
@@ -68,6 +71,9 @@ struct everything : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
   using layer_dropout = ms::layer_dropout::exponential;
   using exit_head = ms::exit_head::own;
+};
+struct corrected : ms::variant {
+  using exit_head = ms::exit_head::low_rank;
 };
 struct switching : ms::variant {
   using router = ms::router::switch_top1;
@@ -96,6 +102,13 @@ TEST_CASE("gradients: expert dropout, layer dropout, own exits") {
   ms::sizes s = tiny_sizes;
   s.moe_every = 1;
   CHECK(worst_error<everything>({.sizes = s, .expert_dropout = {.p = 0.5f}, .layer_dropout = {.p_max = 0.6f}}) < 1e-9);
+}
+
+TEST_CASE("gradients: exits with a low-rank correction, tied and not") {
+  ms::sizes s = tiny_sizes;
+  CHECK(worst_error<corrected>({.sizes = s, .exit_head = {.rank = 3}}) < 1e-9);
+  s.tied = true;
+  CHECK(worst_error<corrected>({.sizes = s, .exit_head = {.rank = 1}}) < 1e-9);
 }
 
 TEST_CASE("gradients: switch routing with capacity and layer dropout") {

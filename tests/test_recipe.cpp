@@ -23,8 +23,8 @@ TEST_CASE("exit weights: every rule, with and without e_scale") {
     CHECK(ms::loss_weights(rule, {}, 1, 0.3)[1] == 1);
   };
   check(ms::exit_weight_rule::uniform, 1, 1, 1);
-  check(ms::exit_weight_rule::linear, 1, 3, 4);
-  check(ms::exit_weight_rule::sqrt, 1, std::sqrt(3.0), 2);
+  check(ms::exit_weight_rule::proportional, 1, 3, 4);
+  check(ms::exit_weight_rule::square_root, 1, std::sqrt(3.0), 2);
   check(ms::exit_weight_rule::inverse, 1, 1.0 / 3, 0.25);
   CHECK(ms::loss_weights(ms::exit_weight_rule::layerskip, exits, 4, 0.5) == ms::layerskip_weights(exits, 4, 0.5));
 }

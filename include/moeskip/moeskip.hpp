@@ -11,6 +11,7 @@
 #include "moeskip/model/config.hpp"
 #include "moeskip/model/describe.hpp"
 #include "moeskip/model/model.hpp"
+#include "moeskip/parts/exit_head/low_rank.hpp"
 #include "moeskip/parts/exit_head/own.hpp"
 #include "moeskip/parts/exit_head/shared.hpp"
 #include "moeskip/parts/expert_dropout/bernoulli.hpp"

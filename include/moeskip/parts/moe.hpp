@@ -19,7 +19,7 @@ template <class W> struct moe_weights {
   expert_weights<W> experts;  // (E, 2F, D) (E, D, F)
 
   template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
-    tensor({"post_attention_layernorm.weight", initial::ones}, norm, s.dim);
+    tensor({"post_attention_layernorm.weight", initial::ones, false, tensor_kind::norm}, norm, s.dim);
     tensor({"mlp.gate.weight"}, router, s.experts, s.dim);
     for (int e = 0; e < s.experts; ++e) {
       mat<W> gate, up;  // (F, D)

@@ -57,8 +57,12 @@ constexpr layer_set exits_after_moe_groups(const sizes& s, int n) {
 }
 
 /// How a weight starts: drawn with standard deviation 1/√fan_in, the same divided by √(2·layers) where it writes to the
-/// residual stream (GPT-2's rule), or ones.
-enum class initial { fan_in, residual, ones };
+/// residual stream (GPT-2's rule), ones or zeros.
+enum class initial { fan_in, residual, ones, zeros };
+
+/// What a weight is to an optimizer: weight decay is for matrices, embeddings and heads; Muon is for matrices alone.
+enum class tensor_kind { matrix, embedding, head, norm, bias };
+constexpr bool decays(tensor_kind kind) { return kind != tensor_kind::norm && kind != tensor_kind::bias; }
 
 /// Each part lists its weights once, in `tensors(weights, sizes, tensor)`: the listing names them, shapes them, binds
 /// views to memory, initialises, saves and loads. `joined` weights stand directly behind the one before, so that
@@ -67,6 +71,7 @@ struct tensor_spec {
   std::string name;
   initial start = initial::fan_in;
   bool joined = false;
+  tensor_kind kind = tensor_kind::matrix;
 };
 
 }  // namespace moeskip

@@ -1,7 +1,7 @@
 // How much each exit counts in the loss, l = exit_layer − 1:
 //   layerskip   e_scale · Σ_{i<=l} i  below the top,   (L−1) + e_scale · Σ_{i<=L−2} i  at the top; the exit after one
 //               layer has weight 0                                    LayerSkip, arXiv:2404.16710, eq. 6
-//   uniform 1   linear l+1   sqrt √(l+1)   inverse 1/(l+1)            times e_scale below the top
+//   uniform 1   proportional l+1   square_root √(l+1)   inverse 1/(l+1)   times e_scale below the top
 // Divided by the sum over the enabled exits.
 #pragma once
 
@@ -17,11 +17,11 @@ namespace moeskip {
 /// Weight of each exit layer, 0 where there is none; sums to 1. Index 1 … layers.
 using exit_weights = std::array<double, std::size_t(layer_set::capacity) + 1>;
 
-enum class exit_weight_rule { layerskip, uniform, linear, sqrt, inverse };
+enum class exit_weight_rule { layerskip, uniform, proportional, square_root, inverse };
 
 /// The rule's name; empty for a number that is none.
 constexpr std::string_view name_of(exit_weight_rule rule) {
-  constexpr std::string_view names[] = {"layerskip", "uniform", "linear", "sqrt", "inverse"};
+  constexpr std::string_view names[] = {"layerskip", "uniform", "proportional", "square_root", "inverse"};
   const std::size_t i = std::size_t(rule);
   return i < std::size(names) ? names[i] : std::string_view{};
 }
@@ -36,9 +36,9 @@ inline double exit_weight(exit_weight_rule rule, double l, bool top, double e_sc
       return top ? l + e_scale * (l - 1) * l / 2 : e_scale * l * (l + 1) / 2;
     case exit_weight_rule::uniform:
       return below;
-    case exit_weight_rule::linear:
+    case exit_weight_rule::proportional:
       return below * (l + 1);
-    case exit_weight_rule::sqrt:
+    case exit_weight_rule::square_root:
       return below * std::sqrt(l + 1);
     case exit_weight_rule::inverse:
       return below / (l + 1);

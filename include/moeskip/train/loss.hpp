@@ -42,9 +42,8 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
   const auto scope = memory.scope();
   const index_t N = x.rows(), rows = logit_rows(N, m.sizes().vocab);
   const double scale = grads ? weight / double(N) : 0;
-  const head_weights<const weight_t<B>> w = m.weights().head(exit_layer);
   mat<T> logits = memory.take<T>(rows, m.sizes().vocab);
-  mat<T> h = memory.take<T>(rows, x.cols()), dh = memory.take<T>(rows, x.cols());
+  mat<T> h = memory.take<T>(rows, x.cols());
   vec<T> losses = memory.take<T>(N);
   for (index_t first = 0; first < N; first += rows) {
     const index_t count = std::min(rows, N - first);
@@ -52,9 +51,7 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
     m.head(chunk, normed, x.rows(first, count), exit_layer);
     cross_entropy(m.backend(), {losses.data() + first, count}, chunk, {targets.data() + first, count}, scale);
     if (!grads) continue;
-    const head_weights<T> dw = grads->head(exit_layer);
-    norm_linear_backward(m.backend(), dx.rows(first, count), dh.rows(0, count), dw.norm, dw.projection, chunk,
-                         x.rows(first, count), normed, w.norm, w.projection, m.sizes().norm_eps);
+    m.head_backward(dx.rows(first, count), *grads, chunk, x.rows(first, count), normed, exit_layer, memory);
   }
   T sum{};
   for (const T& loss : losses) sum += loss;

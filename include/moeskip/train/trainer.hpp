@@ -79,7 +79,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     for (const tensor_info& t : model_.tensors())
       state_.update(model_.backend(), options_.optimizer, {w.data() + t.offset, t.size},
                     {gradients_.data() + t.offset, t.size}, t.offset, report.rate, step_, average * clip,
-                    t.shape.size() > 1);
+                    decays(t.kind));
     publish();
     return report;
   }
