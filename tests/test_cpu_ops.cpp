@@ -395,6 +395,16 @@ TEST_CASE("cpu ops: cross_entropy, with gradient and without") {
   });
 }
 
+TEST_CASE("cpu ops: distillation") {
+  compare_op([](auto& s) {
+    const int N = s.rows(), V = s.number(1, 300);
+    const ms::vec<int> targets = s.numbers(N, 0, V - 1);
+    const auto logits = s.sum(N, V), teacher = s.input(N, V);
+    for (auto& x : teacher) x *= 6;
+    ms::distillation(s.backend, s.output(N), s.output(N), logits, teacher, targets, 0.25, 0.7);
+  });
+}
+
 TEST_CASE("cpu ops: accumulate, sum_of_squares") {
   compare_op([](auto& s) {
     const int n = s.number(0, 2) ? s.number(1, 9000) : s.number(32768, 50000);

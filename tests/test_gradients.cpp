@@ -18,6 +18,7 @@ template <class V> struct setup {
   ms::exit_weights weights;
   std::vector<int> inputs, targets;
   int sequences = 4, length = 7;
+  double distill = 0;
 
   explicit setup(ms::config<V> c) : config(c) {
     config.exits = ms::exits_after(1, 2, 3);
@@ -32,13 +33,14 @@ template <class V> struct setup {
     ms::model_weights<V, T> g;
     ms::bind_weights<V, T>(config, g, grads.data());
     const ms::batch data{{inputs.data(), inputs.size()}, {targets.data(), targets.size()}, sequences, length};
-    return ms::loss_and_gradient(m, data, weights, g, ms::seed{5}, 9, memory).total;
+    return ms::loss_and_gradient(m, data, weights, g, ms::seed{5}, 9, memory, distill).total;
   }
 };
 
 /// The largest error of any tensor's gradient, relative to that tensor's largest derivative.
-template <class V> double worst_error(ms::config<V> config) {
+template <class V> double worst_error(ms::config<V> config, double distill = 0) {
   setup<V> s(config);
+  s.distill = distill;
   ms::model<V, ms::reference<double>> real(s.config, ms::seed{7});
   ms::model<V, ms::reference<complex>> stepped(s.config, ms::seed{7});
   ms::buffer<double> gradient(real.block().size());
@@ -109,6 +111,13 @@ TEST_CASE("gradients: exits with a low-rank correction, tied and not") {
   CHECK(worst_error<corrected>({.sizes = s, .exit_head = {.rank = 3}}) < 1e-9);
   s.tied = true;
   CHECK(worst_error<corrected>({.sizes = s, .exit_head = {.rank = 1}}) < 1e-9);
+}
+
+// Complex steps see the teacher as a constant (ops/distillation.hpp), as the gradient does.
+TEST_CASE("gradients: exits distilled from the full depth, shared, own and corrected heads") {
+  CHECK(worst_error<plain>({.sizes = tiny_sizes}, 0.6) < 1e-9);
+  CHECK(worst_error<everything>({.sizes = tiny_sizes, .layer_dropout = {.p_max = 0.6f}}, 1) < 1e-9);
+  CHECK(worst_error<corrected>({.sizes = tiny_sizes, .exit_head = {.rank = 3}}, 0.3) < 1e-9);
 }
 
 TEST_CASE("gradients: switch routing with capacity and layer dropout") {

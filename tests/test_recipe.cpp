@@ -101,6 +101,67 @@ TEST_CASE("schedules") {
   CHECK(cosine.at(110, 110) == doctest::Approx(0.1));
 }
 
+namespace {
+
+struct losses_and_gradient {
+  ms::training_losses<double> losses;
+  std::vector<double> gradient;
+};
+
+/// One batch of `length` tokens through a model of `vocab` tokens.
+losses_and_gradient one_batch(int vocab, int length, double distill) {
+  ms::config<ms::variant> c{.sizes = tiny_sizes, .exits = ms::exits_after(2, 3)};
+  c.sizes.vocab = vocab, c.sizes.context = length;
+  ms::model<ms::variant, ms::reference<double>> m(c, ms::seed{1});
+  const std::vector<int> inputs = random_tokens(2 * length, vocab, 1), targets = random_tokens(2 * length, vocab, 2);
+  ms::buffer<double> block(m.block().size());
+  ms::model_weights<ms::variant, double> grads;
+  ms::bind_weights<ms::variant, double>(c, grads, block.data());
+  ms::arena memory;
+  const ms::batch b{{inputs.data(), 2 * length}, {targets.data(), 2 * length}, 2, length};
+  const auto losses = ms::loss_and_gradient(m, b, ms::loss_weights(ms::exit_weight_rule::uniform, c.exits, 4, 1), grads,
+                                            ms::seed{5}, 9, memory, distill);
+  return {losses, {block.view().begin(), block.view().end()}};
+}
+
+}  // namespace
+
+TEST_CASE("distillation: its limits, and chunks of rows") {
+  // 2 x 80 rows of a vocabulary of 20000 are cut into chunks of 64.
+  for (const auto& [vocab, length] : {std::pair(17, 9), std::pair(20000, 80)}) {
+    const auto without = one_batch(vocab, length, 0), little = one_batch(vocab, length, 1e-12);
+    CHECK(without.losses.divergence[2] == 0);
+    CHECK(little.losses.divergence[2] > 1e-4);
+    CHECK(little.losses.divergence[4] == 0);
+    CHECK(little.losses.total == doctest::Approx(without.losses.total).epsilon(1e-9));
+    for (const int e : {2, 3, 4})
+      CHECK(little.losses.exits[std::size_t(e)] ==
+            doctest::Approx(without.losses.exits[std::size_t(e)]).epsilon(1e-12));
+    double error = 0, square = 0;
+    for (std::size_t i = 0; i < without.gradient.size(); ++i)
+      error += std::pow(little.gradient[i] - without.gradient[i], 2), square += std::pow(without.gradient[i], 2);
+    CHECK(error < 1e-18 * square);
+  }
+}
+
+TEST_CASE("distillation alone makes exits agree with the full depth") {
+  std::vector<int> text{1, 2};
+  while (text.size() < 3000) text.push_back((text.end()[-1] * 3 + text.end()[-2] + 1) % 17);
+  ms::random_windows data(text, 4, 16, ms::seed{2});
+  const auto divergence = [&](double exit_scale) {
+    ms::model<ms::variant, ms::cpu<float>> m({.sizes = tiny_sizes, .exits = ms::exits_after(2, 3)}, ms::seed{1});
+    ms::training<ms::variant> options{.steps = 80, .exit_scale = exit_scale, .optimizer = {.lr = 1e-2}};
+    options.distill = 1;
+    ms::trainer<ms::variant, ms::cpu<float>> t(m, options);
+    for (int i = 0; i < 80; ++i) t.step(data);
+    options.exit_scale = 1;  // to measure both
+    return double(ms::trainer<ms::variant, ms::cpu<float>>(m, options).step(data).losses.divergence[2]);
+  };
+  const double untaught = divergence(0), taught = divergence(1);
+  CAPTURE(untaught);
+  CHECK(taught < 0.2 * untaught);
+}
+
 TEST_CASE("schedules and exit rules that mean nothing are refused by name") {
   using B = ms::cpu<float>;
   using S = ms::warmup_stable_decay;
@@ -115,4 +176,7 @@ TEST_CASE("schedules and exit rules that mean nothing are refused by name") {
   refused({.floor = -0.1}, "training.schedule.floor");
   CHECK_THROWS_WITH_AS((ms::trainer<ms::variant, B>(m, {.exit_weighting = ms::exit_weight_rule(9)})),
                        doctest::Contains("training.exit_weighting"), ms::config_error);
+  for (const double distill : {-0.1, 1.1, std::nan("")})
+    CHECK_THROWS_WITH_AS((ms::trainer<ms::variant, B>(m, {.distill = distill})), doctest::Contains("training.distill"),
+                         ms::config_error);
 }

@@ -12,15 +12,12 @@ namespace moeskip {
 namespace detail {
 
 template <class V, class O, class S> string_map run_options(const training<V, O, S>& t) {
-  string_map map{{"training.steps", text(t.steps)},
-                 {"training.accumulate", text(t.accumulate)},
-                 {"training.clip", text(t.clip)},
-                 {"training.exit_scale", text(t.exit_scale)},
-                 {"training.exit_weighting", std::string(name_of(t.exit_weighting))},
-                 {"training.masks", text(t.masks.value)},
-                 {"curriculum", std::string(V::curriculum::name)},
-                 {"schedule", std::string(S::name)},
-                 {"optimizer", std::string(O::name)}};
+  string_map map{
+      {"training.steps", text(t.steps)},       {"training.accumulate", text(t.accumulate)},
+      {"training.clip", text(t.clip)},         {"training.exit_scale", text(t.exit_scale)},
+      {"training.distill", text(t.distill)},   {"training.exit_weighting", std::string(name_of(t.exit_weighting))},
+      {"training.masks", text(t.masks.value)}, {"curriculum", std::string(V::curriculum::name)},
+      {"schedule", std::string(S::name)},      {"optimizer", std::string(O::name)}};
   const auto add = [&](std::string_view slot, const auto& policy) {
     if constexpr (requires { policy.fields(policy, [](std::string_view, const auto&) {}); })
       policy.fields(policy,

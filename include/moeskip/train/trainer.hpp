@@ -17,6 +17,7 @@ template <class V, class O = adamw, class S = warmup_cosine> struct training {
   double clip = 1.0;                                              // largest norm of the gradient; 0: no limit
   double exit_scale = 0.2;                                        // e_scale of LayerSkip; 0: only the top learns
   exit_weight_rule exit_weighting = exit_weight_rule::layerskip;  // how the exits' weights grow with depth
+  double distill = 0;  // in [0, 1]: how much exits learn from the full depth (KL) instead of from the text (CE)
   typename V::curriculum curriculum{};
   S schedule{};
   O optimizer{};
@@ -64,7 +65,8 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     for (int micro = 0; micro < options_.accumulate; ++micro) {
       const exit_weights weights = exit_weights_now();
       const auto losses = loss_and_gradient(model_, data(step_, std::uint64_t(micro)), weights, grads_, options_.masks,
-                                            step_ * std::uint64_t(options_.accumulate) + std::uint64_t(micro), memory_);
+                                            step_ * std::uint64_t(options_.accumulate) + std::uint64_t(micro), memory_,
+                                            options_.distill);
       add(report.losses, losses, 1.0 / options_.accumulate);
     }
     const double average = 1.0 / options_.accumulate;
@@ -117,6 +119,8 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
                   "training.clip must be 0 (no limit) or more, got ", o.clip);
     MOESKIP_CHECK(config_error, o.exit_scale >= 0 && o.exit_scale <= 1, "training.exit_scale must be in [0, 1], got ",
                   o.exit_scale);
+    MOESKIP_CHECK(config_error, o.distill >= 0 && o.distill <= 1, "training.distill must be in [0, 1], got ",
+                  o.distill);
     MOESKIP_CHECK(config_error, !name_of(o.exit_weighting).empty(),
                   "training.exit_weighting must be one of exit_weight_rule, got ", int(o.exit_weighting));
     const std::string_view of_schedule = detail::policy_problem(o.schedule);
@@ -132,7 +136,8 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   static void add(training_losses<T>& sum, const training_losses<T>& losses, double share) {
     const T part = T(real_t<T>(share));
     sum.total += part * losses.total, sum.balance += part * losses.balance, sum.z += part * losses.z;
-    for (std::size_t e = 0; e < sum.exits.size(); ++e) sum.exits[e] += part * losses.exits[e];
+    for (std::size_t e = 0; e < sum.exits.size(); ++e)
+      sum.exits[e] += part * losses.exits[e], sum.divergence[e] += part * losses.divergence[e];
   }
 
   model<V, B>& model_;
