@@ -24,4 +24,5 @@
 #include "moeskip/decode/generate.hpp"
 #include "moeskip/eval/perplexity.hpp"
 #include "moeskip/train/flops.hpp"
+#include "moeskip/train/optimizer/muon.hpp"
 #include "moeskip/train/trainer.hpp"

@@ -25,7 +25,7 @@ using all_ops =
     op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t, rope_append_t,
             rope_append_backward_t, attend_t, attend_backward_t, route_t, route_backward_t, balance_loss_t, experts_t,
             experts_backward_t, swiglu_t, swiglu_backward_t, cross_entropy_t, distillation_t, gather_rows_t,
-            scatter_rows_t, accumulate_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
+            scatter_rows_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 
 /// Names of the ops for which B has no kernel of its own, separated by spaces.
 template <class B> std::string fallbacks() {

@@ -12,12 +12,17 @@ namespace moeskip {
 namespace detail {
 
 template <class V, class O, class S> string_map run_options(const training<V, O, S>& t) {
-  string_map map{
-      {"training.steps", text(t.steps)},       {"training.accumulate", text(t.accumulate)},
-      {"training.clip", text(t.clip)},         {"training.exit_scale", text(t.exit_scale)},
-      {"training.distill", text(t.distill)},   {"training.exit_weighting", std::string(name_of(t.exit_weighting))},
-      {"training.masks", text(t.masks.value)}, {"curriculum", std::string(V::curriculum::name)},
-      {"schedule", std::string(S::name)},      {"optimizer", std::string(O::name)}};
+  string_map map{{"training.steps", text(t.steps)},
+                 {"training.accumulate", text(t.accumulate)},
+                 {"training.clip", text(t.clip)},
+                 {"training.exit_scale", text(t.exit_scale)},
+                 {"training.distill", text(t.distill)},
+                 {"training.ema", text(t.ema)},
+                 {"training.exit_weighting", std::string(name_of(t.exit_weighting))},
+                 {"training.masks", text(t.masks.value)},
+                 {"curriculum", std::string(V::curriculum::name)},
+                 {"schedule", std::string(S::name)},
+                 {"optimizer", std::string(O::name)}};
   const auto add = [&](std::string_view slot, const auto& policy) {
     if constexpr (requires { policy.fields(policy, [](std::string_view, const auto&) {}); })
       policy.fields(policy,
@@ -41,8 +46,9 @@ void save(trainer<V, B, O, S>& run, const std::filesystem::path& path, const str
   for (const auto& [key, value] : about) file.metadata(key, value);
   file.metadata("training.next_step", text(run.next_step()));
   detail::add_block<T>(file, m.tensors(), run.master());
-  run.optimizer_state().blocks([&](std::string_view name, buffer<T>& block) {
-    detail::add_block<T>(file, m.tensors(), block.view(), text("optimizer.", name, "."));
+  if (run.keeps_average()) detail::add_block<T>(file, m.tensors(), run.average(), "ema.");
+  run.optimizer_state().blocks([&](std::string_view name, const auto& tensors, buffer<T>& block) {
+    detail::add_block<T>(file, tensors, block.view(), text("optimizer.", name, "."));
   });
   file.write(path);
 }
@@ -66,12 +72,14 @@ void resume(trainer<V, B, O, S>& run, const std::filesystem::path& path, string_
   MOESKIP_CHECK(file_error, next != file.metadata().end() && detail::parse(next->second, step), path.string(),
                 ": metadata training.next_step: expected a number");
   // Into fresh memory first: a file that turns out damaged half way must not leave half a run.
-  buffer<T> weights(m.block().size());
-  typename O::template on<B> state(m.block().size());
+  buffer<T> weights(m.block().size()), average(run.average().size());
+  typename O::template on<B> state(m.tensors());
   detail::read_block<T>(file, m.tensors(), weights.view());
-  state.blocks([&](std::string_view name, buffer<T>& block) {
-    detail::read_block<T>(file, m.tensors(), block.view(), text("optimizer.", name, "."));
+  state.blocks([&](std::string_view name, const auto& tensors, buffer<T>& block) {
+    detail::read_block<T>(file, tensors, block.view(), text("optimizer.", name, "."));
   });
+  if (run.keeps_average()) detail::read_block<T>(file, m.tensors(), average.view(), "ema.");
+  std::copy(average.view().begin(), average.view().end(), run.average().begin());
   std::copy(weights.view().begin(), weights.view().end(), run.master().begin());
   run.optimizer_state() = std::move(state);
   run.continue_at(step);

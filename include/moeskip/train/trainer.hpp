@@ -2,6 +2,7 @@
 // the number of the next step; all randomness is drawn from (seed, step), so resuming is bit-exact.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "moeskip/train/curriculum.hpp"
@@ -21,7 +22,8 @@ template <class V, class O = adamw, class S = warmup_cosine> struct training {
   typename V::curriculum curriculum{};
   S schedule{};
   O optimizer{};
-  seed masks{1};  // of expert and layer dropout
+  seed masks{1};   // of expert and layer dropout
+  double ema = 0;  // decay of a moving average of the weights, such as 0.999; 0: none is kept
 };
 
 template <class T> struct step_report {
@@ -50,16 +52,19 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
       : model_(m),
         options_(options),
         gradients_(m.block().size()),
-        state_(m.block().size()),
-        master_(separate_master ? m.block().size() : 0) {
+        state_(m.tensors()),
+        master_(separate_master ? m.block().size() : 0),
+        average_(options.ema > 0 ? m.block().size() : 0) {
     check_options();
     bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
     if constexpr (separate_master)
       for (index_t i = 0; i < master_.size(); ++i) master_[i] = to<T>(m.block()[i]);
+    if (keeps_average()) std::copy(master().begin(), master().end(), average_.view().begin());
   }
 
   /// One update from `accumulate` batches: data(step, micro) returns each.
   template <class Data> step_report<T> step(Data&& data) {
+    MOESKIP_CHECK(error, !shows_average_, "no training step while the model holds its averaged weights");
     step_report<T> report;
     std::fill(gradients_.view().begin(), gradients_.view().end(), T{});
     for (int micro = 0; micro < options_.accumulate; ++micro) {
@@ -79,9 +84,12 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     ++step_;
     const vec<T> w = master();
     for (const tensor_info& t : model_.tensors())
-      state_.update(model_.backend(), options_.optimizer, {w.data() + t.offset, t.size},
-                    {gradients_.data() + t.offset, t.size}, t.offset, report.rate, step_, average * clip,
-                    decays(t.kind));
+      state_.update(model_.backend(), options_.optimizer, t, {w.data() + t.offset, t.size},
+                    {gradients_.data() + t.offset, t.size}, report.rate, step_, average * clip);
+    if (keeps_average()) {  // at first over the few steps that there were
+      const double decay = std::min(options_.ema, double(step_) / double(step_ + 9));
+      combine(model_.backend(), average_.view(), decay, average_.view(), 1 - decay, w);
+    }
     publish();
     return report;
   }
@@ -104,11 +112,26 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   // What a checkpoint of a run holds, beside the options (train/resume.hpp).
   vec<T> master() {
     if constexpr (separate_master) return master_.view();
-    else return model_.block();
+    else return shows_average_ ? average_.view() : model_.block();
   }
+  /// The moving average of the weights; empty where training.ema is 0.
+  vec<T> average() {
+    if constexpr (separate_master) return average_.view();
+    else return shows_average_ ? model_.block() : average_.view();
+  }
+  bool keeps_average() const { return average_.size() > 0; }
   typename O::template on<B>& optimizer_state() { return state_; }
   /// Continues at `step` from weights and state that were written into master() and optimizer_state().
   void continue_at(std::uint64_t step) { step_ = step, publish(); }
+
+  /// Puts the averaged weights into the model, or the trained ones back; see averaged_weights.
+  void show_average(bool on) {
+    MOESKIP_CHECK(config_error, keeps_average(), "there are no averaged weights: training.ema is 0");
+    MOESKIP_CHECK(error, shows_average_ != on, "the model holds its ", on ? "averaged" : "trained", " weights already");
+    shows_average_ = on;
+    if constexpr (separate_master) publish();
+    else std::swap_ranges(average_.view().begin(), average_.view().end(), model_.block().begin());
+  }
 
  private:
   void check_options() const {
@@ -125,13 +148,15 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
                   "training.exit_weighting must be one of exit_weight_rule, got ", int(o.exit_weighting));
     const std::string_view of_schedule = detail::policy_problem(o.schedule);
     MOESKIP_CHECK(config_error, of_schedule.empty(), "training.schedule.", of_schedule);
+    MOESKIP_CHECK(config_error, o.ema >= 0 && o.ema < 1, "training.ema must be in [0, 1), got ", o.ema);
     MOESKIP_CHECK(config_error, o.optimizer.lr > 0 && std::isfinite(o.optimizer.lr),
                   "training.optimizer.lr must be positive, got ", o.optimizer.lr);
     const std::string_view complaint = detail::policy_problem(o.optimizer);
     MOESKIP_CHECK(config_error, complaint.empty(), "training.optimizer: ", complaint);
   }
   void publish() {
-    if constexpr (separate_master) store_weights(model_.backend(), model_.block(), master_.view());
+    if constexpr (separate_master)
+      store_weights(model_.backend(), model_.block(), shows_average_ ? average_.view() : master_.view());
   }
   static void add(training_losses<T>& sum, const training_losses<T>& losses, double share) {
     const T part = T(real_t<T>(share));
@@ -145,9 +170,22 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   buffer<T> gradients_;
   model_weights<V, T> grads_;
   typename O::template on<B> state_;
-  buffer<T> master_;
+  buffer<T> master_, average_;
+  bool shows_average_ = false;
   arena memory_;
   std::uint64_t step_ = 0;
+};
+
+/// While it lives, the model holds the averaged weights of its trainer, to be evaluated or saved.
+template <class Trainer> class [[nodiscard]] averaged_weights {
+ public:
+  /// Throws config_error where training.ema is 0.
+  explicit averaged_weights(Trainer& run) : run_(run) { run.show_average(true); }
+  averaged_weights(const averaged_weights&) = delete;
+  ~averaged_weights() { run_.show_average(false); }
+
+ private:
+  Trainer& run_;
 };
 
 }  // namespace moeskip
