@@ -1,5 +1,5 @@
 // The library on the CPU, in the order of its floors. Opt-in headers, which bring further dependencies, are not here:
-// model/checkpoint.hpp and train/resume.hpp (nlohmann-json), cuda.hpp.
+// model/checkpoint.hpp, train/resume.hpp and train/fit.hpp (nlohmann-json), cuda.hpp.
 #pragma once
 
 #include "moeskip/fwd.hpp"
@@ -22,7 +22,7 @@
 #include "moeskip/parts/router/top_k.hpp"
 
 #include "moeskip/decode/generate.hpp"
-#include "moeskip/eval/perplexity.hpp"
+#include "moeskip/eval/validation.hpp"
 #include "moeskip/train/flops.hpp"
 #include "moeskip/train/optimizer/muon.hpp"
 #include "moeskip/train/trainer.hpp"

@@ -10,11 +10,6 @@
 
 namespace moeskip {
 
-struct exit_quality {
-  int exit_layer;
-  double bits_per_token;
-};
-
 /// Quality of every trained exit and of the full depth over `tokens`, cut into windows of `length` without overlap and
 /// run `sequences` at a time; at most max_windows of them, evenly spread (0: all). Nothing is dropped out.
 /// Throws config_error where the text is shorter than one window.

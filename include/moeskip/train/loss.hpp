@@ -24,6 +24,12 @@ template <class T> struct training_losses {
   T balance{}, z{};                                                  // unweighted, mean over MoE layers
 };
 
+/// How well an exit predicts a text.
+struct exit_quality {
+  int exit_layer;
+  double bits_per_token;
+};
+
 /// Row numbers of a batch: sequence s is slot s, positions from 0.
 inline token_rows batch_rows(int sequences, int length, arena& memory) {
   vec<int> slot = memory.take<int>(sequences * length), position = memory.take<int>(sequences * length);
