@@ -16,12 +16,12 @@ inline constexpr double h = 1e-40;
 
 template <class V> struct gradient_setup {
   ms::config<V> config;
-  double progress;
+  ms::loss_options options;
   ms::exit_weights weights;
   std::vector<int> inputs, targets;
   int sequences = 4, length = 7;
 
-  gradient_setup(ms::config<V> c, double share_done) : config(c), progress(share_done) {
+  gradient_setup(ms::config<V> c, const ms::loss_options& o) : config(c), options(o) {
     config.exits = ms::exits_after(1, 2, 3);
     weights = ms::layerskip_weights(config.exits, config.sizes.layers, 0.7);
     weights[1] = 0.05;  // the formula gives the first exit none; here its path is tested too
@@ -34,7 +34,7 @@ template <class V> struct gradient_setup {
     ms::model_weights<V, T> g;
     ms::bind_weights<V, T>(config, g, grads.data());
     const ms::batch data{{inputs.data(), inputs.size()}, {targets.data(), targets.size()}, sequences, length};
-    return ms::loss_and_gradient(m, data, weights, g, ms::seed{5}, 9, memory, progress).total;
+    return ms::loss_and_gradient(m, data, weights, g, ms::seed{5}, 9, memory, options).total;
   }
 };
 
@@ -65,15 +65,22 @@ template <class V, class Stepped> double directional_error(gradient_setup<V>& s,
 /// The largest error of any tensor's gradient, relative to that tensor's largest derivative: some weights of every
 /// tensor one by one, then all of them in random directions through each tensor and through the whole model.
 /// top_weight: of the full depth in the loss, where it is not what the formula says.
-template <class V> double worst_error(ms::config<V> config, double progress = 1, double top_weight = -1) {
-  gradient_setup<V> s(config, progress);
+template <class V>
+double worst_error(ms::config<V> config, const ms::loss_options& options = {}, double top_weight = -1) {
+  gradient_setup<V> s(config, options);
   if (top_weight >= 0) s.weights[std::size_t(config.sizes.layers)] = top_weight;
   ms::model<V, ms::reference<double>> real(s.config, ms::seed{7});
   ms::model<V, ms::reference<complex>> stepped(s.config, ms::seed{7});
   ms::buffer<double> gradient(real.block().size());
   ms::buffer<complex> ignored(real.block().size());
-  s.loss(real, gradient);
+  for (const ms::tensor_info& t : real.tensors())  // gradients behind zeros would be zero
+    if (t.start == ms::initial::zeros)
+      for (ms::index_t i = 0; i < t.size; ++i) real.block()[t.offset + i] = 0.3 * random_number(8, std::uint64_t(i));
   for (ms::index_t i = 0; i < real.block().size(); ++i) stepped.block()[i] = real.block()[i];
+  s.loss(real, gradient);
+  for (const ms::tensor_info& t : real.tensors())  // choices are discrete; what stands there is no gradient
+    if (t.kind == ms::tensor_kind::selection_bias)
+      for (ms::index_t i = 0; i < t.size; ++i) gradient[t.offset + i] = 0;
   double worst = 0;
   for (const ms::tensor_info& t : real.tensors()) {
     double largest = 1e-12, error = 0;

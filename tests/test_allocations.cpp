@@ -101,11 +101,15 @@ TEST_CASE_TEMPLATE("a training step allocates nothing once memory has grown to t
   ms::model<V, ms::cpu<float>> m(c);
   const std::vector<int> text(2000, 5);
   ms::random_windows data(text, 4, 24, ms::seed{1});
-  ms::trainer<V, ms::cpu<float>> t(m, {});
-  for (int i = 0; i < 12; ++i) t.step(data);
-  CHECK(least([&] {
-          const long before = allocations;
-          for (int i = 0; i < 6; ++i) t.step(data);
-          return allocations - before;
-        }) == 0);
+  const auto check = [&](auto&& t) {
+    for (int i = 0; i < 12; ++i) t.step(data);
+    CHECK(least([&] {
+            const long before = allocations;
+            for (int i = 0; i < 6; ++i) t.step(data);
+            return allocations - before;
+          }) == 0);
+  };
+  check(ms::trainer<V, ms::cpu<float>>(m, {}));
+  check(ms::trainer<V, ms::cpu<float>>(m, {.distill = 0.5, .optimizer = {.cautious = true}, .ema = 0.9}));
+  check(ms::trainer<V, ms::cpu<float>, ms::muon>(m, {}));
 }

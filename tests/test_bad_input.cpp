@@ -150,7 +150,7 @@ template <class Trainer> std::vector<std::uint32_t> state_of(Trainer& t) {
     for (const float& x : values) bits.push_back(std::bit_cast<std::uint32_t>(x));
   };
   append(t.master());
-  t.optimizer_state().blocks([&](std::string_view, auto& block) { append(block.view()); });
+  t.optimizer_state().blocks([&](std::string_view, const auto&, auto& block) { append(block.view()); });
   return bits;
 }
 

@@ -441,6 +441,16 @@ TEST_CASE("cpu ops: cross_entropy, with gradient and without") {
   });
 }
 
+TEST_CASE("cpu ops: distillation") {
+  compare_op([](auto& s) {
+    const int N = s.rows(), V = s.number(1, 300);
+    const ms::vec<int> targets = s.numbers(N, 0, V - 1);
+    const auto logits = s.sum(N, V), teacher = s.input(N, V);
+    for (auto& x : teacher) x *= 6;
+    ms::distillation(s.backend, s.output(N), s.output(N), logits, teacher, targets, 0.25, 0.7);
+  });
+}
+
 TEST_CASE("cpu ops: accumulate, sum_of_squares") {
   compare_op([](auto& s) {
     const int n = s.number(0, 2) ? s.number(1, 9000) : s.number(32768, 50000);
@@ -461,7 +471,16 @@ TEST_CASE_TEMPLATE("cpu ops: store_weights rounds to what is stored", W, float, 
   }
 }
 
-TEST_CASE("cpu ops: adamw_update") {
+TEST_CASE("cpu ops: combine") {
+  compare_op([](auto& s) {
+    const int n = s.number(0, 2) ? s.number(1, 9000) : s.number(32768, 50000);
+    const auto x = s.input(n), y = s.sum(n);
+    ms::combine(s.backend, s.output(n), 0.3, x, -1.7, y);
+    ms::combine(s.backend, y, 0.9, y, 0.2, x);
+  });
+}
+
+TEST_CASE("cpu ops: adamw_update, plain and cautious") {
   compare_op([](auto& s) {
     const int n = s.number(0, 2) ? s.number(1, 9000) : s.number(32768, 50000);
     const auto w = s.sum(n), m = s.sum(n), v = s.sum(n);
@@ -473,7 +492,8 @@ TEST_CASE("cpu ops: adamw_update") {
                               .decay = 0.1,
                               .correction1 = 0.4,
                               .correction2 = 0.3,
-                              .gradient_scale = 0.7};
+                              .gradient_scale = 0.7,
+                              .cautious = s.number(0, 1) == 1};
     ms::adamw_update(s.backend, w, m, v, s.input(n), step);
   });
 }

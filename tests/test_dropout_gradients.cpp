@@ -23,7 +23,7 @@ template <class E, class L = layers::none> double error_with(E e, L l = {}, doub
   s.moe_every = 1, s.dim = 8, s.ffn = 6, s.experts = 4, s.vocab = 11, s.heads = 2, s.kv_heads = 1;
   return worst_error<dropping<E, L>>(
       {.sizes = s, .router = {.balance_loss = 0.3f, .z_loss = 0.2f}, .expert_dropout = e, .layer_dropout = l},
-      progress);
+      {.progress = progress});
 }
 
 }  // namespace

@@ -240,15 +240,13 @@ template <class V, class B> void check_everything() {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("golden: agrees with PyTorch", V, two_layer_moe, moe_every_2nd_own_heads,
-                   sigmoid_biased) {
+TEST_CASE_TEMPLATE("golden: agrees with PyTorch", V, two_layer_moe, moe_every_2nd_own_heads, sigmoid_biased) {
   SUBCASE("reference, float64") { check_everything<V, ms::reference<double>>(); }
   SUBCASE("reference, float32") { check_everything<V, ms::reference<float>>(); }
   SUBCASE("cpu, float32") { check_everything<V, ms::cpu<float>>(); }
 }
 
-TEST_CASE_TEMPLATE("golden: LayerSkip's exit weights", V, two_layer_moe, moe_every_2nd_own_heads,
-                   sigmoid_biased) {
+TEST_CASE_TEMPLATE("golden: LayerSkip's exit weights", V, two_layer_moe, moe_every_2nd_own_heads, sigmoid_biased) {
   const golden<V> g;
   const ms::exit_weights want = g.weights("layerskip_weights");
   const ms::exit_weights got = ms::layerskip_weights(g.config.exits, g.config.sizes.layers, g.training().exit_scale);
@@ -257,8 +255,7 @@ TEST_CASE_TEMPLATE("golden: LayerSkip's exit weights", V, two_layer_moe, moe_eve
 
 // Rounding the weights to 8 significant bits moves a loss by a few percent at most, though it may send a
 // token to another expert.
-TEST_CASE_TEMPLATE("golden: weights in bf16", V, two_layer_moe, moe_every_2nd_own_heads,
-                   sigmoid_biased) {
+TEST_CASE_TEMPLATE("golden: weights in bf16", V, two_layer_moe, moe_every_2nd_own_heads, sigmoid_biased) {
   using B = ms::cpu<ms::bf16>;
   const golden<V> g;
   ms::model<V, B> m = g.template model<B>();

@@ -433,6 +433,39 @@ TEST_CASE("op gradients: cross_entropy") {
   });
 }
 
+TEST_CASE("op gradients: distillation, whose teacher is a constant") {
+  check_gradients([](auto& s) {
+    constexpr double scale = 0.3, share = 0.6;
+    const int N = s.number(1, 5), V = s.number(2, 9);
+    const auto logits = s.input(N, V);
+    const ms::vec<int> targets = s.numbers(N, 0, V - 1);
+    const auto teacher = s.scratch(N, V);
+    const auto losses = s.scratch(N), divergences = s.scratch(N);
+    for (auto& t : teacher) t = double(s.number(-300, 300)) / 100;
+    // The loss as it is defined, without the op.
+    for (int n = 0; n < N; ++n) {
+      using std::exp, std::log;
+      auto q_sum = logits.value(n, 0) * 0.0, p_sum = q_sum;
+      for (int v = 0; v < V; ++v) q_sum += exp(logits.value(n, v)), p_sum += exp(teacher(n, v));
+      for (int v = 0; v < V; ++v) {
+        const auto p = exp(teacher(n, v)) / p_sum, log_q = logits.value(n, v) - log(q_sum);
+        s.add_to_loss(scale * share * p * (log(p) - log_q));
+        if (v == targets[n]) s.add_to_loss(-scale * (1 - share) * log_q);
+      }
+    }
+    s.backward([&] {
+      copy(logits.gradient, logits.value);
+      ms::distillation(s.backend, losses, divergences, logits.gradient, teacher, targets, scale, share);
+      auto sum = s.loss() * 0.0;
+      for (int n = 0; n < N; ++n) {
+        CHECK(std::real(divergences[n]) >= -1e-12);
+        sum += scale * ((1 - share) * losses[n] + share * divergences[n]);
+      }
+      CHECK(std::abs(sum - s.loss()) < 1e-12);
+    });
+  });
+}
+
 TEST_CASE("op gradients: gather_rows and scatter_rows are each other's backward") {
   check_gradients([](auto& s) {
     const int N = s.number(3, 6), D = s.number(1, 5);

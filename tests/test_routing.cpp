@@ -211,7 +211,7 @@ TEST_CASE("a selection bias evens out the load") {
     double most = 0;
     for (const ms::layer_routing& l : seen.layers()) most = std::max(most, l.max_violation());
     for (const ms::tensor_info& tensor : m.tensors())
-      if (tensor.start == ms::initial::selection_bias)
+      if (tensor.kind == ms::tensor_kind::selection_bias)
         for (ms::index_t i = 0; i < tensor.size; ++i) {
           const double steps = double(m.block()[tensor.offset + i]) / rate;
           if (rate > 0) CHECK(std::abs(steps - std::round(steps)) < 1e-2);  // whole steps, no decay

@@ -255,9 +255,9 @@ TEST_CASE("exit weights follow LayerSkip's formula") {
 TEST_CASE("the rotational curriculum turns each exit on once in every period") {
   const ms::layer_set exits = ms::exits_after(2, 4, 6, 8, 10);
   const ms::curriculum::rotational r{.every = 2};
-  CHECK(r.enabled(exits, 0) == ms::exits_after(2, 6, 10));
-  CHECK(r.enabled(exits, 1) == ms::exits_after(4, 8));
-  CHECK(r.enabled(exits, 2) == r.enabled(exits, 0));
+  CHECK(r.enabled(exits, {0}) == ms::exits_after(2, 6, 10));
+  CHECK(r.enabled(exits, {1}) == ms::exits_after(4, 8));
+  CHECK(r.enabled(exits, {2}) == r.enabled(exits, {0}));
 }
 
 TEST_CASE("dropout policies keep their promises") {

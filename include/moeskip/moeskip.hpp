@@ -1,5 +1,5 @@
 // The library on the CPU, in the order of its floors. Opt-in headers, which bring further dependencies, are not here:
-// model/checkpoint.hpp and train/resume.hpp (nlohmann-json), cuda.hpp.
+// model/checkpoint.hpp, train/resume.hpp and train/fit.hpp (nlohmann-json), cuda.hpp.
 #pragma once
 
 #include "moeskip/fwd.hpp"
@@ -11,6 +11,7 @@
 #include "moeskip/model/config.hpp"
 #include "moeskip/model/describe.hpp"
 #include "moeskip/model/model.hpp"
+#include "moeskip/parts/exit_head/low_rank.hpp"
 #include "moeskip/parts/exit_head/own.hpp"
 #include "moeskip/parts/exit_head/shared.hpp"
 #include "moeskip/parts/expert_dropout/bernoulli.hpp"
@@ -38,5 +39,7 @@
 #include "moeskip/decode/generate.hpp"
 #include "moeskip/eval/perplexity.hpp"
 #include "moeskip/eval/routing.hpp"
+#include "moeskip/eval/validation.hpp"
 #include "moeskip/train/flops.hpp"
+#include "moeskip/train/optimizer/muon.hpp"
 #include "moeskip/train/trainer.hpp"

@@ -1,4 +1,4 @@
-// expect: moeskip: V::exit_head's weights<W> need `template <class Tensor> void tensors(const sizes& s, const
+// expect: moeskip: V::exit_head's weights<W> need `template <class Tensor> void tensors(const P& policy, const sizes&
 #include "moeskip/moeskip.hpp"
 namespace ms = moeskip;
 struct mine : ms::variant {

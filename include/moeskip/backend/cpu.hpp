@@ -4,6 +4,7 @@
 
 #include "moeskip/backend/cpu/attend.hpp"
 #include "moeskip/backend/cpu/cross_entropy.hpp"
+#include "moeskip/backend/cpu/distillation.hpp"
 #include "moeskip/backend/cpu/elementwise.hpp"
 #include "moeskip/backend/cpu/experts.hpp"
 #include "moeskip/backend/cpu/experts_backward.hpp"

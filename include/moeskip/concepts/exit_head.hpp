@@ -1,5 +1,6 @@
-// ExitHead: how the residual stream after e layers becomes logits. A head is always a norm and a projection; the
-// policy says whose.
+// ExitHead: how the residual stream x after e layers becomes logits. A head is a norm and a projection, and between the
+// two there may be a low-rank correction; the policy says whose they are.
+//   h = norm(x),   logits = projection (h + up (down h))
 #pragma once
 
 #include <concepts>
@@ -15,6 +16,7 @@ struct sizes;  // parts/sizes.hpp
 template <class W> struct head_weights {
   vec<W> norm;        // (D)
   mat<W> projection;  // (V, D)
+  mat<W> down, up;    // (r, D) (D, r), r at most V; empty: no correction
 };
 
 namespace detail {
@@ -23,8 +25,9 @@ struct any_tensor {
 };
 template <class P> concept has_head_weights = requires { typename P::template weights<float>; };
 template <class P>
-concept lists_tensors = requires(typename P::template weights<float>& w, const sizes& s, const layer_set& exits) {
-  w.tensors(s, exits, any_tensor{});
+concept lists_tensors = requires(typename P::template weights<float>& w, const P& p, const sizes& s,
+                                 const layer_set& exits) {
+  w.tensors(p, s, exits, any_tensor{});
 };
 template <class P>
 concept finds_head = requires(const typename P::template weights<float>& w, const head_weights<float>& top) {
@@ -33,8 +36,8 @@ concept finds_head = requires(const typename P::template weights<float>& w, cons
 };
 }  // namespace detail
 
-/// weights<W>::tensors(sizes, exits, tensor) lists what the exits own; has(e) says whether logits can be taken after e
-/// layers, and at(e, top) is the head there, where `top` is the head of the full model.
+/// weights<W>::tensors(policy, sizes, exits, tensor) lists what the exits own; has(e) says whether
+/// logits can be taken after e layers, and at(e, top) is the head there, where `top` is the head of the full model.
 template <class P> concept ExitHead = detail::names_itself<P> && detail::comparable<P> && detail::has_head_weights<P> &&
     detail::lists_tensors<P> && detail::finds_head<P>;
 

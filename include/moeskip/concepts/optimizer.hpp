@@ -1,25 +1,31 @@
-// Optimizer: turns gradients into new weights. Its state lies in blocks laid out like the weights.
+// Optimizer: turns gradients into new weights.
 #pragma once
 
 #include <concepts>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "moeskip/concepts/backend.hpp"
 #include "moeskip/tensor/view.hpp"
 
 namespace moeskip {
 
-/// on<B>(size) holds the state of `size` weights. update(backend, optimizer, w, g, offset, rate, t, gradient_scale,
-/// decays) updates one tensor, which stands at `offset` in the block, from its gradient g times gradient_scale; t counts
-/// updates from 1. blocks(f) calls f(name, block) for each block of state, so that checkpoints can save and load it.
-template <class O, class B> concept Optimizer = std::equality_comparable<O> &&
-    std::constructible_from<typename O::template on<B>, index_t> && std::movable<typename O::template on<B>> &&
-    requires(typename O::template on<B>& state, const O& o, B& backend, vec<scalar_t<B>> w, vec<const scalar_t<B>> g) {
+struct tensor_info;  // model/weights.hpp
+
+/// on<B>(tensors) holds the state of a model's weights. update(backend, optimizer, tensor, w, g, rate, t, gradient_scale)
+/// updates one tensor from its gradient g times gradient_scale; t counts updates from 1. blocks(f) calls f(name, tensors,
+/// block) for each block of state and the tensors that lie in it, so that checkpoints can save and load it.
+template <class O, class B> concept Optimizer =
+    std::equality_comparable<O> && std::constructible_from < typename O::template on<B>,
+const std::vector<tensor_info>& >
+    &&std::movable<typename O::template on<B>>&& requires(typename O::template on<B>& state, const O& o, B& backend,
+                                                          const tensor_info& tensor, vec<scalar_t<B>> w,
+                                                          vec<const scalar_t<B>> g) {
   { O::name } -> std::convertible_to<std::string_view>;
   { o.lr } -> std::convertible_to<double>;
-  state.update(backend, o, w, g, index_t{}, double{}, std::uint64_t{}, double{}, bool{});
-  state.blocks([](std::string_view, auto&) {});
+  state.update(backend, o, tensor, w, g, double{}, std::uint64_t{}, double{});
+  state.blocks([](std::string_view, const auto&, auto&) {});
 };
 
 }  // namespace moeskip

@@ -57,8 +57,8 @@ template <class V> struct check_variant {
                 "moeskip/concepts/exit_head.hpp");
   static_assert(
       detail::lists_tensors<typename V::exit_head>,
-      "moeskip: V::exit_head's weights<W> need `template <class Tensor> void tensors(const sizes& s, const "
-      "layer_set& exits, Tensor&& tensor)` that lists what the exits own. See moeskip/concepts/exit_head.hpp");
+      "moeskip: V::exit_head's weights<W> need `template <class Tensor> void tensors(const P& policy, const sizes& "
+      "s, const layer_set& exits, Tensor&& tensor)` that lists what the exits own. See moeskip/concepts/exit_head.hpp");
   static_assert(detail::finds_head<typename V::exit_head>,
                 "moeskip: V::exit_head's weights<W> need `bool has(int exit_layer) const` and `head_weights<W> at(int "
                 "exit_layer, const head_weights<W>& top) const`. See moeskip/concepts/exit_head.hpp");

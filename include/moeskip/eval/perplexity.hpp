@@ -10,11 +10,6 @@
 
 namespace moeskip {
 
-struct exit_quality {
-  int exit_layer;
-  double bits_per_token;
-};
-
 /// Quality of every trained exit and of the full depth over `tokens`. Nothing is dropped out, unless `tape` says so
 /// (eval/routing.hpp). Throws config_error where the text is shorter than one window.
 template <class V, class B, class Tape> std::vector<exit_quality> evaluate(model<V, B>& m, std::span<const int> tokens,

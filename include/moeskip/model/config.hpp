@@ -75,6 +75,8 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
         detail::policy_problem(c.layer_dropout), detail::policy_problem(c.exit_head),
         detail::policy_problem(c.expert_dropout, s.layers), detail::policy_problem(c.layer_dropout, s.layers)})
     if (!complaint.empty()) return complaint;
+  if constexpr (requires { c.exit_head.problem(s); })
+    if (const std::string_view complaint = c.exit_head.problem(s); !complaint.empty()) return complaint;
   for (int e = 0; e < layer_set::capacity; ++e)
     if (c.exits.contains(e) && (e < 1 || e >= s.layers)) return "exits must lie from 1 to sizes.layers - 1";
   return {};

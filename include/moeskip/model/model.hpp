@@ -9,6 +9,7 @@
 #include "moeskip/model/weights.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/select_rows.hpp"
+#include "moeskip/ops/vector.hpp"
 
 namespace moeskip {
 
@@ -91,11 +92,38 @@ template <class V, class B> class model {
     scatter_rows(backend_, dx, few, part.selected);
   }
 
-  /// logits (N, V) of the residual stream x (N, D) after exit_layer layers; normed (N, D) keeps the normalised stream.
+  /// logits (N, V) of the residual stream x (N, D) after exit_layer layers; normed (N, D) keeps what is projected.
   void head(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
     check_exit(exit_layer);
     const head_weights<const W> w = weights_.head(exit_layer);
-    norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
+    if (w.down.empty()) return norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
+    rms_norm(backend_, normed, x, w.norm, sizes().norm_eps);
+    const mat<T> middle(logits.data(), x.rows(), w.down.rows());  // the logits' memory has room, and is free until then
+    linear(backend_, middle, normed, w.down);
+    linear(backend_, normed, middle, w.up, normed);
+    linear(backend_, logits, normed, w.projection);
+  }
+
+  /// Backward of head(): dx (N, D) += and grads += for dlogits (N, V). normed is as head() left it, and used up.
+  void head_backward(mat<T> dx, model_weights<V, T>& grads, mat<const T> dlogits, mat<const T> x, mat<T> normed,
+                     int exit_layer, arena& memory) {
+    const auto scope = memory.scope();
+    const head_weights<const W> w = weights_.head(exit_layer);
+    const head_weights<T> dw = grads.head(exit_layer);
+    const float eps = sizes().norm_eps;
+    mat<T> dh = memory.take<T>(x.rows(), x.cols());
+    if (w.down.empty())
+      return norm_linear_backward(backend_, dx, dh, dw.norm, dw.projection, dlogits, x, normed, w.norm, w.projection,
+                                  eps);
+    const index_t N = x.rows(), r = w.down.rows();
+    mat<T> middle = memory.take<T>(N, r), dmiddle = memory.take<T>(N, r), dh_down = memory.take<T>(N, x.cols());
+    linear_backward(backend_, dh, dw.projection, dlogits, normed, w.projection);
+    rms_norm(backend_, normed, x, w.norm, eps);  // again, without the correction
+    linear(backend_, middle, normed, w.down);
+    linear_backward(backend_, dmiddle, dw.up, dh, middle, w.up);
+    linear_backward(backend_, dh_down, dw.down, dmiddle, normed, w.down);
+    accumulate(backend_, {dh.data(), dh.size()}, {dh_down.data(), dh_down.size()});
+    rms_norm_backward(backend_, dx, dw.norm, dh, x, w.norm, eps);
   }
 
   /// Keys and values of layers [first, last) for tokens that left the model after `first` layers with stream x (N, D).
@@ -202,7 +230,7 @@ template <class V, class B> class model {
       // Uniform on ±√3·std has that standard deviation; one block of the generator gives four numbers.
       double bound = std::sqrt(3.0 / double(t.shape.back()));
       if (t.start == initial::residual) bound /= depth;
-      if (t.start == initial::ones || t.start == initial::selection_bias) {
+      if (t.start == initial::ones || t.start == initial::zeros) {
         std::fill_n(w, t.size, W(t.start == initial::ones ? 1.f : 0.f));
         continue;
       }

@@ -18,6 +18,7 @@ struct tensor_info {
   std::vector<index_t> shape;
   index_t offset, size;  // elements
   initial start;
+  tensor_kind kind;
 };
 
 template <class V, class W> struct layer_weights {
@@ -39,7 +40,8 @@ template <class V, class W> struct model_weights {
 template <class V, class W, class Tensor>
 void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) {
   const sizes& s = c.sizes;
-  tensor(tensor_spec{"model.embed_tokens.weight"}, w.embedding, s.vocab, s.dim);
+  tensor(tensor_spec{"model.embed_tokens.weight", initial::fan_in, false, tensor_kind::embedding}, w.embedding, s.vocab,
+         s.dim);
   w.layers.resize(std::size_t(s.layers));
   for (int l = 0; l < s.layers; ++l) {
     const auto prefixed = [&](tensor_spec spec, auto& view, auto... extents) {
@@ -51,10 +53,11 @@ void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) 
     if (s.is_moe(l)) layer.moe.tensors(s, prefixed);
     else layer.dense.tensors(s, prefixed);
   }
-  tensor(tensor_spec{"model.norm.weight", initial::ones}, w.top.norm, s.dim);
+  tensor(tensor_spec{"model.norm.weight", initial::ones, false, tensor_kind::norm}, w.top.norm, s.dim);
   if (s.tied) w.top.projection = w.embedding;
-  else tensor(tensor_spec{"lm_head.weight"}, w.top.projection, s.vocab, s.dim);
-  w.exits.tensors(s, c.exits, tensor);
+  else
+    tensor(tensor_spec{"lm_head.weight", initial::fan_in, false, tensor_kind::head}, w.top.projection, s.vocab, s.dim);
+  w.exits.tensors(c.exit_head, s, c.exits, tensor);
 }
 
 /// Binds the views of w to the block at `base` and lists its tensors. With base = nullptr it only measures. Tensors
@@ -65,7 +68,7 @@ template <class V, class W> std::vector<tensor_info> bind_weights(const config<V
   const auto tensor = [&](tensor_spec spec, auto& view, auto... extents) {
     if (!spec.joined) end = (end + 63) / 64 * 64;
     view = std::remove_reference_t<decltype(view)>(base ? base + end : nullptr, extents...);
-    listing.push_back({std::move(spec.name), {index_t(extents)...}, end, view.size(), spec.start});
+    listing.push_back({std::move(spec.name), {index_t(extents)...}, end, view.size(), spec.start, spec.kind});
     end += view.size();
   };
   visit_tensors(c, w, tensor);

@@ -16,6 +16,18 @@ struct accumulate_t {
 };
 inline constexpr accumulate_t accumulate{};
 
+/// out = a · x + b · y; out may be x or y.
+struct combine_t {
+  static constexpr const char* name = "combine";
+  template <class B> void operator()(B& backend, vec<scalar_t<B>> out, double a, vec<const scalar_t<B>> x, double b,
+                                     vec<const scalar_t<B>> y) const {
+    expect_shape(name, "x", x, out.size());
+    expect_shape(name, "y", y, out.size());
+    run_kernel<combine_t>(backend, out, a, x, b, y);
+  }
+};
+inline constexpr combine_t combine{};
+
 /// Σ x², in double.
 struct sum_of_squares_t {
   static constexpr const char* name = "sum_of_squares";
@@ -40,6 +52,13 @@ inline constexpr store_weights_t store_weights{};
 template <> struct kernel<accumulate_t, on_reference> {
   template <class B, class T> static void run(B&, vec<T> y, vec<const T> x) {
     for (index_t i = 0; i < y.size(); ++i) y[i] += x[i];
+  }
+};
+
+template <> struct kernel<combine_t, on_reference> {
+  template <class B, class T> static void run(B&, vec<T> out, double a, vec<const T> x, double b, vec<const T> y) {
+    using R = real_t<T>;
+    for (index_t i = 0; i < out.size(); ++i) out[i] = R(a) * x[i] + R(b) * y[i];
   }
 };
 

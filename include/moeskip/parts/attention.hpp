@@ -17,7 +17,7 @@ template <class W> struct attention_weights {
 
   template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
     const int d = s.head_size();
-    tensor({"input_layernorm.weight", initial::ones}, norm, s.dim);
+    tensor({"input_layernorm.weight", initial::ones, false, tensor_kind::norm}, norm, s.dim);
     tensor({"self_attn.q_proj.weight"}, q, s.heads * d, s.dim);
     tensor({"self_attn.k_proj.weight", initial::fan_in, true}, k, s.kv_groups() * d, s.dim);
     tensor({"self_attn.v_proj.weight", initial::fan_in, true}, v, s.kv_groups() * d, s.dim);

@@ -15,7 +15,7 @@ template <class W> struct dense_weights {
   mat<W> gate_up() const { return {gate.data(), gate.rows() + up.rows(), gate.cols()}; }  // they are joined
 
   template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
-    tensor({"post_attention_layernorm.weight", initial::ones}, norm, s.dim);
+    tensor({"post_attention_layernorm.weight", initial::ones, false, tensor_kind::norm}, norm, s.dim);
     tensor({"mlp.gate_proj.weight"}, gate, s.dense_width(), s.dim);
     tensor({"mlp.up_proj.weight", initial::fan_in, true}, up, s.dense_width(), s.dim);
     tensor({"mlp.down_proj.weight", initial::residual}, down, s.dim, s.dense_width());

@@ -24,11 +24,12 @@ template <class V, class W> struct moe_weights {
   typename V::shared_expert::template weights<W> shared;
 
   template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
-    tensor({"post_attention_layernorm.weight", initial::ones}, norm, s.dim);
+    tensor({"post_attention_layernorm.weight", initial::ones, false, tensor_kind::norm}, norm, s.dim);
     if constexpr (logits_per_expert<router> != 0)
       tensor({"mlp.gate.weight"}, router_rows, s.experts * logits_per_expert<router>, s.dim);
     if constexpr (has_selection_bias<router>)
-      tensor({"mlp.gate.e_score_correction_bias", initial::selection_bias}, selection_bias, s.experts);
+      tensor({"mlp.gate.e_score_correction_bias", initial::zeros, false, tensor_kind::selection_bias}, selection_bias,
+             s.experts);
     for (int e = 0; e < s.experts; ++e) {
       mat<W> gate, up;  // (F, D)
       tensor({text("mlp.experts.", e, ".gate_proj.weight"), initial::fan_in, e > 0}, gate, s.ffn, s.dim);

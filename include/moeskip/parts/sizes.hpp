@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "moeskip/base/bit_set.hpp"
 #include "moeskip/ops/rope.hpp"
 
 namespace moeskip {
@@ -49,9 +50,25 @@ struct sizes {
   friend constexpr bool operator==(const sizes&, const sizes&) = default;
 };
 
+/// Exits after every n-th MoE layer below the top: with MoE every 2nd of 12 layers, exits_after_moe_groups(sizes, 2) is
+/// {4, 8}. Empty for n < 1.
+constexpr layer_set exits_after_moe_groups(const sizes& s, int n) {
+  layer_set exits;
+  for (int l = 0, seen = 0; n > 0 && l + 1 < s.layers; ++l)
+    if (s.is_moe(l) && ++seen % n == 0) exits.insert(l + 1);
+  return exits;
+}
+
 /// How a weight starts: drawn with standard deviation 1/√fan_in, the same divided by √(2·layers) where it writes to the
-/// residual stream (GPT-2's rule), or ones. A selection bias starts at 0, and is no weight that a gradient moves.
-enum class initial { fan_in, residual, ones, selection_bias };
+/// residual stream (GPT-2's rule), ones or zeros.
+enum class initial { fan_in, residual, ones, zeros };
+
+/// What a weight is to an optimizer: weight decay is for matrices, embeddings and heads; Muon is for matrices alone. A
+/// selection bias is no business of optimizers: the trainer moves it against its expert's load.
+enum class tensor_kind { matrix, embedding, head, norm, bias, selection_bias };
+constexpr bool decays(tensor_kind kind) {
+  return kind == tensor_kind::matrix || kind == tensor_kind::embedding || kind == tensor_kind::head;
+}
 
 /// Each part lists its weights once, in `tensors(weights, sizes, tensor)`: the listing names them, shapes them, binds
 /// views to memory, initialises, saves and loads. `joined` weights stand directly behind the one before, so that
@@ -60,6 +77,7 @@ struct tensor_spec {
   std::string name;
   initial start = initial::fan_in;
   bool joined = false;
+  tensor_kind kind = tensor_kind::matrix;
 };
 
 }  // namespace moeskip

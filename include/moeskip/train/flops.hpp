@@ -21,8 +21,11 @@ template <class V, class B> double training_flops(const model<V, B>& m, int sequ
     for (int i = 0; i < sequences; ++i)
       if (m.participates(l, i, masks, step, progress)) products += C * (attention + (s.is_moe(l) ? moe : dense));
   }
-  for (const double weight : weights)
-    if (weight > 0) products += sequences * C * D * s.vocab;
+  for (int e = 1; e <= s.layers; ++e) {
+    if (!(weights[std::size_t(e)] > 0)) continue;
+    const auto head = m.weights().head(e);
+    products += sequences * C * double(head.projection.size() + head.down.size() + head.up.size());
+  }
   return 2 * 3 * products;
 }
 

@@ -1,7 +1,9 @@
 // The training objective and its gradient:
 //   total = Σ_e weight_e · CE_e  +  mean over MoE layers of the router's weighted losses (ops/route.hpp)
-// CE_e: mean next-token loss (nats) of the exit after e layers. Logits are made, turned into their gradient and used up
-// a few rows at a time, so those of several exits never exist together.
+// CE_e: mean next-token loss (nats) of the exit after e layers. With distillation, an exit below the top has
+//   (1 − a) · CE_e + a · KL_e   instead, KL_e = mean of KL(p_top || p_e), p_top a constant.
+// Logits are made, turned into their gradient and used up a few rows at a time: those of one exit, or of one exit and
+// its teacher, exist together, never more.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +11,7 @@
 #include "moeskip/memory/kv_cache.hpp"
 #include "moeskip/model/model.hpp"
 #include "moeskip/ops/cross_entropy.hpp"
+#include "moeskip/ops/distillation.hpp"
 #include "moeskip/train/batches.hpp"
 #include "moeskip/train/exit_scale.hpp"
 
@@ -16,8 +19,20 @@ namespace moeskip {
 
 template <class T> struct training_losses {
   T total{};
-  std::array<T, std::size_t(layer_set::capacity) + 1> exits{};  // CE by exit layer; 0 where not enabled
-  T balance{}, z{}, change{};                                   // unweighted, mean over MoE layers
+  std::array<T, std::size_t(layer_set::capacity) + 1> exits{};       // CE by exit layer; 0 where not enabled
+  std::array<T, std::size_t(layer_set::capacity) + 1> divergence{};  // KL from the top, where exits are distilled
+  T balance{}, z{}, change{};                                        // unweighted, mean over MoE layers
+};
+
+/// How well an exit predicts a text.
+struct exit_quality {
+  int exit_layer;
+  double bits_per_token;
+};
+
+struct loss_options {
+  double progress = 1;  // share of the planned steps that are done: it moves the probabilities of dropout
+  double distill = 0;   // a in [0, 1], how much the exits below the top learn from the top instead of from the targets
 };
 
 /// Row numbers of a batch: sequence s is slot s, positions from 0.
@@ -42,9 +57,8 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
   const auto scope = memory.scope();
   const index_t N = x.rows(), rows = logit_rows(N, m.sizes().vocab);
   const double scale = grads ? weight / double(N) : 0;
-  const head_weights<const weight_t<B>> w = m.weights().head(exit_layer);
   mat<T> logits = memory.take<T>(rows, m.sizes().vocab);
-  mat<T> h = memory.take<T>(rows, x.cols()), dh = memory.take<T>(rows, x.cols());
+  mat<T> h = memory.take<T>(rows, x.cols());
   vec<T> losses = memory.take<T>(N);
   for (index_t first = 0; first < N; first += rows) {
     const index_t count = std::min(rows, N - first);
@@ -52,24 +66,73 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
     m.head(chunk, normed, x.rows(first, count), exit_layer);
     cross_entropy(m.backend(), {losses.data() + first, count}, chunk, {targets.data() + first, count}, scale);
     if (scale == 0) continue;  // no gradient is wanted, and cross_entropy left none in the logits
-    const head_weights<T> dw = grads->head(exit_layer);
-    norm_linear_backward(m.backend(), dx.rows(first, count), dh.rows(0, count), dw.norm, dw.projection, chunk,
-                         x.rows(first, count), normed, w.norm, w.projection, m.sizes().norm_eps);
+    m.head_backward(dx.rows(first, count), *grads, chunk, x.rows(first, count), normed, exit_layer, memory);
   }
   T sum{};
   for (const T& loss : losses) sum += loss;
   return sum / T(real_t<T>(N));
 }
 
+/// A residual stream for each exit layer.
+template <class T> using exit_streams = std::array<mat<T>, std::size_t(layer_set::capacity) + 1>;
+
+/// Losses of all exits with data in dx, each below the top distilled from it by `share`; dx (N, D) += the gradients.
+/// x (N, D): the residual stream after each exit layer.
+template <class V, class B>
+void distilled_losses(model<V, B>& m, const exit_streams<scalar_t<B>>& x, const exit_streams<scalar_t<B>>& dx,
+                      vec<const int> targets, const exit_weights& weights, double share,
+                      model_weights<V, scalar_t<B>>& grads, training_losses<scalar_t<B>>& losses, arena& memory) {
+  using T = scalar_t<B>;
+  const auto scope = memory.scope();
+  const int top = m.layers();
+  const index_t N = targets.size(), rows = logit_rows(N, m.sizes().vocab), D = m.sizes().dim;
+  mat<T> logits = memory.take<T>(rows, m.sizes().vocab), teacher = memory.take<T>(rows, m.sizes().vocab);
+  mat<T> h = memory.take<T>(rows, D), h_top = memory.take<T>(rows, D);
+  vec<T> ce = memory.take<T>(rows), kl = memory.take<T>(rows);
+  const auto mean = [&](vec<const T> values, index_t count) {
+    T sum{};
+    for (index_t n = 0; n < count; ++n) sum += values[n];
+    return sum / T(real_t<T>(N));
+  };
+  for (index_t first = 0; first < N; first += rows) {
+    const index_t count = std::min(rows, N - first);
+    const vec<const int> of_chunk{targets.data() + first, count};
+    const auto chunk = [&](int e, mat<T> made, mat<T> normed) {
+      m.head(made, normed, x[std::size_t(e)].rows(first, count), e);
+    };
+    const auto backward = [&](int e, mat<T> dlogits, mat<T> normed) {
+      m.head_backward(dx[std::size_t(e)].rows(first, count), grads, dlogits, x[std::size_t(e)].rows(first, count),
+                      normed, e, memory);
+    };
+    chunk(top, teacher.rows(0, count), h_top.rows(0, count));
+    for (int e = 1; e < top; ++e) {
+      if (!dx[std::size_t(e)].data()) continue;
+      chunk(e, logits.rows(0, count), h.rows(0, count));
+      distillation(m.backend(), {ce.data(), count}, {kl.data(), count}, logits.rows(0, count), teacher.rows(0, count),
+                   of_chunk, weights[std::size_t(e)] / double(N), share);
+      backward(e, logits.rows(0, count), h.rows(0, count));
+      losses.exits[std::size_t(e)] += mean(ce, count), losses.divergence[std::size_t(e)] += mean(kl, count);
+    }
+    cross_entropy(m.backend(), {ce.data(), count}, teacher.rows(0, count), of_chunk,
+                  weights[std::size_t(top)] / double(N));
+    if (weights[std::size_t(top)] != 0) backward(top, teacher.rows(0, count), h_top.rows(0, count));
+    losses.exits[std::size_t(top)] += mean(ce, count);
+  }
+  for (int e = 1; e <= top; ++e) {
+    const double a = e < top ? share : 0;
+    losses.total += T(real_t<T>(weights[std::size_t(e)])) * (T(real_t<T>(1 - a)) * losses.exits[std::size_t(e)] +
+                                                             T(real_t<T>(a)) * losses.divergence[std::size_t(e)]);
+  }
+}
+
 }  // namespace detail
 
 /// Losses of a batch, and their gradient added to `grads` (a block laid out like the model's weights). `from` and
-/// `step` key the random masks of expert and layer dropout, `progress` (share of the planned steps that are done) moves
-/// their probabilities.
+/// `step` key the random masks of expert and layer dropout.
 template <class V, class B>
 training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data, const exit_weights& weights,
                                                model_weights<V, scalar_t<B>>& grads, seed from, std::uint64_t step,
-                                               arena& memory, double progress = 1) {
+                                               arena& memory, const loss_options& options = {}) {
   using T = scalar_t<B>;
   const sizes& s = m.sizes();
   const auto scope = memory.scope();
@@ -81,11 +144,11 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
                 " tokens are longer than the context of ", s.context);
   token_rows rows = batch_rows(data.sequences, data.length, memory);
   rows.token = data.inputs;
-  tape<T> record(memory, from, step, progress);
+  tape<T> record(memory, from, step, options.progress);
   kv_on_arena<T> kv(memory, data.sequences, data.length, s.kv_groups() * s.head_size());
   training_losses<T> losses;
 
-  std::array<mat<T>, std::size_t(layer_set::capacity) + 1> dx_exit{};
+  detail::exit_streams<T> x_exit{}, dx_exit{};
   mat<T> x = memory.take<T>(N, s.dim);
   m.embed(x, data.inputs);
   for (int e = 1; e <= s.layers; ++e) {
@@ -93,10 +156,15 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
     const double weight = weights[std::size_t(e)];
     if (weight == 0 && e < s.layers) continue;
     mat<T>& dx = dx_exit[std::size_t(e)] = memory.take_zeroed<T>(N, s.dim);
+    x_exit[std::size_t(e)] = x;  // the tape keeps it
+    if (options.distill > 0) continue;
     T& loss = losses.exits[std::size_t(e)];
     loss = detail::exit_loss(m, e, x, data.targets, weight, dx, &grads, memory);
     losses.total += T(real_t<T>(weight)) * loss;
   }
+
+  if (options.distill > 0)
+    detail::distilled_losses(m, x_exit, dx_exit, data.targets, weights, options.distill, grads, losses, memory);
 
   const int moe_layers = std::max(1, s.moe_layers());
   const auto& policy = m.configuration().router;

@@ -11,16 +11,18 @@ namespace moeskip {
 
 namespace detail {
 
-template <class B, class V, class O> string_map run_options(const training<V, O>& t) {
+template <class B, class V, class O, class S> string_map run_options(const training<V, O, S>& t) {
   string_map map{{"training.steps", text(t.steps)},
                  {"training.weight", std::string(scalar_name<weight_t<B>>())},
                  {"training.accumulate", text(t.accumulate)},
                  {"training.clip", text(t.clip)},
                  {"training.exit_scale", text(t.exit_scale)},
-                 {"training.warmup", text(t.schedule.warmup)},
-                 {"training.floor", text(t.schedule.floor)},
+                 {"training.distill", text(t.distill)},
+                 {"training.ema", text(t.ema)},
+                 {"training.exit_weighting", std::string(name_of(t.exit_weighting))},
                  {"training.masks", text(t.masks.value)},
                  {"curriculum", std::string(V::curriculum::name)},
+                 {"schedule", std::string(S::name)},
                  {"optimizer", std::string(O::name)}};
   const auto add = [&](std::string_view slot, const auto& policy) {
     expect_saved_whole(slot, policy);
@@ -28,7 +30,7 @@ template <class B, class V, class O> string_map run_options(const training<V, O>
       policy.fields(policy,
                     [&](std::string_view field, const auto& value) { map[text(slot, ".", field)] = to_text(value); });
   };
-  add("curriculum", t.curriculum), add("optimizer", t.optimizer);
+  add("curriculum", t.curriculum), add("schedule", t.schedule), add("optimizer", t.optimizer);
   return map;
 }
 
@@ -37,8 +39,8 @@ template <class B, class V, class O> string_map run_options(const training<V, O>
 /// Writes the whole state of a run; load<V, B>() reads the same file as a model. `about`: what else must be the same when
 /// it is resumed, such as random_windows::about(). All or nothing. Throws file_error, and config_error for a policy whose
 /// numbers would be lost.
-template <class V, class B, class O>
-void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string_map& about = {}) {
+template <class V, class B, class O, class S>
+void save(trainer<V, B, O, S>& run, const std::filesystem::path& path, const string_map& about = {}) {
   using T = scalar_t<B>;
   const model<V, B>& m = run.trained();
   safetensors_writer file;
@@ -47,8 +49,9 @@ void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string
   for (const auto& [key, value] : about) file.metadata(key, value);
   file.metadata("training.next_step", text(run.next_step()));
   detail::add_block<T>(file, m.tensors(), run.master());
-  run.optimizer_state().blocks([&](std::string_view name, buffer<T>& block) {
-    detail::add_block<T>(file, m.tensors(), block.view(), text("optimizer.", name, "."));
+  if (run.keeps_average()) detail::add_block<T>(file, m.tensors(), run.average(), "ema.");
+  run.optimizer_state().blocks([&](std::string_view name, const auto& tensors, buffer<T>& block) {
+    detail::add_block<T>(file, tensors, block.view(), text("optimizer.", name, "."));
   });
   file.write(path);
 }
@@ -56,8 +59,8 @@ void save(trainer<V, B, O>& run, const std::filesystem::path& path, const string
 /// Continues the run in the file. The trainer must have the same variant, sizes, options and type of stored weights, and
 /// `about` must be what was saved; otherwise throws file_error that names every difference, and the trainer stays as it
 /// was.
-template <class V, class B, class O>
-void resume(trainer<V, B, O>& run, const std::filesystem::path& path, string_map about = {}) {
+template <class V, class B, class O, class S>
+void resume(trainer<V, B, O, S>& run, const std::filesystem::path& path, string_map about = {}) {
   using T = scalar_t<B>;
   const model<V, B>& m = run.trained();
   const safetensors_file file(path);
@@ -72,12 +75,14 @@ void resume(trainer<V, B, O>& run, const std::filesystem::path& path, string_map
   MOESKIP_CHECK(file_error, next != file.metadata().end() && detail::parse(next->second, step), path.string(),
                 ": metadata training.next_step: expected a number");
   // Into fresh memory first: a file that turns out damaged half way must not leave half a run.
-  buffer<T> weights(m.block().size());
-  typename O::template on<B> state(m.block().size());
+  buffer<T> weights(m.block().size()), average(run.average().size());
+  typename O::template on<B> state(m.tensors());
   detail::read_block<T>(file, m.tensors(), weights.view());
-  state.blocks([&](std::string_view name, buffer<T>& block) {
-    detail::read_block<T>(file, m.tensors(), block.view(), text("optimizer.", name, "."));
+  state.blocks([&](std::string_view name, const auto& tensors, buffer<T>& block) {
+    detail::read_block<T>(file, tensors, block.view(), text("optimizer.", name, "."));
   });
+  if (run.keeps_average()) detail::read_block<T>(file, m.tensors(), average.view(), "ema.");
+  std::copy(average.view().begin(), average.view().end(), run.average().begin());
   std::copy(weights.view().begin(), weights.view().end(), run.master().begin());
   run.optimizer_state() = std::move(state);
   run.continue_at(step);

@@ -1,6 +1,9 @@
 // Elementwise work on the CPU: SwiGLU, AdamW, and operations on long vectors.
 #pragma once
 
+#include <atomic>
+#include <cmath>
+
 #include "moeskip/backend/cpu/rowwise.hpp"
 #include "moeskip/base/parallel.hpp"
 #include "moeskip/ops/adamw.hpp"
@@ -125,6 +128,24 @@ template <> struct kernel<accumulate_t, on_cpu> {
   }
 };
 
+template <> struct kernel<combine_t, on_cpu> {
+  template <class W, class Isa>
+  static void run(cpu<W, Isa>&, vec<float> out, double a, vec<const float> x, double b, vec<const float> y) {
+    namespace k = cpu_kernels;
+    using A = k::arch<Isa>;
+    const simd::lanes<A> of_x(static_cast<float>(a)), of_y(static_cast<float>(b));
+    parallel_for(
+        out.size(),
+        [&](index_t first, index_t last) {
+          k::for_vectors<A>(last - first, [&](index_t offset, auto n) {
+            const index_t i = first + offset;
+            k::store<A>(out.data() + i, of_x * k::load<A>(x.data() + i, n) + of_y * k::load<A>(y.data() + i, n), n);
+          });
+        },
+        k::parallel_elements, 64);
+  }
+};
+
 template <> struct kernel<sum_of_squares_t, on_cpu> {
   /// Blocks of fixed size in float, added up in double and in order: the same for any number of threads.
   static constexpr index_t block = 4096;
@@ -162,6 +183,7 @@ template <> struct kernel<adamw_update_t, on_cpu> {
   template <class W, class Isa> static void run(cpu<W, Isa>&, vec<float> w, vec<float> m, vec<float> v,
                                                 vec<const float> gradient, const adamw_step& s) {
     namespace k = cpu_kernels;
+    if (s.cautious) return cautious(w, m, v, gradient, s);
     using A = k::arch<Isa>;
     using lanes = simd::lanes<A>;
     const lanes beta1(float(s.beta1)), beta2(float(s.beta2)), rest1(float(1 - s.beta1)), rest2(float(1 - s.beta2));
@@ -182,6 +204,35 @@ template <> struct kernel<adamw_update_t, on_cpu> {
           });
         },
         k::parallel_elements, 64);
+  }
+
+ private:
+  static bool agree(float a, float b) { return (a > 0 && b > 0) || (a < 0 && b < 0); }
+
+  /// In two passes: how many agree is known after the first. The compiler makes vectors of both.
+  static void cautious(vec<float> w, vec<float> m, vec<float> v, vec<const float> gradient, const adamw_step& s) {
+    const float beta1 = float(s.beta1), beta2 = float(s.beta2), rest1 = float(1 - s.beta1), rest2 = float(1 - s.beta2);
+    const float keep = float(1 - s.lr * s.decay), rate = float(s.lr / s.correction1), scale = float(s.gradient_scale);
+    const float spread = float(1 / s.correction2), epsilon = float(s.epsilon);
+    std::atomic<index_t> agreeing{0};
+    const auto pass = [&](auto&& body) { parallel_for(w.size(), body, cpu_kernels::parallel_elements, 64); };
+    pass([&](index_t first, index_t last) {
+      index_t count = 0;
+      for (index_t i = first; i < last; ++i) {
+        const float g = gradient[i] * scale;
+        m[i] = beta1 * m[i] + rest1 * g;
+        v[i] = beta2 * v[i] + rest2 * g * g;
+        count += agree(m[i], gradient[i]);
+      }
+      agreeing += count;
+    });
+    const float boosted = rate * float(s.boost(agreeing, w.size()));
+    pass([&](index_t first, index_t last) {
+      for (index_t i = first; i < last; ++i) {
+        const float step = boosted * m[i] / (std::sqrt(v[i] * spread) + epsilon);
+        w[i] = keep * w[i] - (agree(m[i], gradient[i]) ? step : 0.f);
+      }
+    });
   }
 };
 

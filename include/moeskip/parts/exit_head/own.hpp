@@ -15,13 +15,14 @@ struct own {
   template <class W> struct weights {
     std::vector<head_weights<W>> heads;  // by exit layer; empty where there is no exit
 
-    template <class Tensor> void tensors(const sizes& s, const layer_set& exits, Tensor&& tensor) {
+    template <class Tensor> void tensors(const own&, const sizes& s, const layer_set& exits, Tensor&& tensor) {
       heads.resize(std::size_t(s.layers));
       for (int e = 1; e < s.layers; ++e) {
         if (!exits.contains(e)) continue;
         head_weights<W>& head = heads[std::size_t(e)];
-        tensor({text("model.exits.", e, ".norm.weight"), initial::ones}, head.norm, s.dim);
-        tensor({text("model.exits.", e, ".head.weight")}, head.projection, s.vocab, s.dim);
+        tensor({text("model.exits.", e, ".norm.weight"), initial::ones, false, tensor_kind::norm}, head.norm, s.dim);
+        tensor({text("model.exits.", e, ".head.weight"), initial::fan_in, false, tensor_kind::head}, head.projection,
+               s.vocab, s.dim);
       }
     }
     bool has(int exit_layer) const {

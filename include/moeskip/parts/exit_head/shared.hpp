@@ -12,7 +12,7 @@ struct shared {
   static constexpr std::string_view name = "shared";
 
   template <class W> struct weights {
-    template <class Tensor> void tensors(const sizes&, const layer_set&, Tensor&&) {}
+    template <class Tensor> void tensors(const shared&, const sizes&, const layer_set&, Tensor&&) {}
     bool has(int) const { return true; }
     head_weights<W> at(int, const head_weights<W>& top) const { return top; }
   };

@@ -4,9 +4,11 @@
 #include <cmath>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "moeskip/concepts/optimizer.hpp"
 #include "moeskip/memory/buffer.hpp"
+#include "moeskip/model/weights.hpp"
 #include "moeskip/ops/adamw.hpp"
 
 namespace moeskip {
@@ -15,7 +17,8 @@ struct adamw {
   static constexpr std::string_view name = "adamw";
   double lr = 1e-3;  // peak; the trainer's schedule scales it
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
-  double weight_decay = 0.1;  // on matrices only
+  double weight_decay = 0.1;  // not of norms and biases
+  bool cautious = false;      // updates whose sign disagrees with the gradient wait: ops/adamw.hpp
 
   constexpr std::string_view problem() const {
     if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1)) return "beta1 and beta2 must be in [0, 1)";
@@ -25,28 +28,38 @@ struct adamw {
   }
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
     f("lr", self.lr), f("beta1", self.beta1), f("beta2", self.beta2), f("epsilon", self.epsilon);
-    f("weight_decay", self.weight_decay);
+    f("weight_decay", self.weight_decay), f("cautious", self.cautious);
+  }
+
+  /// The arithmetic of update t (from 1).
+  adamw_step at(double rate, std::uint64_t t, double gradient_scale, tensor_kind kind) const {
+    return {rate,
+            beta1,
+            beta2,
+            epsilon,
+            decays(kind) ? weight_decay : 0.0,
+            1 - std::pow(beta1, double(t)),
+            1 - std::pow(beta2, double(t)),
+            gradient_scale,
+            cautious};
   }
 
   template <class B> struct on {
     using T = scalar_t<B>;
     buffer<T> first_moment, second_moment;
-    explicit on(index_t size) : first_moment(size), second_moment(size) {}
+    std::vector<tensor_info> tensors;  // both blocks are laid out like the weights
+    explicit on(const std::vector<tensor_info>& all)
+        : first_moment(block_size(all)), second_moment(block_size(all)), tensors(all) {}
 
-    template <class F> void blocks(F&& f) { f("first_moment", first_moment), f("second_moment", second_moment); }
+    template <class F> void blocks(F&& f) {
+      f("first_moment", tensors, first_moment), f("second_moment", tensors, second_moment);
+    }
 
-    /// w = weights [offset, offset + w.size()) of the block, g their gradients; t counts updates from 1.
-    void update(B& b, const adamw& o, vec<T> w, vec<const T> g, index_t offset, double rate, std::uint64_t t,
-                double gradient_scale, bool decays) {
-      const adamw_step step{rate,
-                            o.beta1,
-                            o.beta2,
-                            o.epsilon,
-                            decays ? o.weight_decay : 0.0,
-                            1 - std::pow(o.beta1, double(t)),
-                            1 - std::pow(o.beta2, double(t)),
-                            gradient_scale};
-      adamw_update(b, w, {first_moment.data() + offset, w.size()}, {second_moment.data() + offset, w.size()}, g, step);
+    /// w: the weights of one of the tensors, g: their gradients; t counts updates from 1.
+    void update(B& b, const adamw& o, const tensor_info& tensor, vec<T> w, vec<const T> g, double rate, std::uint64_t t,
+                double gradient_scale) {
+      adamw_update(b, w, {first_moment.data() + tensor.offset, w.size()},
+                   {second_moment.data() + tensor.offset, w.size()}, g, o.at(rate, t, gradient_scale, tensor.kind));
     }
   };
   friend constexpr bool operator==(const adamw&, const adamw&) = default;

@@ -1,12 +1,12 @@
-// expect: moeskip: the optimizer needs `name`, `lr`, `==` and a nested `on<B>` with a constructor from the number
+// expect: moeskip: the optimizer needs `name`, `lr`, `==` and a nested `on<B>` with a constructor from the list
 #include "moeskip/moeskip.hpp"
 namespace ms = moeskip;
 struct descent {
   static constexpr std::string_view name = "descent";
   double lr = 1e-3;
   template <class B> struct on {
-    void update(B&, const descent&, ms::vec<ms::scalar_t<B>>, ms::vec<const ms::scalar_t<B>>, ms::index_t, double,
-                std::uint64_t, double, bool) {}
+    void update(B&, const descent&, const ms::tensor_info&, ms::vec<ms::scalar_t<B>>, ms::vec<const ms::scalar_t<B>>,
+                double, std::uint64_t, double) {}
     template <class F> void blocks(F&&) {}
   };
   friend constexpr bool operator==(const descent&, const descent&) = default;
