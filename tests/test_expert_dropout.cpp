@@ -375,6 +375,13 @@ TEST_CASE("expert dropout: the mask of an activation hangs on token, expert and 
   moved.rows = {{slot_2.data(), 2}, {position_2.data(), 2}};
   CHECK(factors(moved, 1, 3) == here);
   CHECK(factors(moved, 0, 3) == factors(mask, 2, 3));
+  // Unit f has 16 bits of the block of its eight.
+  const ms::draws draw{{5}, ms::stream::expert_activation};
+  for (const int f : {0, 1, 7, 8, 100, 1003, 7999}) {
+    const ms::philox_block block = draw.block(9, 1, mask.rows.id(1), std::uint64_t(3 | f / 8 << 9));
+    const std::uint32_t bits = block.word[f % 8 / 2] >> (f % 2 * 16) & 0xffff;
+    CHECK((here[std::size_t(f)] == 0) == (bits < std::uint32_t(std::lround(0.3 * 65536))));
+  }
   // Another token, expert, layer, step or seed: another mask.
   std::vector<std::vector<double>> others{here, factors(mask, 0, 3), factors(mask, 2, 3), factors(mask, 1, 4)};
   ms::activation_mask other = mask;

@@ -36,6 +36,24 @@ MOESKIP_HD constexpr philox_block philox(philox_block counter, std::uint64_t key
   return {{c0, c1, c2, c3}};
 }
 
+/// The same for N counters of one key, word by word: counter[w][i] is word w of the i-th, on return its random bits. The
+/// loops over i are what compilers turn into vectors.
+template <int N> void philox_lanes(std::uint32_t (&counter)[4][N], std::uint64_t key) {
+  auto& [c0, c1, c2, c3] = counter;
+  std::uint32_t key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < N; ++i) {
+      const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * c0[i], product1 = std::uint64_t{0xCD9E8D57u} * c2[i];
+      c0[i] = static_cast<std::uint32_t>(product1 >> 32) ^ c1[i] ^ key0;
+      c1[i] = static_cast<std::uint32_t>(product1);
+      c2[i] = static_cast<std::uint32_t>(product0 >> 32) ^ c3[i] ^ key1;
+      c3[i] = static_cast<std::uint32_t>(product0);
+    }
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
 /// A strong type: a number passed where a seed is meant says so.
 struct seed {
   std::uint64_t value;
@@ -71,14 +89,19 @@ struct draws {
   seed from;
   stream purpose;
 
+  /// What block() turns into random bits under the seed's key.
+  MOESKIP_HD constexpr philox_block counter(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,
+                                            std::uint64_t expert = 0) const {
+    const std::uint64_t low = token | expert << 40;
+    const std::uint64_t high = step | layer << 40 | static_cast<std::uint64_t>(purpose) << 56;
+    return {{static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(low >> 32), static_cast<std::uint32_t>(high),
+             static_cast<std::uint32_t>(high >> 32)}};
+  }
+
   /// All 128 bits.
   MOESKIP_HD constexpr philox_block block(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,
                                           std::uint64_t expert = 0) const {
-    const std::uint64_t low = token | expert << 40;
-    const std::uint64_t high = step | layer << 40 | static_cast<std::uint64_t>(purpose) << 56;
-    return philox({{static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(low >> 32),
-                    static_cast<std::uint32_t>(high), static_cast<std::uint32_t>(high >> 32)}},
-                  from.value);
+    return philox(counter(step, layer, token, expert), from.value);
   }
 
   MOESKIP_HD constexpr std::uint32_t bits(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,

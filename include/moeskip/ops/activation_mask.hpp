@@ -28,24 +28,31 @@ struct activation_mask {
     const std::uint64_t token = rows.id(n);
     const T kept = T(scale());
     const std::uint32_t limit = std::uint32_t(threshold());
-    for (index_t f = first; f < last;) {
-      const philox_block random = block(token, e, f / units);
-      for (const index_t end = std::min(last, f / units * units + units); f < end; ++f) {
-        const std::uint32_t bits = random.word[f % units / 2] >> (f % 2 * 16) & 0xffffu;
-        *factor++ = bits < limit ? T(0) : kept;
+    for (index_t start = first / units * units; start < last; start += lanes * units) {
+      std::uint32_t random[4][lanes];
+      for (int i = 0; i < lanes; ++i) {
+        const philox_block c = counter(token, e, start / units + i);
+        for (int w = 0; w < 4; ++w) random[w][i] = c.word[w];
+      }
+      philox_lanes(random, from.value);
+      for (index_t f = std::max(first, start), end = std::min(last, start + lanes * units); f < end; ++f) {
+        const index_t u = f - start;
+        const std::uint32_t bits = random[u % units / 2][u / units] >> (u % 2 * 16) & 0xffffu;
+        factor[f - first] = bits < limit ? T(0) : kept;
       }
     }
   }
 
  private:
   static constexpr index_t units = 8;  // of a block
+  static constexpr int lanes = 32;     // blocks at a time; g++ 12 unrolls 16 and makes no vectors of them
 
   int threshold() const { return std::min(int(double(p) * 65536 + 0.5), 65535); }
   /// The block's number takes 15 bits beside the expert's 9, and what is left of it the bits above the layer's 7.
-  philox_block block(std::uint64_t token, int e, index_t number) const {
+  philox_block counter(std::uint64_t token, int e, index_t number) const {
     const auto b = std::uint64_t(number);
-    return draws{from, stream::expert_activation}.block(step, std::uint64_t(layer) | (b >> 15) << 7, token,
-                                                        std::uint64_t(e) | (b & 0x7fff) << 9);
+    return draws{from, stream::expert_activation}.counter(step, std::uint64_t(layer) | (b >> 15) << 7, token,
+                                                          std::uint64_t(e) | (b & 0x7fff) << 9);
   }
 };
 

@@ -5,6 +5,8 @@
 // Backward, with o = down act and do = dy:   dgate = dy · o = (downᵀ dy) · act, so the outputs o need not be kept.
 #pragma once
 
+#include <algorithm>
+
 #include "moeskip/base/math.hpp"
 #include "moeskip/ops/activation_mask.hpp"
 #include "moeskip/ops/contract.hpp"

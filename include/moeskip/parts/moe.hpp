@@ -3,6 +3,8 @@
 // experts are masked before the router's softmax, so what they would have got goes to the survivors.
 #pragma once
 
+#include <algorithm>
+
 #include "moeskip/concepts/expert_dropout.hpp"
 #include "moeskip/memory/tape.hpp"
 #include "moeskip/ops/experts.hpp"
