@@ -1,4 +1,4 @@
-// AdamW as an optimizer policy (the update itself: ops/adamw.hpp).
+// AdamW as an optimizer policy (the update itself: ops/adamw.hpp). State: two scalars a weight.
 #pragma once
 
 #include <cmath>
