@@ -325,8 +325,15 @@ TEST_CASE("an observer takes experts away from an evaluation") {
   ms::arena memory;
   ms::expert_set few = ms::expert_set::first(tiny_sizes.experts);
   few.erase(1);
-  ms::routing_observer watch(memory, few);
+  const int last = tiny_sizes.layers - 1;  // MoE, as is layer 1
+  ms::routing_observer watch(memory, std::vector<ms::expert_set>(std::size_t(last), few));
   const auto with_few = ms::evaluate(m, text, ms::window_options{.length = 20}, watch);
   CHECK(with_few.back().bits_per_token != ms::evaluate(m, text, 20).back().bits_per_token);
-  for (const ms::layer_routing& l : watch.layers()) CHECK(l.share(1) == 0);
+  REQUIRE(watch.layers().size() == 2);
+  CHECK(watch.layers()[0].share(1) == 0);
+  CHECK(watch.layers()[1].share(1) > 0);  // beyond the list
+  ms::routing_observer too_few(memory, std::vector<ms::expert_set>(4, ms::expert_set::first(1)));
+  CHECK_THROWS_WITH_AS(ms::evaluate(m, text, ms::window_options{.length = 20}, too_few),
+                       doctest::Contains("fewer living experts than a token visits: expected at least 2, got 1"),
+                       ms::config_error);
 }

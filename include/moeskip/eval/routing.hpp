@@ -68,13 +68,14 @@ struct layer_routing {
 /// Watches the routing of inference passes, and may take experts away from them: a tape for run_layers.
 class routing_observer : public no_tape {
  public:
-  /// living: the experts that may be chosen in every layer (of which at least experts_per_token).
-  explicit routing_observer(arena& memory, const expert_set& living = expert_set::first(expert_set::capacity))
-      : no_tape(memory), living_(living) {}
+  /// living: the experts that may be chosen, by layer (of which at least experts_per_token); all of them in layers that
+  /// it does not reach.
+  explicit routing_observer(arena& memory, std::vector<expert_set> living = {})
+      : no_tape(memory), living_(std::move(living)) {}
 
-  expert_set living(int, int count) const {
+  expert_set living(int layer, int count) const {
     expert_set s = expert_set::first(count);
-    return s &= living_;
+    return layer < int(living_.size()) ? s &= living_[std::size_t(layer)] : s;
   }
   template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
     if (layer >= int(layers_.size())) layers_.resize(std::size_t(layer) + 1);
@@ -106,7 +107,7 @@ class routing_observer : public no_tape {
       if (rows.position[first] % length == 0) l.visited_aligned[i] += visited.size(), ++l.runs_aligned[i];
     }
   }
-  expert_set living_;
+  std::vector<expert_set> living_;
   std::vector<layer_routing> layers_;  // by layer; dense ones stay empty
 };
 

@@ -154,7 +154,8 @@ struct balance_loss_t {
                                                               const routing_call<scalar_t<B>>& call) const {
     auxiliary_losses<scalar_t<B>> losses;
     expect_shape(name, "load", r.load, r.probability.cols());
-    expect_shape(name, "logits", logits, r.probability.rows(), logits.cols());
+    const index_t E = r.probability.cols(), per_expert = logits.cols() ? std::max<index_t>(1, logits.cols() / E) : 0;
+    expect_shape(name, "logits", logits, r.probability.rows(), E * per_expert);
     run_kernel<balance_loss_t>(b, losses, r, logits, call);
     return losses;
   }
