@@ -24,9 +24,8 @@ struct any_tensor {
   void operator()(auto&&...) const {}
 };
 template <class P> concept has_head_weights = requires { typename P::template weights<float>; };
-template <class P>
-concept lists_tensors = requires(typename P::template weights<float>& w, const P& p, const sizes& s,
-                                 const layer_set& exits) {
+template <class P> concept lists_tensors = requires(typename P::template weights<float>& w, const P& p, const sizes& s,
+                                                    const layer_set& exits) {
   w.tensors(p, s, exits, any_tensor{});
 };
 template <class P>
