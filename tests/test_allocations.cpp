@@ -2,38 +2,14 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
-#include <cstdlib>
-#include <new>
 
 #include "tiny.hpp"
+#include "watched_new.hpp"
 
 namespace {
 std::atomic<long> allocations{0};
-
-void* allocate(std::size_t size, std::size_t align) {
-  ++allocations;
-  void* p = std::aligned_alloc(align, (size + align - 1) / align * align);
-  if (!p) throw std::bad_alloc();
-  return p;
 }
-}  // namespace
-
-// Not inlined: g++ would see free() meet a pointer from operator new, and warn.
-[[gnu::noinline]] void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t align) {
-  return allocate(size, std::size_t(align));
-}
-[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  try {
-    return allocate(size, alignof(std::max_align_t));
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void tests::on_allocation(std::size_t) { ++allocations; }
 
 using namespace tests;
 

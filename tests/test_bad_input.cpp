@@ -12,40 +12,19 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
-#include <new>
 
 #include "moeskip/model/checkpoint.hpp"
 #include "tiny.hpp"
+#include "watched_new.hpp"
 
 // The largest single allocation, in bytes: absurd sizes in a file must be refused before memory is taken for them.
 namespace {
 std::atomic<std::size_t> largest{0};
-
-void* allocate(std::size_t size, std::size_t align) {
-  for (std::size_t seen = largest; seen < size && !largest.compare_exchange_weak(seen, size);) {}
-  if (size > std::size_t{1} << 30) throw std::bad_alloc();  // a small machine: no test takes a gigabyte
-  void* p = std::aligned_alloc(align, (size + align - 1) / align * align);
-  if (!p) throw std::bad_alloc();
-  return p;
 }
-}  // namespace
-
-// Not inlined: g++ would see free() meet a pointer from operator new, and warn.
-[[gnu::noinline]] void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t align) {
-  return allocate(size, std::size_t(align));
+void tests::on_allocation(std::size_t bytes) {
+  for (std::size_t seen = largest; seen < bytes && !largest.compare_exchange_weak(seen, bytes);) {}
+  if (bytes > std::size_t{1} << 30) throw std::bad_alloc();  // a small machine: no test takes a gigabyte
 }
-[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  try {
-    return allocate(size, alignof(std::max_align_t));
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
 
 using namespace tests;
 namespace fs = std::filesystem;

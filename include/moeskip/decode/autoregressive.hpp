@@ -3,8 +3,7 @@
 
 #include <string_view>
 
-#include "moeskip/decode/sampler.hpp"
-#include "moeskip/decode/session.hpp"
+#include "moeskip/decode/emit.hpp"
 
 namespace moeskip::decoder {
 
@@ -20,17 +19,11 @@ struct autoregressive {
       auto& m = s.model();
       mat<T> x = s.memory().template take<T>(1, m.sizes().dim),
              logits = s.memory().template take<T>(1, m.sizes().vocab);
-      vec<T> p = s.memory().template take<T>(m.sizes().vocab);
       const int at = s.position();
       s.embed(x, s.pending());
       s.run(0, m.layers(), x, at);
       s.logits(logits, x, m.layers());
-      draw_from.distribution<T>(p, logits.row(0));
-      const draws draw{draw_from.options().seed, stream::sampling};
-      const int token = sampler::pick<T>(p, draw.uniform_double(std::uint64_t(at)));
-      ++s.stats.rounds;
-      s.push(token);
-      sink(emitted{token, m.layers(), false});
+      emit_next<T>(s, draw_from, logits.row(0), m.layers(), sink);
     }
   };
 };

@@ -10,8 +10,7 @@
 #include <string_view>
 
 #include "moeskip/concepts/decoder.hpp"
-#include "moeskip/decode/sampler.hpp"
-#include "moeskip/decode/session.hpp"
+#include "moeskip/decode/emit.hpp"
 
 namespace moeskip {
 
@@ -64,7 +63,6 @@ template <class Rule = exit_rule::max_probability> struct early_exit {
       auto& m = s.model();
       mat<T> x = s.memory().template take<T>(1, m.sizes().dim),
              logits = s.memory().template take<T>(1, m.sizes().vocab);
-      vec<T> p = s.memory().template take<T>(m.sizes().vocab);
       const int at = s.position();
       s.embed(x, s.pending());
       int depth = 0;
@@ -76,12 +74,7 @@ template <class Rule = exit_rule::max_probability> struct early_exit {
         if (e < m.layers() && options.rule.template leaves<T>(logits.row(0), e)) break;
       }
       if (depth < m.layers()) s.propagate(depth, x, at);
-      draw_from.distribution<T>(p, logits.row(0));
-      const draws draw{draw_from.options().seed, stream::sampling};
-      const int token = sampler::pick<T>(p, draw.uniform_double(std::uint64_t(at)));
-      ++s.stats.rounds;
-      s.push(token);
-      sink(emitted{token, depth, false});
+      emit_next<T>(s, draw_from, logits.row(0), depth, sink);
     }
   };
 };

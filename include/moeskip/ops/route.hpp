@@ -35,6 +35,10 @@ template <class T> struct routing_call {
 
 template <class T> struct auxiliary_losses {
   T balance{}, z{}, change{};  // unweighted
+  auxiliary_losses& operator+=(const auxiliary_losses& more) {
+    balance += more.balance, z += more.z, change += more.change;
+    return *this;
+  }
 };
 struct auxiliary_weights {
   double balance = 0, z = 0, change = 0;
@@ -233,21 +237,27 @@ template <> struct kernel<route_backward_t, on_reference> {
 template <> struct kernel<balance_loss_t, on_reference> {
   template <class B, class T> static void run(B&, auxiliary_losses<T>& losses, const routing<T>& r, mat<const T> logits,
                                               const routing_call<T>& call) {
+    const index_t following = detail::following(call.rows);
+    for (index_t n = 0; n < r.probability.rows(); ++n) losses += row(r, logits, call, following, n);
+  }
+
+  /// What row n adds.
+  template <class T> static auxiliary_losses<T> row(const routing<T>& r, mat<const T> logits,
+                                                    const routing_call<T>& call, index_t following, index_t n) {
     const mat<const T> p = r.probability;
-    const T rows(real_t<T>(p.rows())), following(real_t<T>(std::max<index_t>(1, detail::following(call.rows))));
-    for (index_t n = 0; n < p.rows(); ++n) {
-      const expert_set& living = call.alive.of(n);
-      T sum{}, change{};
-      for (index_t e = 0; e < p.cols(); ++e) {
-        sum += r.load[e] * p(n, e);
-        if (call.rows.follows(n)) change += (p(n, e) - p(n - 1, e)) * (p(n, e) - p(n - 1, e));
-      }
-      losses.balance += sum * T(real_t<T>(living.size())) / rows;
-      losses.change += change / (following + following);
-      if (logits.cols() == 0) continue;
-      const T lse = detail::log_sum_exp_alive(logits.row(n).data(), p.cols(), living);
-      losses.z += lse * lse / rows;
+    const expert_set& living = call.alive.of(n);
+    const T rows = T(real_t<T>(p.rows()));
+    auxiliary_losses<T> losses;
+    for (index_t e = 0; e < p.cols(); ++e) {
+      losses.balance += r.load[e] * p(n, e);
+      if (call.rows.follows(n)) losses.change += (p(n, e) - p(n - 1, e)) * (p(n, e) - p(n - 1, e));
     }
+    losses.balance *= T(real_t<T>(living.size())) / rows;
+    losses.change /= T(real_t<T>(std::max<index_t>(1, 2 * following)));
+    if (logits.cols() == 0) return losses;
+    const T lse = detail::log_sum_exp_alive(logits.row(n).data(), p.cols(), living);
+    losses.z = lse * lse / rows;
+    return losses;
   }
 };
 

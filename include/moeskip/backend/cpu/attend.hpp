@@ -43,7 +43,7 @@ template <class A> void tile_probabilities(float* p, const attention_tile& t, ma
     float* row = p + r * t.keys;
     const index_t visible = rows.position[t.first + r] + 1;
     const float sum = exp_row<A>(row, row, row_max<A>(row, visible), 1.f, visible);
-    scale_row<A>(row, 1.f / sum, visible);
+    scale_row<A>(row, row, 1.f / sum, visible);
     std::fill(row + visible, row + t.keys, 0.f);
   }
 }

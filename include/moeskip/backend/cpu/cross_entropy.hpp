@@ -24,7 +24,7 @@ template <> struct kernel<cross_entropy_t, on_cpu> {
             const float sum = k::exp_row<A>(row, row, highest, 1.f, V);
             losses[n] = std::log(sum) + highest - target;
             if (scale == 0) continue;
-            k::scale_row<A>(row, float(scale) / sum, V);
+            k::scale_row<A>(row, row, float(scale) / sum, V);
             row[targets[n]] -= float(scale);
           }
         },

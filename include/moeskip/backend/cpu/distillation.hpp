@@ -35,7 +35,7 @@ template <> struct kernel<distillation_t, on_cpu> {
             const float sum = k::exp_row<A>(row, row, highest, 1.f, V), lse = std::log(sum) + highest;
             losses[n] = lse - target;
             divergences[n] = simd::reduce_add<A>(difference) / t_sum + (lse - (std::log(t_sum) + t_highest));
-            k::scale_row<A>(row, float(scale) / sum, V);
+            k::scale_row<A>(row, row, float(scale) / sum, V);
             k::add_scaled<A>(row, -float(scale * share) / t_sum, p, V);
             row[targets[n]] -= float(scale * (1 - share));
           }

@@ -65,14 +65,8 @@ template <> struct kernel<gate_rows_t, on_cpu> {
     parallel_for(
         x.rows(),
         [&](index_t first, index_t last) {
-          for (index_t n = first; n < last; ++n) {
-            const simd::lanes<A> gate(sigmoid(g(n, 0)));
-            const float* in = x.row(n).data();
-            float* out = y.row(n).data();
-            cpu_kernels::for_vectors<A>(x.cols(), [&](index_t i, auto k) {
-              cpu_kernels::store<A>(out + i, gate * cpu_kernels::load<A>(in + i, k), k);
-            });
-          }
+          for (index_t n = first; n < last; ++n)
+            cpu_kernels::scale_row<A>(y.row(n).data(), x.row(n).data(), sigmoid(g(n, 0)), x.cols());
         },
         64);
   }
@@ -86,13 +80,9 @@ template <> struct kernel<gate_rows_backward_t, on_cpu> {
         x.rows(),
         [&](index_t first, index_t last) {
           for (index_t n = first; n < last; ++n) {
-            const simd::lanes<A> gate(sigmoid(g(n, 0)));
-            const float* in = dy.row(n).data();
-            float* out = dx.row(n).data();
-            dg(n, 0) = cpu_kernels::dot<A>(in, x.row(n).data(), x.cols()) * sigmoid_derivative(g(n, 0));
-            cpu_kernels::for_vectors<A>(x.cols(), [&](index_t i, auto k) {
-              cpu_kernels::store<A>(out + i, gate * cpu_kernels::load<A>(in + i, k), k);
-            });
+            const float* out = dy.row(n).data();
+            dg(n, 0) = cpu_kernels::dot<A>(out, x.row(n).data(), x.cols()) * sigmoid_derivative(g(n, 0));
+            cpu_kernels::scale_row<A>(dx.row(n).data(), out, sigmoid(g(n, 0)), x.cols());
           }
         },
         64);

@@ -1,6 +1,7 @@
 // Routing on the CPU: the router's per-token functions, rows split among the threads.
 #pragma once
 
+#include "moeskip/backend/cpu/scratch.hpp"
 #include "moeskip/base/parallel.hpp"
 #include "moeskip/ops/route.hpp"
 
@@ -38,6 +39,23 @@ template <> struct kernel<route_backward_t, on_cpu> {
         kernel<route_backward_t, on_reference>::row(dlogits, dgate, logits, r, router, call, weights, following, n,
                                                     {scratch.row(thread).data(), E});
     });
+  }
+};
+
+template <> struct kernel<balance_loss_t, on_cpu> {
+  template <class B> static void run(B&, auxiliary_losses<float>& losses, const routing<float>& r,
+                                     mat<const float> logits, const routing_call<float>& call) {
+    struct by_row;
+    const index_t rows = r.probability.rows(), following = detail::following(call.rows);
+    auto* parts = cpu_kernels::thread_scratch<by_row, auxiliary_losses<float>>(rows);
+    parallel_for(
+        rows,
+        [&](index_t first, index_t last) {
+          for (index_t n = first; n < last; ++n)
+            parts[n] = kernel<balance_loss_t, on_reference>::row(r, logits, call, following, n);
+        },
+        64);
+    for (index_t n = 0; n < rows; ++n) losses += parts[n];  // in order: the same bits on any number of threads
   }
 };
 

@@ -84,9 +84,10 @@ template <class A> float exp_row(float* y, const float* x, float shift, float fa
   return simd::reduce_add<A>(sum) + rest;
 }
 
-template <class A> void scale_row(float* y, float factor, index_t size) {
+/// y = factor · x; y may be x.
+template <class A> void scale_row(float* y, const float* x, float factor, index_t size) {
   const simd::lanes<A> f(factor);
-  for_vectors<A>(size, [&](index_t i, auto n) { store<A>(y + i, f * load<A>(y + i, n), n); });
+  for_vectors<A>(size, [&](index_t i, auto n) { store<A>(y + i, f * load<A>(x + i, n), n); });
 }
 
 /// Stored weights as floats: themselves, or widened into the thread's scratch.
