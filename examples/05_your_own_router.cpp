@@ -1,6 +1,6 @@
 // A router of one's own: the two best experts, from a softmax with a temperature τ. Below 1 tokens are more decided,
 // above they spread.
-//   p = softmax(logits / τ)   gate_k = p_k / (p_1 + p_2)
+//   p = softmax(logits / τ)   gate = softmax of the two best logits / τ, which is p_k / (p_1 + p_2)
 // The functions see one token and touch nothing else, so every backend can run them.
 #include "example.hpp"
 
@@ -20,19 +20,14 @@ struct tempered {
     ms::router::choose_best<2>(t, t.probability);
   }
   template <class T> MOESKIP_HD void weigh(const ms::routed_token<T>& t) const {
-    const T best = t.probability[t.chosen[0]], second = t.probability[t.chosen[1]];
-    t.gate[0] = best / (best + second), t.gate[1] = second / (best + second);
+    for (int k = 0; k < 2; ++k) t.gate[k] = t.logits[t.chosen[k]] / T(temperature);
+    ms::softmax(t.gate, t.gate, 2);
   }
-  template <class T>
-  MOESKIP_HD void backward(const ms::routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
-    const T sum = t.probability[t.chosen[0]] + t.probability[t.chosen[1]];
-    const T mean = t.gate[0] * dgate[0] + t.gate[1] * dgate[1];
-    for (int k = 0; k < 2; ++k) dprobability[t.chosen[k]] += (dgate[k] - mean) / sum;
-    T through{};
-    for (int e = 0; e < t.experts; ++e) through += t.probability[e] * dprobability[e];
-    for (int e = 0; e < t.experts; ++e) dlogits[e] += t.probability[e] * (dprobability[e] - through) / T(temperature);
+  template <class T> MOESKIP_HD void backward(const ms::routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
+    ms::router::weigh_by_softmax_backward<2>(t, dgate, dlogits);
+    ms::router::softmax_alive_backward(t, dp, dlogits);
+    for (int e = 0; e < t.experts; ++e) dlogits[e] /= T(temperature);
   }
-  // All numbers, for checkpoints. A router without numbers needs no `fields`; one that hides some refuses to be saved.
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
     f("temperature", self.temperature), f("balance_loss", self.balance_loss);
   }
@@ -56,11 +51,9 @@ int main(int argc, char** argv) {
       ms::trainer trainer(model, options);
       while (trainer.next_step() < options.steps) trainer.step(batches);
 
-      const auto prompt = ms::tokenizer::byte::encode("This is the dog ");
-      const ms::generated out = ms::generate(model, prompt, {.max_new_tokens = given.tiny ? 16 : 64});
       example::print(ms::text("temperature ", temperature, ": ",
                               example::fixed(ms::evaluate(model, tokens, 32).back().bits_per_token, 3),
-                              " bits per byte\nThis is the dog ", example::readable(out.ids()), "\n\n"));
+                              " bits per byte\n"));
     }
   });
 }

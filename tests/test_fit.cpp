@@ -216,6 +216,26 @@ TEST_CASE("a disk that is full costs no step") {
   CHECK(steps_of(lines_of(options.metrics), "loss") == list{2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
 }
 
+TEST_CASE("a validation that fails at the end costs no step") {
+  const folder f;
+  run whole, r;
+  ms::fit(whole.trainer, whole.data);
+  ms::fit_options options{.checkpoint = f.path / "run.safetensors"};
+  options.validate = []() -> std::vector<ms::exit_quality> { throw std::runtime_error("no text"); };
+  CHECK_THROWS_WITH_AS(ms::fit(r.trainer, r.data, options), "no text", std::runtime_error);
+  run saved;
+  ms::resume(saved.trainer, options.checkpoint, saved.data.about());
+  CHECK(saved.trainer.next_step() == 12);
+  CHECK(saved.weights() == whole.weights());
+  // One in the middle of the run, likewise.
+  run again;
+  options = {.checkpoint = f.path / "other.safetensors", .validate_every = 5, .validate = options.validate};
+  CHECK_THROWS_AS(ms::fit(again.trainer, again.data, options), std::runtime_error);
+  run resumed;
+  ms::resume(resumed.trainer, options.checkpoint, resumed.data.about());
+  CHECK(resumed.trainer.next_step() == 5);
+}
+
 TEST_CASE("fit: options and files that make no sense are refused by name") {
   const folder f;
   run r;

@@ -169,7 +169,7 @@ TEST_CASE_TEMPLATE("a prefill in chunks and a step are one pass over all tokens"
   CHECK(s.position() == 299);
   using T = typename ms::session<small, Back>::T;
   auto x = s.memory().template take<T>(1, 24), logits = s.memory().template take<T>(1, 11);
-  s.embed(x, tokens.back()), s.run(0, 4, x, s.position()), s.logits(logits, x, 4);
+  s.embed(x), s.run(0, 4, x, s.position()), s.logits(logits, x, 4);
 
   one_pass whole(oracle, tokens);
   const double error = std::is_same_v<T, double> ? 1e-9 : 1e-4;
@@ -231,7 +231,7 @@ TEST_CASE_TEMPLATE("early exit fills the skipped layers' keys and values from th
 
   // What the next token sees of it, and that it would see something else had the layers been left empty.
   auto x = s.memory().template take<T>(1, 24), logits = s.memory().template take<T>(1, 11);
-  s.embed(x, s.pending()), s.run(0, 4, x, 8), s.logits(logits, x, 4);
+  s.embed(x), s.run(0, 4, x, 8), s.logits(logits, x, 4);
   const auto by_hand = [&](ms::kv_cache<double>& kv) {
     const ms::mat<double> y = oracle.run_layers(0, 4, embedded(8, 1), kv, rows(8, 1), nothing);
     ms::mat<double> normed = memory.take<double>(1, 24), out_logits = memory.take<double>(1, 11);
@@ -321,7 +321,7 @@ TEST_CASE("a session driven by hand where there is nothing") {
   CHECK_THROWS_WITH_AS(s.pending(), "the session is empty: prefill a prompt first", ms::config_error);
   s.prefill(prompt);
   auto x = s.memory().take<float>(1, 24);
-  s.embed(x, 1);
+  s.embed(x, 1, 0);
   const auto refused = [&](int first, int last, int at, const char* message) {
     CHECK_THROWS_WITH_AS(s.run(first, last, x, at), message, ms::config_error);
   };
@@ -384,7 +384,7 @@ TEST_CASE("what generation refuses, and how it says so") {
   ms::session s(m);
   s.prefill(std::vector<int>(40, 1));
   auto x = s.memory().take<float>(1, 24);
-  s.embed(x, 1);
+  s.embed(x, 1, 0);
   CHECK_THROWS_WITH_AS(s.run(0, 4, x, 40), doctest::Contains("the context of 40 tokens is exhausted"),
                        ms::config_error);
 }

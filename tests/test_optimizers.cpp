@@ -152,6 +152,15 @@ TEST_CASE("muon's updates are nearly orthogonal, and none for a gradient of zero
   ms::muon::on<ms::cpu<float>> state({t});
   state.update(backend, {.weight_decay = 0}, t, {w.data(), 12}, {zero.data(), 12}, 0.1, 1, 1);
   CHECK(w == std::vector<float>(12, 1.f));
+  // Nor is a matrix moved by what earlier gradients left: it only decays.
+  std::vector<float> some = random_values<float>(12, 3);
+  state.update(backend, {.weight_decay = 0}, t, {w.data(), 12}, {some.data(), 12}, 0.1, 2, 1);
+  const std::vector<float> moved = w;
+  CHECK(moved != std::vector<float>(12, 1.f));
+  state.update(backend, {.weight_decay = 0}, t, {w.data(), 12}, {zero.data(), 12}, 0.1, 3, 1);
+  CHECK(w == moved);
+  state.update(backend, {.weight_decay = 0.5}, t, {w.data(), 12}, {zero.data(), 12}, 0.1, 4, 1);
+  for (std::size_t i = 0; i < w.size(); ++i) CHECK(w[i] == doctest::Approx(0.95 * moved[i]));
 }
 
 TEST_CASE("muon takes every matrix, and AdamW what is none") {

@@ -193,6 +193,41 @@ TEST_CASE("sticky: the experts of the token before have a bonus") {
   CHECK(routed<sticky<top_k<2>>>({.bonus = 0}, logits, 4, call).chosen() == std::vector<int>{0, 1, 2, 1, 2, 3});
 }
 
+TEST_CASE("gates are numbers however unlikely the chosen experts are") {
+  const one_sequence s(2);
+  ms::routing_call<double> call;
+  call.rows = s.rows();
+  // The second token takes over experts whose probabilities are 0 in double.
+  const std::vector<double> logits{9, 8, 0, 0, -2000, -2001, 0, 0};
+  const routed<segment<top_k<2>, 2>> r({}, logits, 4, call);
+  CHECK(r.chosen() == std::vector<int>{0, 1, 0, 1});
+  CHECK(r.gates()[2] == doctest::Approx(sigmoid(1)));
+  const routed<segment<noisy_top_k<2>, 2>> noisy({}, {9, 8, 0, 0, 0, 0, 0, 0, -2000, -2001, 0, 0, 0, 0, 0, 0}, 4, call);
+  CHECK(noisy.gates()[2] == doctest::Approx(sigmoid(1)));
+  const routed<segment<sigmoid_top_k<2>, 2>> none({}, logits, 4, call);
+  CHECK(none.gates()[2] == 0);
+  CHECK(none.gates()[3] == 0);
+}
+
+TEST_CASE("a segment's own expert may be the only one left") {
+  const one_sequence s(2);
+  for (int n = 0; n < 2; ++n) CHECK(s.token[std::size_t(n)] == 0);
+  ms::routing_call<double> call;
+  call.rows = s.rows();
+  const std::vector<double> logits{3, 2, 1, 1, 2, 3};
+  const routed<segment<top_k<3>, 2, 1>> all({}, logits, 3, call);  // three experts, three a token
+  CHECK(all.chosen() == std::vector<int>{0, 1, 2, 0, 1, 2});
+  ms::arena memory;
+  ms::reference<double> backend;
+  const ms::expert_set alive = ms::expert_set::first(3);
+  call.alive = {{&alive, 1}};
+  const ms::routing<double> out{memory.take<double>(2, 3), memory.take<int>(2, 3), memory.take<double>(2, 3),
+                                memory.take<double>(3)};
+  const segment<ms::router::hash<3>, 2, 1> hashed;
+  ms::route(backend, out, ms::mat<const double>(nullptr, 2, 0), hashed, call, memory);
+  for (const double p : out.probability) CHECK(p == doctest::Approx(1 / 3.));
+}
+
 TEST_CASE("a selection bias evens out the load") {
   struct even : ms::variant {
     using router = biased<top_k<2>>;
@@ -284,13 +319,51 @@ TEST_CASE("routers with memory: one token at a time routes as the whole text at 
         CHECK(whole.keys_values(l).experts.plane(0)(at, k) == stepwise.keys_values(l).experts.plane(0)(at, k));
 }
 
+using segment_of_four = segment<top_k<2>, 4, 1>;
+
+TEST_CASE_TEMPLATE("routers with memory: long prompts, sessions used again, truncation", R, segment_of_four,
+                   sticky<top_k<2>>) {
+  using V = with<R>;
+  ms::config<V> c{.sizes = tiny_sizes, .exits = ms::exits_after(2)};
+  c.sizes.context = 400;
+  ms::model<V, ms::cpu<float>> m(c, ms::seed{6});
+  const std::vector<int> prompt = random_tokens(300, c.sizes.vocab, 2), other = random_tokens(170, c.sizes.vocab, 3);
+  const auto none = [](const ms::emitted&) {};
+  const ms::generation options{.max_new_tokens = 60};
+  ms::session<V, ms::cpu<float>> fresh(m), used(m);
+  const auto want = ms::generate(fresh, prompt, options, ms::decoder::autoregressive{}, none);
+  int early = 0;
+  ms::generate(used, other, {.max_new_tokens = 200}, ms::decoder::early_exit<>{.rule = {.threshold = 0.08f}},
+               [&](const ms::emitted& e) { early += e.exit_layer < 4; });
+  CHECK(early > 20);  // tokens that left the upper layers without a choice
+  CHECK(early < 200);
+  const ms::speculative_decoder::compose<> speculative{.length = {.num_speculations = 5}};
+  CHECK(ms::generate(used, prompt, options, speculative, none).ids() == want.ids());
+  CHECK(ms::generate(used, prompt, options, ms::decoder::autoregressive{}, none).ids() == want.ids());
+  // Back to the 310th token, and on: by hand, token by token.
+  used.truncate(310);
+  const ms::mat<float> x = used.memory().template take<float>(1, c.sizes.dim);
+  const ms::mat<float> logits = used.memory().template take<float>(1, c.sizes.vocab);
+  for (std::size_t i = 10; i < want.ids().size(); ++i) {
+    used.embed(x);
+    used.logits(logits, used.run(0, 4, x, used.position()), 4);
+    const int token = ms::argmax(ms::vec<const float>(logits.row(0)));
+    CHECK(token == want.ids()[i]);
+    used.push(token);
+  }
+}
+
 TEST_CASE("checkpoints tell nested routers apart") {
   CHECK(ms::variant_name<with<segment<biased<sigmoid_top_k<2>>, 4, 1>>>().find(
             "router=segment<4, 1 free, biased<sigmoid_top_k<2>>>") == 0);
   CHECK(ms::policy_names<with<smooth<top_k<2>>>>().at("router") == "smooth<top_k<2>>");
-  auto map = ms::to_metadata(ms::config<with<sticky<top_k<2>>>>{.sizes = tiny_sizes, .router = {.bonus = 0.25f}});
-  CHECK(map.at("router.bonus") == "0.25");
-  CHECK(ms::from_metadata<with<sticky<top_k<2>>>>(map, "a file").router.bonus == 0.25f);
+  using nested = with<segment<sticky<top_k<2>>, 4>>;
+  const ms::config<nested> c{.sizes = tiny_sizes,
+                             .router = {.base = {.bonus = 0.25f, .from_layer = 1}, .from_layer = 2}};
+  const ms::string_map map = ms::to_metadata(c);
+  CHECK(map.at("router.base.bonus") == "0.25");
+  CHECK(map.at("router.from_layer") == "2");
+  CHECK(ms::from_metadata<nested>(map, "a file") == c);
 }
 
 TEST_CASE("routing statistics: a hand-made routing") {

@@ -175,7 +175,7 @@ TEST_CASE_TEMPLATE("rows keep their bits: a whole model behind a prompt", W, flo
     if (first == 0) session.prefill(std::vector<int>(tokens.begin(), tokens.begin() + 35));
     const auto scope = session.memory().scope();
     ms::mat<float> x = session.memory().template take<float>(count, config.sizes.dim);
-    for (int i = 0; i < count; ++i) session.embed(x.rows(i, 1), tokens[34 + first + i]);
+    session.embed(x, {tokens.data() + 34 + first, count}, 34 + first);
     session.logits(logits, session.run(0, config.sizes.layers, x, 34 + first), config.sizes.layers);
   });
 }

@@ -41,7 +41,7 @@ std::vector<float> next_distribution(ms::session<small, backend>& s, ms::sampler
   s.prefill(tokens);
   const auto scope = s.memory().scope();
   ms::mat<float> x = s.memory().take<float>(1, shape.sizes.dim), logits = s.memory().take<float>(1, vocab);
-  s.embed(x, tokens.back());
+  s.embed(x);
   s.run(0, shape.sizes.layers, x, s.position());
   s.logits(logits, x, shape.sizes.layers);
   std::vector<float> p(vocab);

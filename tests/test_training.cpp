@@ -178,6 +178,8 @@ TEST_CASE("resuming with another text of the same length, or with weights of ano
   run<ms::cpu<float>> first, second;
   ms::save(first.trainer, file, first.data.about());
   CHECK_NOTHROW(ms::resume(second.trainer, file, second.data.about()));
+  CHECK_THROWS_WITH_AS(ms::resume(second.trainer, file), doctest::Contains("data.hash: expected nothing, got "),
+                       ms::file_error);
   second.text[100] = (second.text[100] + 1) % 16;
   REQUIRE(second.text != first.text);
   CHECK_THROWS_WITH_AS(ms::resume(second.trainer, file, second.data.about()), doctest::Contains("data.hash: expected "),

@@ -4,25 +4,10 @@
 
 namespace {
 
+using study::all_moe;
+using study::baseline;
 using study::plan;
-
-/// What all recipes share: the loss of the top alone, no dropout.
-template <class V> plan<V> baseline(ms::sizes s = study::all_moe) {
-  plan<V> p{.model = {.sizes = s, .exits = ms::exits_every(2, s.layers)}};
-  p.training.exit_scale = 0;
-  p.training.schedule = {.warmup = 100};
-  p.training.optimizer = {.lr = 3e-3};
-  return p;
-}
-
-/// Exit losses and layer dropout: LayerSkip from scratch, with constant dropout.
-template <class V> plan<V> skipping() {
-  plan<V> p = baseline<V>();
-  p.training.exit_scale = 0.2;
-  p.training.curriculum = {.every = 2};
-  p.model.layer_dropout = {.p_max = 0.1f};
-  return p;
-}
+using study::skipping;
 
 struct plain : ms::variant {};
 struct skip : ms::variant {
@@ -32,39 +17,35 @@ struct skip : ms::variant {
 struct dropping_experts : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
 };
-struct local : ms::variant {
-  using router = ms::router::segment<ms::router::top_k<2>, 4, 1>;
-};
 struct everything : skip {
   using router = ms::router::segment<ms::router::top_k<2>, 4, 1>;
   using expert_dropout = ms::expert_dropout::bernoulli;
 };
 
 const study::known recipes[] = {
-    {"baseline", [] { return baseline<plain>(); }},
-    {"skip", [] { return skipping<skip>(); }},
+    {"baseline", [] { return baseline<plain>(all_moe); }},
+    {"skip", [] { return skipping<skip>(all_moe); }},
     {"expert_dropout",
      [] {
-       plan<dropping_experts> p = baseline<dropping_experts>();
+       plan<dropping_experts> p = baseline<dropping_experts>(all_moe);
        p.model.expert_dropout = {.p = 0.1f};
        return p;
      }},
-    {"local", [] { return baseline<local>(); }},
     {"everything",
      [] {
-       plan<everything> p = skipping<everything>();
+       plan<everything> p = skipping<everything>(all_moe);
        p.model.expert_dropout = {.p = 0.1f};
        return p;
      }},
     {"half_depth",
      [] {
-       ms::sizes s = study::all_moe;
+       ms::sizes s = all_moe;
        s.layers /= 2;
        return baseline<plain>(s);
      }},
     {"dense",
      [] {
-       ms::sizes s = study::all_moe;
+       ms::sizes s = all_moe;
        s.moe_every = 0, s.dense_ffn = 2 * s.ffn;
        return baseline<plain>(s);
      }},

@@ -13,10 +13,8 @@ using top_2 = ms::router::top_k<2>;
 template <class R> struct routed : ms::variant { using router = R; };
 
 template <class R> study::plan<routed<R>> by(const R& router) {
-  study::plan<routed<R>> p{.model = {.sizes = study::all_moe, .router = router}};
-  p.training.exit_scale = 0;
-  p.training.schedule = {.warmup = 100};
-  p.training.optimizer = {.lr = 3e-3};
+  study::plan<routed<R>> p = study::baseline<routed<R>>(study::all_moe);
+  p.model.router = router;
   return p;
 }
 

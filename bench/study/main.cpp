@@ -1,4 +1,4 @@
-// ./run study: trains models by the recipes of this folder and measures them. docs/results.md tells what came out.
+// ./run study: trains models by the recipes of this folder and measures them.
 #include <CLI/CLI.hpp>
 
 #include <cstdlib>

@@ -51,6 +51,7 @@ template <class M> std::vector<int> own_text(M& m, std::span<const int> prompts,
     all.push_back(prompts[at]);
     for (const int id : out.ids()) all.push_back(id);
   }
+  all.push_back(all.front());  // nobody's next token: every window is one sample
   return all;
 }
 
@@ -81,7 +82,7 @@ template <class Trainer> results measure(Trainer& run, std::span<const int> vali
   r.valid = quality(m, valid, length, 800);
   if (!other.empty()) r.other = quality(m, other, length, 400);
   const std::vector<int> own = own_text(m, valid, 24);
-  r.generated = quality(m, std::span<const int>(own), m.sizes().context - 1, 0);
+  r.generated = quality(m, std::span<const int>(own), m.sizes().context, 0);
   if (m.sizes().moe_layers() > 0)
     for (const int share : {8, 4, 2})  // an eighth, a quarter, a half
       if (const int n = m.sizes().experts / share; n > 0 && m.sizes().experts - n >= 2)

@@ -59,6 +59,24 @@ template <class V> struct plan {
   ms::training<V> training{};
 };
 
+/// What all recipes share: the loss of the top alone, no dropout.
+template <class V> plan<V> baseline(const ms::sizes& s) {
+  plan<V> p{.model = {.sizes = s, .exits = ms::exits_every(2, s.layers)}};
+  p.training.exit_scale = 0;
+  p.training.schedule = {.warmup = 100};
+  p.training.optimizer = {.lr = 3e-3};
+  return p;
+}
+
+/// Exit losses and layer dropout: LayerSkip from scratch, with constant dropout.
+template <class V> plan<V> skipping(const ms::sizes& s) {
+  plan<V> p = baseline<V>(s);
+  p.training.exit_scale = 0.2;
+  p.training.curriculum = {.every = 2};
+  p.model.layer_dropout = {.p_max = 0.1f};
+  return p;
+}
+
 /// Fewer layers, experts and steps.
 template <class V> void shrink(plan<V>& p) {
   p.model.sizes.layers = std::min(p.model.sizes.layers, 4), p.model.sizes.dim = 16, p.model.sizes.heads = 2;

@@ -1,14 +1,13 @@
 // Choosing how long to train, training, and how well each exit then predicts the held-out text.
 #pragma once
 
-#include <signal.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "corpus.hpp"
+#include "moeskip/train/interrupt.hpp"
 #include "progress.hpp"
 #include "shape.hpp"
 
@@ -60,25 +59,6 @@ template <class B> std::uint64_t steps_within(double budget, const task& t) {
   return std::uint64_t(std::max(1.0, (0.97 * budget - elapsed() - validation) / step));  // 3 % for saving and noise
 }
 
-/// While it lives, the first Ctrl-C is only noted; a second one ends the program.
-class interruption {
- public:
-  interruption() {
-    noted = 0;
-    struct sigaction action {};
-    action.sa_handler = [](int) { noted = 1; };
-    action.sa_flags = int(SA_RESETHAND) | SA_RESTART;
-    sigaction(SIGINT, &action, &before_);
-  }
-  ~interruption() { sigaction(SIGINT, &before_, nullptr); }
-  interruption(const interruption&) = delete;
-  explicit operator bool() const { return noted != 0; }
-
- private:
-  static inline volatile sig_atomic_t noted = 0;
-  struct sigaction before_ {};
-};
-
 struct training_outcome {
   std::uint64_t steps = 0;
   double seconds = 0, first_loss = 0, last_loss = 0;  // of the full depth, nats per byte
@@ -93,16 +73,16 @@ training_outcome train(ms::model<variant, B>& m, const task& t, std::uint64_t st
   ms::trainer run(m, t.options(steps));
   training_outcome result{.tokens_per_step = data.tokens_per_batch()};
   progress shown(out, steps, m.layers(), data.tokens_per_batch());
-  const interruption stop;
+  const ms::interrupt_guard stop;  // the first Ctrl-C is only noted; a second one ends the program
   const clock::time_point start = clock::now();
-  while (!stop && run.next_step() < steps) {
+  while (!stop.raised() && run.next_step() < steps) {
     const auto report = run.step(data);
     result.steps = run.next_step();
     result.last_loss = double(report.losses.exits[std::size_t(m.layers())]);
     if (result.steps == 1) result.first_loss = result.last_loss;
     MOESKIP_CHECK(ms::error, std::isfinite(result.last_loss), "training diverged: the loss of step ", result.steps,
                   " is ", result.last_loss);
-    shown.show(result.steps, report.losses, stop || result.steps == steps);
+    shown.show(result.steps, report.losses, stop.raised() || result.steps == steps);
   }
   result.seconds = demo::seconds(clock::now() - start).count();
   if (result.steps < steps)

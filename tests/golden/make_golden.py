@@ -39,6 +39,7 @@ class Case:
     exit_weights: list    # of the gradient check, by exit layer from 1: none is zero
     training: dict = field(default_factory=dict)
     router_name: str = f"top_k<{K}>"  # or "biased<sigmoid_top_k<K>>"
+    bias_rate: float = 0.0            # of the selection biases
     shared_expert: str = "none"       # or "always", "gated"
     sequences: int = 3
     length: int = 9       # 27 rows: more than the 16 that decoding runs at a time
@@ -76,8 +77,8 @@ CASES = [
     Case(name="sigmoid_biased", seed=3,
          sizes=dict(layers=2, dim=18, heads=3, kv_heads=3, head_dim=6, ffn=10, experts=6, vocab=21, context=16,
                     moe_every=1, dense_ffn=0, shared_ffn=14, tied=False, norm_eps=1e-5, rope_theta=10000.0),
-         router=dict(groups=3, best_groups=2, renormalise=True, scale=1.75, balance_loss=0.03, z_loss=0.01,
-                     bias_rate=0.02),
+         router=dict(groups=3, best_groups=2, renormalise=True, scale=1.75, balance_loss=0.03, z_loss=0.01),
+         bias_rate=0.02,
          router_name=f"biased<sigmoid_top_k<{K}>>", shared_expert="always",
          exit_head="shared", exits=[1], exit_weights=[0.4, 0.6],
          training=TRAINING | {"training.exit_scale": 0.5, "training.clip": 1.0}),
@@ -305,7 +306,7 @@ def train(case, initial, inputs, targets):
             group["lr"] = rate(case, step)
         optimizer.step()
         for r in result["routers"] if case.sigmoid else []:  # Wang et al. 2024, algorithm 1
-            w[r["prefix"] + "gate.e_score_correction_bias"] -= single(case.router["bias_rate"]) * r["load_error"].sign()
+            w[r["prefix"] + "gate.e_score_correction_bias"] -= single(case.bias_rate) * r["load_error"].sign()
         report["total"].append(result["total"].item())
         report["norm"].append(size)
         report["rate"].append(rate(case, step))
@@ -323,7 +324,8 @@ def metadata(case):
              "shared_expert": case.shared_expert, "expert_dropout": "none", "layer_dropout": "none",
              "exit_head": case.exit_head, "exits": " ".join(map(str, case.exits))}
     return (fixed | {"sizes." + k: written(v) for k, v in case.sizes.items()}
-            | {"router." + k: written(v) for k, v in case.router.items()}
+            | {"router." + ("base." if case.sigmoid else "") + k: written(v) for k, v in case.router.items()}
+            | ({"router.bias_rate": written(case.bias_rate)} if case.sigmoid else {})
             | {k: written(v) for k, v in case.training.items()})
 
 

@@ -128,9 +128,10 @@ struct draws {
     return static_cast<std::uint64_t>(uniform_double(step, layer, token, expert) * static_cast<double>(n));
   }
 
-  /// Standard normal (mean 0, variance 1), after Box and Muller; at most 8.6 in magnitude. On the host only:
-  /// the logarithm and cosine of other machines may differ in the last bit.
-  float normal(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0, std::uint64_t expert = 0) const {
+  /// Standard normal (mean 0, variance 1), after Box and Muller; at most 8.6 in magnitude. The logarithm
+  /// and cosine of other machines may differ in the last bit.
+  MOESKIP_HD float normal(std::uint64_t step, std::uint64_t layer = 0, std::uint64_t token = 0,
+                          std::uint64_t expert = 0) const {
     const philox_block random = block(step, layer, token, expert);
     const double radius = std::sqrt(-2.0 * std::log(1.0 - fraction(random.word[0], random.word[1])));
     const double angle = 2.0 * std::numbers::pi * fraction(random.word[2], random.word[3]);

@@ -37,7 +37,7 @@ template <class T> struct routed_token {
   int* chosen;                       // (K) out: distinct living experts, best first; -1 behind them: fewer than K
   T* gate;                           // (K) out: the weight of each chosen expert's output
   int experts;                       // E
-  const expert_set* alive;           // experts that may be chosen; at least K of them
+  const expert_set* alive;           // experts that may be chosen; at least K of them, fewer only where a wrapper asks
   const T* bias = nullptr;           // (E) added to what the choice compares, and to nothing else; null: none
   const int* previous = nullptr;     // (K) experts of the sequence's token before this one; null: there is none
   int layer = 0, position = 0;       // of the token
@@ -63,7 +63,8 @@ template <class P> concept routes_backward = requires(const P& p, const routed_t
 };
 }  // namespace detail
 
-/// backward adds to dlogits (E), given dgate (K) and the gradient that the auxiliary losses left in dprobability (E),
+/// score, choose and weigh are called in this order; choose may look at
+/// probability, and puts -1 behind the last one where fewer than K are alive. backward adds to dlogits (E), given dgate (K) and the gradient that the auxiliary losses left in dprobability (E),
 /// which it may use as scratch. It takes `chosen` as it stands, however it came about.
 template <class P> concept Router = detail::names_itself<P> && detail::has_experts_per_token<P> &&
     detail::comparable<P> && detail::scores<P> && detail::chooses<P> && detail::weighs<P> && detail::routes_backward<P>;

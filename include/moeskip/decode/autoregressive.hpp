@@ -20,7 +20,7 @@ struct autoregressive {
       mat<T> x = s.memory().template take<T>(1, m.sizes().dim),
              logits = s.memory().template take<T>(1, m.sizes().vocab);
       const int at = s.position();
-      s.embed(x, s.pending());
+      s.embed(x);
       s.run(0, m.layers(), x, at);
       s.logits(logits, x, m.layers());
       emit_next<T>(s, draw_from, logits.row(0), m.layers(), sink);

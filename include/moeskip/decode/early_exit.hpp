@@ -64,7 +64,7 @@ template <class Rule = exit_rule::max_probability> struct early_exit {
       mat<T> x = s.memory().template take<T>(1, m.sizes().dim),
              logits = s.memory().template take<T>(1, m.sizes().vocab);
       const int at = s.position();
-      s.embed(x, s.pending());
+      s.embed(x);
       int depth = 0;
       for (int e = 1; e <= m.layers(); ++e) {
         if (e < m.layers() && !m.configuration().exits.contains(e)) continue;

@@ -102,14 +102,15 @@ template <class V, class B> class session {
     }
     return x;
   }
-  /// The stream x (1, D) of `token` before the first layer, to be run at position `at`: at the pending one's if unsaid.
-  void embed(mat<T> x, int token, int at) {
-    MOESKIP_CHECK(config_error, at >= 0 && at < context(), "the context of ", context(),
-                  " tokens is exhausted: position ", at, " is beyond it");
-    model_.embed(x, {&token, 1});
-    token_[std::size_t(at)] = token;
+  /// The streams x (N, D) of tokens before the first layer, to be run at positions from `at`.
+  void embed(mat<T> x, vec<const int> tokens, int at) {
+    rows(at, int(tokens.size()));  // throws where there is no room
+    model_.embed(x, tokens);
+    std::copy(tokens.begin(), tokens.end(), token_.begin() + at);
   }
-  void embed(mat<T> x, int token) { embed(x, token, position()); }
+  void embed(mat<T> x, int token, int at) { embed(x, vec<const int>(&token, 1), at); }
+  /// That of the pending token, at its position.
+  void embed(mat<T> x) { embed(x, pending(), position()); }
   /// logits (N, V) of the streams x (N, D).
   void logits(mat<T> out, mat<const T> x, int exit_layer) {
     const auto scope = memory_.scope();

@@ -21,7 +21,8 @@ template <class V, class B> model_footprint footprint(const model<V, B>& m) {
   const index_t d = s.head_size(), D = s.dim, heads = s.heads, groups = s.kv_groups();
   for (int l = 0; l < s.layers; ++l) {
     f.active_parameters += 2 * D + D * d * (2 * heads + 2 * groups);
-    f.active_parameters += s.is_moe(l) ? active_moe_weights<V>(s) : 3 * D * s.dense_width();
+    f.active_parameters +=
+        s.is_moe(l) ? index_t(active_moe_weights<V>(s, m.configuration().router)) : 3 * D * s.dense_width();
   }
   f.active_parameters += D + D * s.vocab;
   f.bytes_per_token = (f.active_parameters + D) * index_t(sizeof(weight_t<B>));

@@ -46,6 +46,25 @@ struct auxiliary_weights {
 
 namespace detail {
 
+/// Throws shape_error or config_error unless the call fits N rows, E experts and K choices.
+template <class T> void expect_call(std::string_view op, const routing_call<T>& call, index_t N, index_t E, index_t K) {
+  MOESKIP_CHECK(shape_error, E <= expert_set::capacity, op, ": at most ", expert_set::capacity, " experts, got ", E);
+  if (call.alive.sets.size() != 1) expect_shape(op, "alive.sets", call.alive.sets, N);
+  if (call.bias.size()) expect_shape(op, "bias", call.bias, E);
+  if (call.rows.size())
+    expect_shape(op, "rows.position", call.rows.position, N), expect_shape(op, "rows.slot", call.rows.slot, N);
+  if (call.rows.token.size()) expect_shape(op, "rows.token", call.rows.token, N);
+  if (!call.past.size()) return;
+  expect_shape(op, "past", call.past, call.past.extent(0), call.past.extent(1), K);
+  expect_shape(op, "rows.position", call.rows.position, N);
+  for (index_t n = 0; n < N; ++n)
+    MOESKIP_CHECK(config_error,
+                  call.rows.slot[n] >= 0 && call.rows.slot[n] < call.past.extent(0) && call.rows.position[n] >= 0 &&
+                      call.rows.position[n] < call.past.extent(1),
+                  op, ": row ", n, " is token ", call.rows.position[n], " of sequence ", call.rows.slot[n],
+                  ", beyond the memory of ", call.past.extent(1), " tokens of ", call.past.extent(0), " sequences");
+}
+
 /// Row n as a router sees it; `noise` is memory for its key.
 template <class T> routed_token<T> token_at(const routing_call<T>& call, const routing<T>& r, mat<const T> logits,
                                             index_t n, noise_key& noise) {
@@ -66,6 +85,15 @@ template <class T> routed_token<T> token_at(const routing_call<T>& call, const r
   return t;
 }
 
+/// Throws config_error for an expert that does not exist, or that must not be chosen.
+template <class R, class T> void expect_choices(const routed_token<T>& t) {
+  for (int k = 0; k < R::experts_per_token; ++k) {
+    const int e = t.chosen[k];
+    MOESKIP_CHECK(config_error, e >= 0 && e < t.experts, "the router chose expert ", e, " of ", t.experts);
+    MOESKIP_CHECK(config_error, t.alive->contains(e), "the router chose expert ", e, ", which was dropped out");
+  }
+}
+
 /// The router's forward on rows [first, last); a row that follows one in this range comes after it.
 template <class T, class R> void route_rows(const routing<T>& r, mat<const T> logits, const R& router,
                                             const routing_call<T>& call, index_t first, index_t last) {
@@ -75,6 +103,7 @@ template <class T, class R> void route_rows(const routing<T>& r, mat<const T> lo
     router.template score<T>(t);
     if constexpr (ChoosesRows<R>) continue;
     router.template choose<T>(t);
+    expect_choices<R>(t);
     router.template weigh<T>(t);
   }
 }
@@ -90,19 +119,12 @@ template <class T, class R, class Memory> void choose_rows(const routing<T>& r, 
   }
 }
 
-/// The load of every expert, and the memory of the choices. Throws config_error for an expert that does not exist, or
-/// that must not be chosen.
-template <class R, class T> void note_choices(const routing<T>& r, const routing_call<T>& call) {
+/// The load of every expert, and the memory of the choices.
+template <class T> void note_choices(const routing<T>& r, const routing_call<T>& call) {
   index_t choices = 0;
   for (T& load : r.load) load = T{};
-  for (index_t n = 0; n < r.chosen.rows(); ++n)
-    for (const int e : r.chosen.row(n)) {
-      if (ChoosesRows<R> && e == -1) continue;
-      MOESKIP_CHECK(config_error, e >= 0 && e < r.load.size(), "the router chose expert ", e, " of ", r.load.size());
-      MOESKIP_CHECK(config_error, call.alive.of(n).contains(e), "the router chose expert ", e,
-                    ", which was dropped out");
-      r.load[e] += T(1), ++choices;
-    }
+  for (const int e : r.chosen)
+    if (e >= 0) r.load[e] += T(1), ++choices;
   for (T& load : r.load) load /= T(real_t<T>(choices ? choices : 1));
   if (call.past.size())
     for (index_t n = 0; n < r.chosen.rows(); ++n)
@@ -125,13 +147,12 @@ struct route_t {
     expect_shape(name, "chosen", r.chosen, N, K);
     expect_shape(name, "gate", r.gate, N, K);
     expect_shape(name, "load", r.load, E);
-    if (call.bias.size()) expect_shape(name, "bias", call.bias, E);
-    if (call.past.size()) expect_shape(name, "past", call.past, call.past.extent(0), call.past.extent(1), K);
+    detail::expect_call(name, call, N, E, K);
     MOESKIP_CHECK(config_error, logits_per_expert<R> > 0 || call.rows.token.size() == N, "router ", R::name,
                   " routes by vocabulary id: this call has none");
     run_kernel<route_t>(b, r, logits, router, call);
     if constexpr (ChoosesRows<R>) detail::choose_rows(r, logits, router, call, memory);
-    detail::note_choices<R>(r, call);
+    detail::note_choices(r, call);
   }
 };
 inline constexpr route_t route{};
@@ -143,8 +164,13 @@ struct route_backward_t {
   void operator()(B& b, mat<scalar_t<B>> dlogits, mat<const scalar_t<B>> dgate, mat<const scalar_t<B>> logits,
                   const routing<scalar_t<B>>& r, const R& router, const routing_call<scalar_t<B>>& call,
                   const auxiliary_weights& weights, Memory& memory) const {
-    expect_shape(name, "dlogits", dlogits, logits.rows(), logits.cols());
-    expect_shape(name, "dgate", dgate, r.gate.rows(), r.gate.cols());
+    const index_t N = logits.rows(), E = r.probability.cols(), K = R::experts_per_token;
+    expect_shape(name, "logits", logits, N, E * logits_per_expert<R>);
+    expect_shape(name, "dlogits", dlogits, N, logits.cols());
+    expect_shape(name, "dgate", dgate, N, K);
+    expect_shape(name, "chosen", r.chosen, N, K);
+    expect_shape(name, "gate", r.gate, N, K);
+    detail::expect_call(name, call, N, E, K);
     run_kernel<route_backward_t>(b, dlogits, dgate, logits, r, router, call, weights, memory);
   }
 };

@@ -47,11 +47,11 @@ template <class V, class W> struct moe_weights {
   }
 };
 
-/// Weights of a MoE block's matrices that one token multiplies.
-template <class V> constexpr index_t active_moe_weights(const sizes& s) {
-  const index_t router_rows = index_t(s.experts) * logits_per_expert<typename V::router>;
-  return s.dim * (router_rows + 3 * index_t(s.ffn) * V::router::experts_per_token) +
-         V::shared_expert::active_weights(s);
+/// Weights of a MoE block's matrices that one token multiplies, on average.
+template <class V> constexpr double active_moe_weights(const sizes& s, const typename V::router& policy) {
+  const double router_rows = double(s.experts) * logits_per_expert<typename V::router>;
+  return s.dim * (router_rows + 3.0 * s.ffn * router::active_experts(policy)) +
+         double(V::shared_expert::active_weights(s));
 }
 
 template <class V, class B> struct moe {

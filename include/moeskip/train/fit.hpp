@@ -62,7 +62,7 @@ inline void check(const fit_options& o) {
 template <class T> step_report<double> in_double(const step_report<T>& r) {
   step_report<double> out{{}, r.gradient_norm, r.rate};
   out.losses.total = double(r.losses.total), out.losses.balance = double(r.losses.balance);
-  out.losses.z = double(r.losses.z);
+  out.losses.z = double(r.losses.z), out.losses.change = double(r.losses.change);
   std::copy(r.losses.exits.begin(), r.losses.exits.end(), out.losses.exits.begin());
   std::copy(r.losses.divergence.begin(), r.losses.divergence.end(), out.losses.divergence.begin());
   return out;
@@ -73,6 +73,8 @@ template <class Trainer, class Data> class fitting {
  public:
   fitting(Trainer& run, Data& data, const fit_options& options) : run_(run), data_(data), options_(options) {
     check(options);
+    run_options<typename Trainer::backend_type>(run.options());  // a policy that cannot be saved is refused at once
+    to_metadata(run.trained().configuration());
     if constexpr (requires { data.about(); }) options_.about.merge(data.about());
     if (run.next_step() == 0 && !options.checkpoint.empty() && std::filesystem::exists(options.checkpoint))
       resume(run, options.checkpoint, options_.about);
@@ -92,15 +94,14 @@ template <class Trainer, class Data> class fitting {
       while (run_.next_step() < planned && !interrupted) {
         one_step();
         const std::uint64_t step = run_.next_step();
-        if (options_.validate && (step == planned || due(options_.validate_every))) validate();
         interrupted = guard && guard->raised();
-        if (step < planned && !interrupted && due(options_.checkpoint_every)) save_run();
+        if (step == planned || interrupted || due(options_.checkpoint_every)) save_run();
+        if (options_.validate && (step == planned || due(options_.validate_every))) validate();
       }
-      if (run_.next_step() > first) save_run();
-    } catch (const file_error&) {  // a full disk must not cost the run: what can be saved is
+    } catch (...) {  // whatever went wrong must not cost the run: what can be saved is
       try {
-        save_run();
-      } catch (const file_error&) {}
+        if (run_.next_step() > first) save_run();
+      } catch (const error&) {}
       throw;
     }
     return {interrupted && run_.next_step() < planned, run_.next_step(), tokens_, seconds(), validation_};
@@ -157,7 +158,9 @@ template <class Trainer, class Data> class fitting {
         if (weights[std::size_t(e)] > 0) out.number(text(e), losses.divergence[std::size_t(e)]);
       out.close();
     }
-    out.number("balance", losses.balance).number("z", losses.z).number("rate", now.report.rate);
+    out.number("balance", losses.balance).number("z", losses.z);
+    if (router::change_weight(run_.trained().configuration().router) > 0) out.number("change", losses.change);
+    out.number("rate", now.report.rate);
     out.number("gradient_norm", now.report.gradient_norm).number("tokens_per_second", now.tokens_per_second);
     return out.number("seconds", now.seconds).done();
   }
@@ -190,10 +193,11 @@ template <class Trainer, class Data> class fitting {
 /// Trains until the planned steps are done or Ctrl-C. data: random_windows, or data(step, micro) that returns a batch.
 /// A new trainer goes on from options.checkpoint where that exists; one that has done steps already goes on from where
 /// it is. Lines of metrics: "step", "tokens", "loss", "exits" (loss of each trained exit, nats), "divergence" (where
-/// exits are distilled), "balance", "z", "rate", "gradient_norm", "tokens_per_second", "seconds"; and after a
+/// exits are distilled), "balance", "z", "change" (where the router weighs it), "rate", "gradient_norm", "tokens_per_second", "seconds"; and after a
 /// validation "step", "tokens", "validation" (bits per token of each exit), "seconds".
-/// Throws config_error for options that mean nothing, and file_error where metrics or checkpoint cannot be written: the
-/// trainer then stands after its last step, and fit() may be called again, with other files.
+/// Throws config_error for options that mean nothing, and file_error where metrics or checkpoint cannot be written.
+/// Whatever is thrown while it trains, it first tries to save the run; the trainer stands after its last step, and fit()
+/// may be called again, with other files.
 template <class Trainer, class Data> fit_result fit(Trainer& run, Data&& data, const fit_options& options = {}) {
   return detail::fitting<Trainer, std::remove_reference_t<Data>>(run, data, options).go();
 }

@@ -68,7 +68,10 @@ void resume(trainer<V, B, O, S>& run, const std::filesystem::path& path, string_
   expected.erase("moeskip_version");
   expected.merge(detail::run_options<B>(run.options()));
   expected.merge(about);
-  const std::string wrong = differences(expected, file.metadata());
+  std::string wrong = differences(expected, file.metadata());
+  for (const auto& [key, value] : file.metadata())  // what the saved run was told about its data must be said again
+    if (key.starts_with("data.") && !expected.contains(key))
+      wrong += text(wrong.empty() ? "" : "; ", key, ": expected nothing, got ", value);
   MOESKIP_CHECK(file_error, wrong.empty(), path.string(), ": the file holds another run: ", wrong);
   std::uint64_t step = 0;
   const auto next = file.metadata().find("training.next_step");

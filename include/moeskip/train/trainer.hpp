@@ -50,6 +50,8 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   static constexpr bool separate_master = !std::is_same_v<T, W>;
 
  public:
+  using backend_type = B;
+
   trainer(model<V, B>& m, const training<V, O, S>& options)
       : model_(m),
         options_(options),

@@ -35,7 +35,7 @@ template <class R> struct biased {
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
-    R::fields(self.base, f), f("bias_rate", self.bias_rate);
+    base_fields<R>(self.base, f), f("bias_rate", self.bias_rate);
   }
   friend constexpr bool operator==(const biased&, const biased&) = default;
 };

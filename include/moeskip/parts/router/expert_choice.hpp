@@ -22,6 +22,7 @@ template <int Most> struct expert_choice {
   float per_token = 2.f;  // experts of a token, on average
   float z_loss = 0.001f;
 
+  constexpr double active_experts() const { return per_token; }
   constexpr std::string_view problem() const {
     if (!(per_token > 0 && per_token <= Most)) return "router.per_token must be above 0 and at most experts_per_token";
     return auxiliary_problem(0, z_loss);
@@ -30,7 +31,7 @@ template <int Most> struct expert_choice {
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { softmax_alive(t, t.logits); }
   /// The choice of a token that nobody competes with; choose_rows makes that of a call.
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { choose_best<Most>(t, t.probability); }
-  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { weigh_by_probability<Most>(t, false); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { weigh_by_probability<Most>(t); }
 
   /// chosen (N, Most) from probability (N, E): experts in order of probability, -1 behind them.
   /// `order` (N) is scratch. Among equals the earlier row, the lower id.
@@ -52,7 +53,7 @@ template <int Most> struct expert_choice {
 
   template <class T>
   MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
-    weigh_by_probability_backward<Most>(t, false, dgate, dprobability);
+    weigh_by_probability_backward<Most>(t, dgate, dprobability);
     softmax_alive_backward(t, dprobability, dlogits);
   }
 

@@ -26,10 +26,9 @@ template <int K> struct hash {
       height[e] = T(
           real_t<T>(draw.uniform(0, std::uint64_t(t.layer), std::uint64_t(std::uint32_t(t.token)), std::uint64_t(e))));
     choose_best<K>(t, height);
-    for (int k = 0; k < K; ++k) t.probability[t.chosen[k]] = T(1) / T(K);
   }
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
-    for (int k = 0; k < K; ++k) t.gate[k] = T(1) / T(K);
+    for (int k = 0; k < K; ++k) t.probability[t.chosen[k]] = t.gate[k] = T(1) / T(K);
   }
   template <class T> MOESKIP_HD void backward(const routed_token<T>&, const T*, T*, T*) const {}
 

@@ -21,21 +21,18 @@ template <int K> struct noisy_top_k {
   constexpr std::string_view problem() const { return auxiliary_problem(balance_loss, z_loss); }
 
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const {
-    using std::exp, std::log;
-    for (int e = 0; e < t.experts; ++e) {
-      const T s = t.logits[t.experts + e];
-      // softplus(s) = log(1 + e^s), without overflow
-      const T softplus = real_part(s) > 0 ? s + log(T(1) + exp(-s)) : log(T(1) + exp(s));
-      t.probability[e] = t.noise ? t.logits[e] + noise(t, e) * softplus : t.logits[e];
-    }
+    for (int e = 0; e < t.experts; ++e) t.probability[e] = noisy(t, e);
     softmax_alive(t, t.probability);
   }
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { choose_best<K>(t, t.probability); }
-  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { weigh_by_probability<K>(t, true); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
+    for (int k = 0; k < K; ++k) t.gate[k] = noisy(t, t.chosen[k]);
+    softmax(t.gate, t.gate, K);
+  }
 
   template <class T>
   MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
-    weigh_by_probability_backward<K>(t, true, dgate, dprobability);
+    weigh_by_softmax_backward<K>(t, dgate, dlogits);
     softmax_alive_backward(t, dprobability, dlogits);
     if (!t.noise) return;
     for (int e = 0; e < t.experts; ++e)  // dlogits (E) holds dh now: nothing else has been added yet
@@ -48,7 +45,16 @@ template <int K> struct noisy_top_k {
   friend constexpr bool operator==(const noisy_top_k&, const noisy_top_k&) = default;
 
  private:
-  template <class T> static T noise(const routed_token<T>& t, int e) {
+  /// h_e
+  template <class T> MOESKIP_HD static T noisy(const routed_token<T>& t, int e) {
+    using std::exp, std::log;
+    if (!t.noise) return t.logits[e];
+    const T s = t.logits[t.experts + e];
+    // softplus(s) = log(1 + e^s), without overflow
+    const T softplus = real_part(s) > 0 ? s + log(T(1) + exp(-s)) : log(T(1) + exp(s));
+    return t.logits[e] + noise(t, e) * softplus;
+  }
+  template <class T> MOESKIP_HD static T noise(const routed_token<T>& t, int e) {
     const draws draw{t.noise->from, stream::router_noise};
     return T(real_t<T>(draw.normal(t.noise->step, std::uint64_t(t.layer), t.noise->row, std::uint64_t(e))));
   }

@@ -35,24 +35,29 @@ template <int K, class T> MOESKIP_HD void choose_best(const routed_token<T>& t, 
   }
 }
 
-/// Gates that are the chosen experts' probabilities, divided by their sum where `renormalise`.
-template <int K, class T> MOESKIP_HD void weigh_by_probability(const routed_token<T>& t, bool renormalise) {
-  T sum{};
-  for (int k = 0; k < K; ++k) sum += t.chosen[k] < 0 ? T{} : t.probability[t.chosen[k]];
-  for (int k = 0; k < K; ++k) {
-    const T p = t.chosen[k] < 0 ? T{} : t.probability[t.chosen[k]];
-    t.gate[k] = renormalise ? p / sum : p;
-  }
+/// Gates that are the chosen experts' probabilities over all experts.
+template <int K, class T> MOESKIP_HD void weigh_by_probability(const routed_token<T>& t) {
+  for (int k = 0; k < K; ++k) t.gate[k] = t.chosen[k] < 0 ? T{} : t.probability[t.chosen[k]];
+}
+/// Their gradient, added to dprobability (E).
+template <int K, class T>
+MOESKIP_HD void weigh_by_probability_backward(const routed_token<T>& t, const T* dgate, T* dprobability) {
+  for (int k = 0; k < K; ++k)
+    if (t.chosen[k] >= 0) dprobability[t.chosen[k]] += dgate[k];
 }
 
-/// Their gradient, added to dprobability (E).
-template <int K, class T> MOESKIP_HD void weigh_by_probability_backward(const routed_token<T>& t, bool renormalise,
-                                                                        const T* dgate, T* dprobability) {
-  T sum{}, mean{};  // Σ gate dgate: what division by the sum subtracts
-  for (int k = 0; k < K; ++k)
-    if (t.chosen[k] >= 0) sum += t.probability[t.chosen[k]], mean += t.gate[k] * dgate[k];
-  for (int k = 0; k < K; ++k)
-    if (t.chosen[k] >= 0) dprobability[t.chosen[k]] += renormalise ? (dgate[k] - mean) / sum : dgate[k];
+/// Gates that are the softmax over the K chosen of logits (E). That is what dividing their probabilities by the sum gives
+/// too, but for chosen ones so unlikely that their probabilities are 0.
+template <int K, class T> MOESKIP_HD void weigh_by_softmax(const routed_token<T>& t, const T* logits) {
+  for (int k = 0; k < K; ++k) t.gate[k] = logits[t.chosen[k]];
+  softmax(t.gate, t.gate, K);
+}
+/// Their gradient, added to dlogits (E).
+template <int K, class T>
+MOESKIP_HD void weigh_by_softmax_backward(const routed_token<T>& t, const T* dgate, T* dlogits) {
+  T mean{};  // Σ gate dgate
+  for (int k = 0; k < K; ++k) mean += t.gate[k] * dgate[k];
+  for (int k = 0; k < K; ++k) dlogits[t.chosen[k]] += t.gate[k] * (dgate[k] - mean);
 }
 
 /// What is wrong with the weights of the auxiliary losses; empty where nothing is.

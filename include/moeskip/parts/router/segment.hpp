@@ -50,7 +50,7 @@ template <class R, int N, int Free = 0> struct segment {
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
-    R::fields(self.base, f), f("from_layer", self.from_layer);
+    base_fields<R>(self.base, f), f("from_layer", self.from_layer);
   }
   friend constexpr bool operator==(const segment&, const segment&) = default;
 

@@ -35,7 +35,7 @@ template <int K> struct sigmoid_top_k {
   }
 
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const {
-    T sum{};
+    T sum(least);
     for (int e = 0; e < t.experts; ++e) {
       t.probability[e] = t.alive->contains(e) ? sigmoid(t.logits[e]) : T{};
       sum += t.probability[e];
@@ -57,7 +57,7 @@ template <int K> struct sigmoid_top_k {
   }
 
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
-    T sum{};
+    T sum(least);
     for (int k = 0; k < K; ++k) sum += t.gate[k] = sigmoid(t.logits[t.chosen[k]]);
     for (int k = 0; k < K; ++k) t.gate[k] *= T(scale) / (renormalise ? sum : T(1));
   }
@@ -65,14 +65,14 @@ template <int K> struct sigmoid_top_k {
   template <class T>
   MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
     // through p = s / Σ s to ds, kept in dprobability
-    T sum{}, mean{};
+    T sum(least), mean{};
     for (int e = 0; e < t.experts; ++e) {
       sum += t.alive->contains(e) ? sigmoid(t.logits[e]) : T{};
       mean += t.probability[e] * dprobability[e];
     }
     for (int e = 0; e < t.experts; ++e) dprobability[e] = t.alive->contains(e) ? (dprobability[e] - mean) / sum : T{};
     // through the gates
-    T chosen{}, through{};
+    T chosen(least), through{};
     for (int k = 0; k < K; ++k) chosen += sigmoid(t.logits[t.chosen[k]]), through += t.gate[k] * dgate[k];
     for (int k = 0; k < K; ++k)
       dprobability[t.chosen[k]] += renormalise ? (T(scale) * dgate[k] - through) / chosen : T(scale) * dgate[k];
@@ -86,6 +86,8 @@ template <int K> struct sigmoid_top_k {
   friend constexpr bool operator==(const sigmoid_top_k&, const sigmoid_top_k&) = default;
 
  private:
+  static constexpr float least = 1e-20f;  // added to sums that divide: all scores may be 0
+
   /// The living experts of the best groups.
   template <class T> MOESKIP_HD expert_set in_best_groups(const routed_token<T>& t, const T* scores) const {
     const int size = t.experts / groups;

@@ -18,6 +18,8 @@ template <class R> struct smooth {
   static constexpr bool has_selection_bias = moeskip::has_selection_bias<R>;
   static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
 
+  static_assert(moeskip::logits_per_expert<R> != 0, "moeskip: there is nothing to smooth in a router without scores");
+
   R base{};
   float change_loss = 0.1f;  // weight in the total loss
 
@@ -34,7 +36,7 @@ template <class R> struct smooth {
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
-    R::fields(self.base, f), f("change_loss", self.change_loss);
+    base_fields<R>(self.base, f), f("change_loss", self.change_loss);
   }
   friend constexpr bool operator==(const smooth&, const smooth&) = default;
 };

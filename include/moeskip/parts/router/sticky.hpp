@@ -45,7 +45,7 @@ template <class R> struct sticky {
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
-    R::fields(self.base, f), f("bonus", self.bonus), f("from_layer", self.from_layer);
+    base_fields<R>(self.base, f), f("bonus", self.bonus), f("from_layer", self.from_layer);
   }
   friend constexpr bool operator==(const sticky&, const sticky&) = default;
 };

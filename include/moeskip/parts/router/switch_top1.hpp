@@ -33,11 +33,11 @@ struct switch_top1 {
 
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { softmax_alive(t, t.logits); }
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { choose_best<1>(t, t.logits); }
-  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { weigh_by_probability<1>(t, false); }
+  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { weigh_by_probability<1>(t); }
 
   template <class T>
   MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
-    weigh_by_probability_backward<1>(t, false, dgate, dprobability);
+    weigh_by_probability_backward<1>(t, dgate, dprobability);
     softmax_alive_backward(t, dprobability, dlogits);
   }
 

@@ -29,20 +29,14 @@ template <int K> struct top_k {
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { softmax_alive(t, t.logits); }
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { choose_best<K>(t, t.logits); }
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
-    if (order == softmax_order::before_selection) return weigh_by_probability<K>(t, renormalise);
-    for (int k = 0; k < K; ++k) t.gate[k] = t.logits[t.chosen[k]];
-    softmax(t.gate, t.gate, K);
+    if (among_chosen()) weigh_by_softmax<K>(t, t.logits);
+    else weigh_by_probability<K>(t);
   }
 
   template <class T>
   MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) const {
-    if (order == softmax_order::after_selection) {
-      T mean{};
-      for (int k = 0; k < K; ++k) mean += t.gate[k] * dgate[k];
-      for (int k = 0; k < K; ++k) dlogits[t.chosen[k]] += t.gate[k] * (dgate[k] - mean);
-    } else {
-      weigh_by_probability_backward<K>(t, renormalise, dgate, dprobability);
-    }
+    if (among_chosen()) weigh_by_softmax_backward<K>(t, dgate, dlogits);
+    else weigh_by_probability_backward<K>(t, dgate, dprobability);
     softmax_alive_backward(t, dprobability, dlogits);
   }
 
@@ -51,6 +45,9 @@ template <int K> struct top_k {
     f("balance_loss", self.balance_loss), f("z_loss", self.z_loss);
   }
   friend constexpr bool operator==(const top_k&, const top_k&) = default;
+
+ private:
+  MOESKIP_HD constexpr bool among_chosen() const { return renormalise || order == softmax_order::after_selection; }
 };
 
 }  // namespace moeskip::router

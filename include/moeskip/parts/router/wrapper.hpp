@@ -9,6 +9,12 @@
 
 namespace moeskip::router {
 
+/// The numbers of a wrapped router under names of their own: "base.balance_loss", "base.base.…".
+template <class R, class Base, class F> constexpr void base_fields(Base& base, F&& f) {
+  if constexpr (requires { R::fields(base, [](std::string_view, auto&) {}); })
+    R::fields(base, [&](std::string_view field, auto& value) { f(text("base.", field), value); });
+}
+
 /// Weights of the auxiliary losses, wherever in a nest of wrappers they stand; 0 where nobody names one.
 template <class R> constexpr double balance_weight(const R& r) {
   if constexpr (requires { r.balance_loss; }) return double(r.balance_loss);
@@ -30,6 +36,12 @@ template <class R> constexpr double bias_rate(const R& r) {
   if constexpr (requires { r.bias_rate; }) return double(r.bias_rate);
   else if constexpr (requires { r.base; }) return bias_rate(r.base);
   else return 0;
+}
+
+/// Experts of a token on average: K, unless the router says otherwise.
+template <class R> constexpr double active_experts(const R& r) {
+  if constexpr (requires { r.active_experts(); }) return r.active_experts();
+  else return R::experts_per_token;
 }
 
 /// Assignments that an expert takes of a training call; 0: no limit.

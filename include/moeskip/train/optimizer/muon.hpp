@@ -133,6 +133,10 @@ struct muon {
       }
       const index_t m = tensor.shape[0], n = tensor.shape[1];
       const vec<T> past(momentum.data() + matrices.offset(tensor), w.size()), x(scratch.x.data(), w.size());
+      if (sum_of_squares(b, g) == 0) {  // an expert that nobody visited: its stale momentum must not move it
+        combine(b, past, o.momentum, past, 0, past);
+        return combine(b, w, 1 - rate * o.weight_decay, w, 0, w);
+      }
       combine(b, past, o.momentum, past, gradient_scale, g);
       combine(b, x, o.momentum, past, gradient_scale, g);
       detail::newton_schulz(products, mat<T>(x.data(), m, n), scratch, o.iterations);
