@@ -407,8 +407,8 @@ TEST_CASE_TEMPLATE("expert dropout: auxiliary losses count the survivors of each
   ms::arena memory;
   const T log2 = T(std::log(2.)), log5 = T(std::log(5.));
   // Row 0 may choose 0, 1 and 3, of probability (1, 2, 5) / 8; row 1 may choose 1 and 2, of probability 1/2 each.
-  std::vector<T> logits{0, log2, 100, log5, 50, 0, 0, 90};
-  const ms::mat<const T> l(logits.data(), 2, 4);
+  const T logits[] = {0, log2, 100, log5, 50, 0, 0, 90};
+  const ms::mat<const T> l(logits, 2, 4);
   const std::vector<ms::expert_set> sets{ms::expert_set::first(4).erase(2), ms::expert_set::first(4).erase(0).erase(3)};
   const ms::routing_call<T> call{.alive = {{sets.data(), 2}}};
   const ms::routing<T> r{memory.take<T>(2, 4), memory.take<int>(2, 2), memory.take<T>(2, 2), memory.take<T>(4)};

@@ -374,8 +374,8 @@ TEST_CASE_TEMPLATE("the balance loss counts living experts only", B, ms::referen
   B backend;
   ms::arena memory;
   // Probabilities of experts 0, 1, 3: (1, 2, 5) / 8 and (4, 3, 1) / 8; expert 2 is dead, however good its logit.
-  std::vector<T> logits{0, T(std::log(2.)), 100, T(std::log(5.)), T(std::log(4.)), T(std::log(3.)), 50, 0};
-  const ms::mat<const T> l(logits.data(), 2, 4);
+  const T logits[] = {0, T(std::log(2.)), 100, T(std::log(5.)), T(std::log(4.)), T(std::log(3.)), 50, 0};
+  const ms::mat<const T> l(logits, 2, 4);
   const ms::expert_set set = ms::expert_set::first(4).erase(2);
   const ms::routing_call<T> call{.alive = {{&set, 1}}};
   const ms::routing<T> r{memory.take<T>(2, 4), memory.take<int>(2, 2), memory.take<T>(2, 2), memory.take<T>(4)};
