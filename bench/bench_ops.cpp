@@ -45,8 +45,8 @@ template <class W> void linear_few(benchmark::State& state) {
   state.counters["flop"] = rate(2.0 * double(N * O * I));
 }
 
-template <class W> void linear_many(benchmark::State& state) {
-  using B = ms::cpu<W>;
+template <class W, class P = float> void linear_many(benchmark::State& state) {
+  using B = ms::cpu<W, ms::isa::native, P>;
   const ms::index_t N = state.range(0), O = state.range(1), I = state.range(2);
   B b;
   ms::buffer<W> w = filled<W>(O * I);
@@ -73,9 +73,9 @@ void eigen_many(benchmark::State& state) {
 }
 
 /// Eight experts, two a row: forward and backward of the whole stage.
-void experts_step(benchmark::State& state) {
-  using B = ms::cpu<float>;
-  const ms::index_t N = state.range(0), D = 256, F = 256, E = 8, K = 2;
+template <class P> void experts_step(benchmark::State& state) {
+  using B = ms::cpu<float, ms::isa::native, P>;
+  const ms::index_t N = state.range(0), D = state.range(1), F = state.range(2), E = 8, K = 2;
   B b;
   ms::arena memory;
   ms::buffer<float> w = filled<float>(E * 3 * F * D), dw(E * 3 * F * D), h = filled<float>(N * D), y(N * D), dh(N * D);
@@ -127,8 +127,11 @@ BENCHMARK(linear_few<ms::bf16>)->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Arg(16)->UseRea
 BENCHMARK(linear_few<float>)->Arg(1)->Arg(4)->UseRealTime();
 BENCHMARK(linear_many<float>)->Args({4096, 512, 256})->Args({512, 2048, 2048})->Args({64, 512, 256})->UseRealTime();
 BENCHMARK(linear_many<ms::bf16>)->Args({4096, 512, 256})->Args({512, 2048, 2048})->UseRealTime();
+BENCHMARK(linear_many<float, ms::bf16>)->Args({4096, 512, 256})->Args({512, 2048, 2048})->UseRealTime();
+BENCHMARK(linear_many<ms::bf16, ms::bf16>)->Args({4096, 512, 256})->Args({512, 2048, 2048})->UseRealTime();
 BENCHMARK(eigen_many)->Args({4096, 512, 256})->Args({512, 2048, 2048})->Args({64, 512, 256})->UseRealTime();
-BENCHMARK(experts_step)->Arg(4096)->UseRealTime();
+BENCHMARK(experts_step<float>)->Args({4096, 256, 256})->Args({2048, 512, 1024})->UseRealTime();
+BENCHMARK(experts_step<ms::bf16>)->Args({4096, 256, 256})->Args({2048, 512, 1024})->UseRealTime();
 BENCHMARK(attention_step)->Arg(256)->UseRealTime();
 
 /// Google Benchmark's table, and each rate as a line of our own JSON.
@@ -155,6 +158,7 @@ int main(int argc, char** argv) {
     bench::report out(argc, argv);
     lines reporter(out);
     benchmark::RunSpecifiedBenchmarks(&reporter);
-    out.line("fma.peak", bench::fma_peak() / 1e9, "GFLOP/s");
+    out.line("fma.peak", bench::product_peak() / 1e9, "GFLOP/s");
+    out.line("fma.bf16.peak", bench::product_peak<ms::bf16>() / 1e9, "GFLOP/s");
   });
 }

@@ -1,11 +1,11 @@
-// What this machine can do, measured in the same program: the best streaming read, and the peak of f32
+// What this machine can do, measured in the same program: the best streaming read, and the peak of
 // multiply-adds.
 #pragma once
 
 #include <cstdint>
 
 #include "measure.hpp"
-#include "moeskip/backend/cpu/simd.hpp"
+#include "moeskip/backend/cpu/panels.hpp"
 
 namespace bench {
 
@@ -35,29 +35,32 @@ inline float stream_read(const std::byte* data, std::size_t bytes) {
   return *std::max_element(sums.begin(), sums.end());
 }
 
-/// FLOP/s of independent f32 multiply-adds in registers, on all threads.
-inline double fma_peak() {
+/// FLOP/s of independent multiply-adds in registers, of factors of type P into sums in f32, on all threads.
+template <class P = float> double product_peak() {
+  using cell = moeskip::cpu_kernels::detail::cell<arch, P>;
   constexpr int chains = 12;
   constexpr long rounds = 1'000'000;
   double best = 0;
   for (int repeat = 0; repeat < 5; ++repeat) {
     const double time = time_of([] {
       moeskip::parallel([](int, int) {
-        simd::lanes<arch> a(1.0000001f), b(1e-9f), sum[chains];
+        typename cell::vector a(typename cell::type(1)), b(typename cell::type(2));
+        simd::lanes<arch> sum[chains];
         simd::hold(a), simd::hold(b);
         // All loops over the chains unroll, or the sums would live in memory.
 #pragma GCC unroll 12
         for (int c = 0; c < chains; ++c) sum[c] = simd::lanes<arch>(1.f);
         for (long i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
-          for (int c = 0; c < chains; ++c) sum[c] = simd::fma<arch>(sum[c], a, b), simd::hold(sum[c]);
+          for (int c = 0; c < chains; ++c) sum[c] = cell::multiply_add(a, b, sum[c]), simd::hold(sum[c]);
         }
         volatile float keep = 0;
 #pragma GCC unroll 12
         for (int c = 0; c < chains; ++c) keep = keep + simd::reduce_add<arch>(sum[c]);
       });
     });
-    best = std::max(best, 2.0 * chains * double(simd::width<arch>) * rounds * moeskip::thread_count() / time);
+    const double products = double(chains * cell::terms) * double(simd::width<arch>) * rounds;
+    best = std::max(best, 2 * products * moeskip::thread_count() / time);
   }
   return best;
 }

@@ -218,7 +218,7 @@ TEST_CASE("matvec: leading strides, residual in place, and what it refuses") {
 namespace {
 
 // One random product: sizes, factors, lists, what happens to C; and C as it should be.
-template <class TA, class TB> struct product_case {
+template <class TA, class TB, class P> struct product_case {
   index_t m, n, k, stride_c;
   bool at, bt;
   std::vector<TA> a;
@@ -245,20 +245,20 @@ template <class TA, class TB> struct product_case {
 
   double at_a(index_t i, index_t j) const {  // A(m, k), whatever its storage
     const index_t r = at ? j : i, s = at ? i : j;
-    return static_cast<float>(a[(rows_a.empty() ? r : rows_a[r]) * A_.stride + s]);
+    return P(static_cast<float>(a[(rows_a.empty() ? r : rows_a[r]) * A_.stride + s]));
   }
-  double at_b(index_t i, index_t j) const { return static_cast<float>(b[(bt ? j : i) * B_.stride + (bt ? i : j)]); }
+  double at_b(index_t i, index_t j) const { return P(static_cast<float>(b[(bt ? j : i) * B_.stride + (bt ? i : j)])); }
 };
 
-template <class TA, class TB> void check_product(index_t m, index_t n, index_t k, bool at, bool bt) {
-  product_case<TA, TB> p(m, n, k, at, bt);
+template <class P, class TA, class TB> void check_product(index_t m, index_t n, index_t k, bool at, bool bt) {
+  product_case<TA, TB, P> p(m, n, k, at, bt);
   CAPTURE(m);
   CAPTURE(n);
   CAPTURE(k);
   CAPTURE(at);
   CAPTURE(bt);
   const std::vector<float> before = p.c;
-  kernels::gemm<A>(p.C_, p.A_, p.B_, {0, m, 0, n}, k);
+  kernels::gemm<A, P>(p.C_, p.A_, p.B_, {0, m, 0, n}, k);
   const std::vector<float> whole = p.c;
 
   std::vector<float> untouched = whole;
@@ -282,22 +282,22 @@ template <class TA, class TB> void check_product(index_t m, index_t n, index_t k
   const index_t middle_m = draw(0, m), middle_n = draw(0, n);
   for (const auto& part : {kernels::part{0, middle_m, 0, middle_n}, kernels::part{middle_m, m, 0, middle_n},
                            kernels::part{0, middle_m, middle_n, n}, kernels::part{middle_m, m, middle_n, n}})
-    kernels::gemm<A>(p.C_, p.A_, p.B_, part, k);
+    kernels::gemm<A, P>(p.C_, p.A_, p.B_, part, k);
   REQUIRE(same_bits(p.c, whole));
 }
 
-template <class TA, class TB> void check_products() {
+template <class TA, class TB, class P = float> void check_products() {
   for (const bool at : {false, true})
     for (const bool bt : {false, true}) {
       for (index_t size = 1; size <= 34; ++size) {  // every remainder of the tiles
-        check_product<TA, TB>(size, draw(1, 40), draw(1, 40), at, bt);
-        check_product<TA, TB>(draw(1, 20), size, draw(1, 40), at, bt);
-        check_product<TA, TB>(draw(1, 20), draw(1, 40), size, at, bt);
+        check_product<P, TA, TB>(size, draw(1, 40), draw(1, 40), at, bt);
+        check_product<P, TA, TB>(draw(1, 20), size, draw(1, 40), at, bt);
+        check_product<P, TA, TB>(draw(1, 20), draw(1, 40), size, at, bt);
       }
       for (int repeat = 0; repeat < 4; ++repeat)  // several blocks in each direction
-        check_product<TA, TB>(draw(1, 300), draw(1, 200), draw(1, 700), at, bt);
-      check_product<TA, TB>(5, 1100, 20, at, bt);
-      check_product<TA, TB>(3, 7, 0, at, bt);
+        check_product<P, TA, TB>(draw(1, 300), draw(1, 200), draw(1, 700), at, bt);
+      check_product<P, TA, TB>(5, 1100, 20, at, bt);
+      check_product<P, TA, TB>(3, 7, 0, at, bt);
     }
 }
 
@@ -307,6 +307,12 @@ TEST_CASE("gemm: f32 times f32, every transposition, list, factor and remainder"
 TEST_CASE("gemm: f32 times bf16") { check_products<float, bf16>(); }
 TEST_CASE("gemm: bf16 times f32") { check_products<bf16, float>(); }
 TEST_CASE("gemm: bf16 times bf16") { check_products<bf16, bf16>(); }
+TEST_CASE("gemm: products in bf16, of f32 and of bf16") {
+  check_products<float, float, bf16>();
+  check_products<float, bf16, bf16>();
+  check_products<bf16, float, bf16>();
+  check_products<bf16, bf16, bf16>();
+}
 
 TEST_CASE("gemm: parts that are empty, and infinities that stay in their row") {
   std::vector<float> a = random_vector(17 * 9), b = random_vector(9 * 33), c(17 * 33, 5.0f);

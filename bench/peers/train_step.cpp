@@ -24,7 +24,7 @@ template <class B> void serve() {
   for (std::size_t i = 0; i < text.size(); ++i) text[i] = int(i * i / 91 % 256);
   ms::random_windows data(text, 8, 256, ms::seed{2});
   const double flops = ms::training_flops(m, 8, 256, trainer.exit_weights_now(), ms::seed{1}, 0);
-  std::cout << flops << " " << bench::fma_peak() << std::endl;
+  std::cout << flops << " " << bench::product_peak<typename B::product>() << std::endl;
   for (std::string line; std::getline(std::cin, line);)
     std::cout << bench::time_of([&] { trainer.step(data); }) << std::endl;
 }
@@ -36,6 +36,6 @@ int main(int argc, char** argv) {
     const std::string type = argc > 1 ? argv[1] : "f32";
     MOESKIP_CHECK(ms::config_error, argc <= 2 && (type == "f32" || type == "bf16"), "expected f32 or bf16, got ", type);
     if (type == "f32") serve<ms::cpu<float>>();
-    else serve<ms::cpu<ms::bf16>>();
+    else serve<ms::cpu<float, ms::isa::native, ms::bf16>>();
   });
 }

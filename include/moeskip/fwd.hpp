@@ -7,7 +7,7 @@
 namespace moeskip {
 
 template <Scalar T = double> struct reference;
-template <Storage W = float, class Isa = isa::native> struct cpu;
+template <Storage W = float, class Isa = isa::native, Storage Product = float> struct cpu;
 
 template <class V> struct config;
 template <class V, class B> class model;

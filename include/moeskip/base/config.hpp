@@ -39,13 +39,21 @@ struct avx512 {
   static constexpr const char* name = "avx512";
   static constexpr int rank = 3, width = 16;
 };
+struct avx512_bf16 {
+  static constexpr const char* name = "avx512+bf16";
+  static constexpr int rank = 4, width = 16;
+};
 struct neon64 {
   static constexpr const char* name = "neon64";
   static constexpr int rank = 1, width = 4;
 };
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+  #if defined(__AVX512BF16__)
+using native = avx512_bf16;
+  #else
 using native = avx512;
+  #endif
 #elif defined(__AVX2__) && defined(__FMA__)
 using native = avx2;
 #elif defined(__SSE2__)
@@ -65,7 +73,8 @@ inline offer offered() {
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return {avx512::name, avx512::rank};
+    return __builtin_cpu_supports("avx512bf16") ? offer{avx512_bf16::name, avx512_bf16::rank}
+                                                : offer{avx512::name, avx512::rank};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {avx2::name, avx2::rank};
   return {sse2::name, sse2::rank};
 #else

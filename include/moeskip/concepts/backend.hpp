@@ -26,13 +26,22 @@ template <Scalar T> struct reference {
   static std::string name() { return "reference<" + std::string(scalar_name<T>()) + ">"; }
 };
 
-/// SIMD on the host. W: how weights are stored; Isa: the instruction set compiled for.
-template <Storage W, class Isa> struct cpu {
+/// SIMD on the host. W: how weights are stored; Isa: the instruction set compiled for; Product: what linear maps of more
+/// than 16 rows, so those of training and prefill, round both factors to. With bf16 they take half as long on processors
+/// with AVX512-BF16, and are slower on others. Sums are f32, and so are attention, norms, losses and routing.
+template <Storage W, class Isa, Storage Product> struct cpu {
+  static_assert(std::same_as<Product, float> || std::same_as<Product, bf16>,
+                "moeskip: cpu<W, Isa, Product> multiplies in float or bf16");
   using scalar = float;
   using weight = W;
   using family = on_cpu;
   using isa = Isa;
-  static std::string name() { return "cpu<" + std::string(scalar_name<W>()) + ", " + Isa::name + ">"; }
+  using product = Product;
+  using unrounded = cpu<W, Isa, float>;
+  static std::string name() {
+    const std::string products = std::same_as<Product, float> ? "" : ", products in bf16";
+    return "cpu<" + std::string(scalar_name<W>()) + ", " + Isa::name + products + ">";
+  }
 };
 
 template <class B> concept Backend = Scalar<typename B::scalar> && Storage<typename B::weight> && requires {
@@ -42,5 +51,11 @@ template <class B> concept Backend = Scalar<typename B::scalar> && Storage<typen
 
 template <class B> using scalar_t = typename B::scalar;
 template <class B> using weight_t = typename B::weight;
+
+/// b, or where b rounds the factors of products the same without rounding: for scores whose order decides.
+template <class B> decltype(auto) unrounded(B& b) {
+  if constexpr (requires { typename B::unrounded; }) return typename B::unrounded{};
+  else return (b);
+}
 
 }  // namespace moeskip

@@ -81,7 +81,8 @@ template <class V, class B> struct moe {
     arena& memory = tape.memory();
     const index_t N = x.rows(), E = size.experts;
     mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
-    if constexpr (scores) norm_linear(b, logits, h, x, w.norm, w.router_rows, size.norm_eps);
+    auto&& exact = unrounded(b);
+    if constexpr (scores) norm_linear(exact, logits, h, x, w.norm, w.router_rows, size.norm_eps);
     else rms_norm(b, h, x, w.norm, size.norm_eps);
 
     const routing_call<T> call = call_of(layer, kv, rows, tape);
@@ -125,7 +126,8 @@ template <class V, class B> struct moe {
       const auxiliary_weights weights{auxiliary * router::balance_weight(policy), auxiliary * router::z_weight(policy),
                                       auxiliary * router::change_weight(policy)};
       route_backward(b, dlogits, dgate, s.logits, s.chosen, policy, s.call, weights, memory);
-      linear_backward(b, dh_more, dw.router_rows, dlogits, s.h, w.router_rows);
+      auto&& exact = unrounded(b);
+      linear_backward(exact, dh_more, dw.router_rows, dlogits, s.h, w.router_rows);
       accumulate(b, flat(dh), flat(dh_more));
     }
     if (w.shared.backward(b, dh_more, dx, dw.shared, s.h, size, tape)) accumulate(b, flat(dh), flat(dh_more));

@@ -62,9 +62,9 @@ void for_tiles(const sequence_rows& run, int h, const token_rows& rows, const at
 }  // namespace cpu_kernels
 
 template <> struct kernel<attend_t, on_cpu> {
-  template <class W, class Isa, class Memory> static void run(cpu<W, Isa>&, mat<float> out, mat<const float> q,
-                                                              kv_layer<float> kv, const token_rows& rows,
-                                                              const attention_shape& s, Memory& memory) {
+  template <class W, class Isa, class P, class Memory>
+  static void run(cpu<W, Isa, P>&, mat<float> out, mat<const float> q, kv_layer<float> kv, const token_rows& rows,
+                  const attention_shape& s, Memory& memory) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     if (rows.size() <= k::max_matvec_tokens) return few<A>(out, q, kv, rows, s);
@@ -113,8 +113,8 @@ template <> struct kernel<attend_t, on_cpu> {
 };
 
 template <> struct kernel<attend_backward_t, on_cpu> {
-  template <class W, class Isa, class Memory>
-  static void run(cpu<W, Isa>&, mat<float> dq, kv_layer<float> dkv, mat<const float> dout, mat<const float> q,
+  template <class W, class Isa, class P, class Memory>
+  static void run(cpu<W, Isa, P>&, mat<float> dq, kv_layer<float> dkv, mat<const float> dout, mat<const float> q,
                   kv_layer<float> kv, const token_rows& rows, const attention_shape& s, Memory& memory) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;

@@ -10,8 +10,8 @@
 namespace moeskip {
 
 template <> struct kernel<cross_entropy_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, vec<float> losses, mat<float> logits, vec<const int> targets, double scale) {
+  template <class W, class Isa, class P>
+  static void run(cpu<W, Isa, P>&, vec<float> losses, mat<float> logits, vec<const int> targets, double scale) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const index_t V = logits.cols();

@@ -10,9 +10,9 @@
 namespace moeskip {
 
 template <> struct kernel<distillation_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, vec<float> losses, vec<float> divergences,
-                                                mat<float> logits, mat<const float> teacher, vec<const int> targets,
-                                                double scale, double share) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, vec<float> losses, vec<float> divergences,
+                                                         mat<float> logits, mat<const float> teacher,
+                                                         vec<const int> targets, double scale, double share) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     using lanes = simd::lanes<A>;

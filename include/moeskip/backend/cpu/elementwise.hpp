@@ -44,7 +44,7 @@ float weighted_swiglu_backward_row(float* gate_up, float* act, const float* dact
 }  // namespace cpu_kernels
 
 template <> struct kernel<swiglu_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> act, mat<const float> gate_up) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, mat<float> act, mat<const float> gate_up) {
     namespace k = cpu_kernels;
     const index_t F = act.cols();
     parallel_for(
@@ -60,7 +60,8 @@ template <> struct kernel<swiglu_t, on_cpu> {
 };
 
 template <> struct kernel<gate_rows_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> y, mat<const float> x, mat<const float> g) {
+  template <class W, class Isa, class P>
+  static void run(cpu<W, Isa, P>&, mat<float> y, mat<const float> x, mat<const float> g) {
     using A = cpu_kernels::arch<Isa>;
     parallel_for(
         x.rows(),
@@ -73,8 +74,8 @@ template <> struct kernel<gate_rows_t, on_cpu> {
 };
 
 template <> struct kernel<gate_rows_backward_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> dx, mat<float> dg, mat<const float> dy,
-                                                mat<const float> x, mat<const float> g) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, mat<float> dx, mat<float> dg,
+                                                         mat<const float> dy, mat<const float> x, mat<const float> g) {
     using A = cpu_kernels::arch<Isa>;
     parallel_for(
         x.rows(),
@@ -90,8 +91,8 @@ template <> struct kernel<gate_rows_backward_t, on_cpu> {
 };
 
 template <> struct kernel<swiglu_backward_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, mat<float> dgate_up, mat<const float> dact, mat<const float> gate_up) {
+  template <class W, class Isa, class P>
+  static void run(cpu<W, Isa, P>&, mat<float> dgate_up, mat<const float> dact, mat<const float> gate_up) {
     namespace k = cpu_kernels;
     parallel_for(
         dact.rows(),
@@ -107,7 +108,7 @@ template <> struct kernel<swiglu_backward_t, on_cpu> {
 };
 
 template <> struct kernel<accumulate_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, vec<float> y, vec<const float> x) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, vec<float> y, vec<const float> x) {
     namespace k = cpu_kernels;
     parallel_for(
         y.size(),
@@ -119,8 +120,8 @@ template <> struct kernel<accumulate_t, on_cpu> {
 };
 
 template <> struct kernel<combine_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, vec<float> out, double a, vec<const float> x, double b, vec<const float> y) {
+  template <class W, class Isa, class P>
+  static void run(cpu<W, Isa, P>&, vec<float> out, double a, vec<const float> x, double b, vec<const float> y) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const simd::lanes<A> of_x(static_cast<float>(a)), of_y(static_cast<float>(b));
@@ -140,7 +141,7 @@ template <> struct kernel<sum_of_squares_t, on_cpu> {
   /// Blocks of fixed size in float, added up in double and in order: the same for any number of threads.
   static constexpr index_t block = 4096;
 
-  template <class W, class Isa> static void run(cpu<W, Isa>&, double& sum, vec<const float> x) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, double& sum, vec<const float> x) {
     namespace k = cpu_kernels;
     struct sums;
     const index_t blocks = (x.size() + block - 1) / block;
@@ -159,7 +160,7 @@ template <> struct kernel<sum_of_squares_t, on_cpu> {
 };
 
 template <> struct kernel<store_weights_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, vec<W> w, vec<const float> master) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, vec<W> w, vec<const float> master) {
     parallel_for(
         w.size(),
         [&](index_t first, index_t last) {
@@ -170,8 +171,8 @@ template <> struct kernel<store_weights_t, on_cpu> {
 };
 
 template <> struct kernel<adamw_update_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, vec<float> w, vec<float> m, vec<float> v,
-                                                vec<const float> gradient, const adamw_step& s) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, vec<float> w, vec<float> m, vec<float> v,
+                                                         vec<const float> gradient, const adamw_step& s) {
     namespace k = cpu_kernels;
     if (s.cautious) return cautious(w, m, v, gradient, s);
     using A = k::arch<Isa>;

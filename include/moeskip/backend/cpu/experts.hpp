@@ -61,13 +61,13 @@ void combine_rows(mat<float> y, mat<const float> parts, const dispatch& d, index
 template <> struct kernel<experts_t, on_cpu> {
   static constexpr int tile = 256;  // rows
 
-  template <class W, class Isa, class Memory>
-  static void run(cpu<W, Isa>&, mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
+  template <class W, class Isa, class P, class Memory>
+  static void run(cpu<W, Isa, P>&, mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
                   const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory,
                   const activation_mask& mask) {
     using A = cpu_kernels::arch<Isa>;
     if (h.rows() <= cpu_kernels::max_matvec_tokens) few<A>(y, gate_up, residual, h, r, d, w, memory, mask);
-    else many<A>(y, gate_up, residual, h, r, d, w, memory, mask);
+    else many<A, P>(y, gate_up, residual, h, r, d, w, memory, mask);
   }
 
  private:
@@ -144,7 +144,7 @@ template <> struct kernel<experts_t, on_cpu> {
     return out;
   }
 
-  template <class A, class W, class Memory>
+  template <class A, class P, class W, class Memory>
   static void many(mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
                    const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory,
                    const activation_mask& mask) {
@@ -159,16 +159,16 @@ template <> struct kernel<experts_t, on_cpu> {
       const index_t rows = last - first;
       struct activations;
       float* act = k::thread_scratch<activations>(tile * F);
-      k::gemm<A>(k::product{.data = gate_up.row(first).data(), .stride = 2 * F},
-                 k::factor<float>{h.data(), D, false, d.row.data() + first},
-                 k::factor<W>{w.gate_up.plane(e).data(), D, true}, {0, rows, 0, 2 * F}, D);
+      k::gemm<A, P>(k::product{.data = gate_up.row(first).data(), .stride = 2 * F},
+                    k::factor<float>{h.data(), D, false, d.row.data() + first},
+                    k::factor<W>{w.gate_up.plane(e).data(), D, true}, {0, rows, 0, 2 * F}, D);
       for (index_t m = 0; m < rows; ++m) {
         const float* gate = gate_up.row(first + m).data();
         k::swiglu_row<A>(act + m * F, gate, gate + F, F);
         if (mask.masks()) k::mask_units(act + m * F, mask, d.row[first + m], e, 0, F);
       }
-      k::gemm<A>(k::product{.data = out.row(first).data(), .stride = D}, k::factor<float>{act, F},
-                 k::factor<W>{w.down.plane(e).data(), F, true}, {0, rows, 0, D}, F);
+      k::gemm<A, P>(k::product{.data = out.row(first).data(), .stride = D}, k::factor<float>{act, F},
+                    k::factor<W>{w.down.plane(e).data(), F, true}, {0, rows, 0, D}, F);
     });
     if (y.data() != residual.data())
       parallel_for(

@@ -9,10 +9,10 @@ namespace moeskip {
 template <> struct kernel<experts_backward_t, on_cpu> {
   static constexpr int tile = 256;  // rows
 
-  template <class W, class Isa, class Memory>
-  static void run(cpu<W, Isa>&, mat<float> dh, mat<float> dgate, const expert_weights<float>& dw, mat<const float> dy,
-                  mat<float> gate_up, mat<const float> h, const routing<float>& r, const dispatch& d,
-                  const expert_weights<const W>& w, Memory& memory, const activation_mask& mask) {
+  template <class W, class Isa, class P, class Memory>
+  static void run(cpu<W, Isa, P>&, mat<float> dh, mat<float> dgate, const expert_weights<float>& dw,
+                  mat<const float> dy, mat<float> gate_up, mat<const float> h, const routing<float>& r,
+                  const dispatch& d, const expert_weights<const W>& w, Memory& memory, const activation_mask& mask) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const auto scope = memory.scope();
@@ -28,8 +28,8 @@ template <> struct kernel<experts_backward_t, on_cpu> {
       const index_t rows = last - first;
       struct activations;
       float* dact = k::thread_scratch<activations>(tile * F);
-      k::gemm<A>(k::product{.data = dact, .stride = F}, k::factor<float>{dy.data(), D, false, d.row.data() + first},
-                 k::factor<W>{w.down.plane(e).data(), F}, {0, rows, 0, F}, D);
+      k::gemm<A, P>(k::product{.data = dact, .stride = F}, k::factor<float>{dy.data(), D, false, d.row.data() + first},
+                    k::factor<W>{w.down.plane(e).data(), F}, {0, rows, 0, F}, D);
       for (index_t m = first; m < last; ++m) {
         const float gate = r.gate.data()[d.choice[m]];
         float* d_row = dact + (m - first) * F;
@@ -44,9 +44,9 @@ template <> struct kernel<experts_backward_t, on_cpu> {
         if (factor)
           for (index_t f = 0; f < F; ++f) act(m, f) *= factor[f];
       }
-      k::gemm<A>(k::product{.data = back.row(first).data(), .stride = D},
-                 k::factor<float>{gate_up.row(first).data(), 2 * F}, k::factor<W>{w.gate_up.plane(e).data(), D},
-                 {0, rows, 0, D}, 2 * F);
+      k::gemm<A, P>(k::product{.data = back.row(first).data(), .stride = D},
+                    k::factor<float>{gate_up.row(first).data(), 2 * F}, k::factor<W>{w.gate_up.plane(e).data(), D},
+                    {0, rows, 0, D}, 2 * F);
     });
 
     // Gate, up and down of each expert are tasks, so that a popular expert does not keep one thread waiting.
@@ -56,13 +56,13 @@ template <> struct kernel<experts_backward_t, on_cpu> {
       const int* list = d.row.data() + first;
       if (rows == 0) return;
       if (part == 2) {  // down (D, F) += dyᵀ act
-        k::gemm<A>(k::product{.data = dw.down.plane(e).data(), .stride = F, .accumulate = true},
-                   k::factor<float>{dy.data(), D, true, list}, k::factor<float>{act.row(first).data(), F}, {0, D, 0, F},
-                   rows);
+        k::gemm<A, P>(k::product{.data = dw.down.plane(e).data(), .stride = F, .accumulate = true},
+                      k::factor<float>{dy.data(), D, true, list}, k::factor<float>{act.row(first).data(), F},
+                      {0, D, 0, F}, rows);
       } else {  // gate (F, D), or up: += dgateᵀ h
-        k::gemm<A>(k::product{.data = dw.gate_up.plane(e).row(part * F).data(), .stride = D, .accumulate = true},
-                   k::factor<float>{gate_up.row(first).data() + part * F, 2 * F, true},
-                   k::factor<float>{h.data(), D, false, list}, {0, F, 0, D}, rows);
+        k::gemm<A, P>(k::product{.data = dw.gate_up.plane(e).row(part * F).data(), .stride = D, .accumulate = true},
+                      k::factor<float>{gate_up.row(first).data() + part * F, 2 * F, true},
+                      k::factor<float>{h.data(), D, false, list}, {0, F, 0, D}, rows);
       }
     });
 

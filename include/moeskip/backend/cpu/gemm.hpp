@@ -1,8 +1,8 @@
 // The matrix product of training and prefill, on the calling thread, for a tile of C that the caller chose:
-//   C(m,n) = [C(m,n) +] alpha * sum_k A(m,k) B(k,n)      in f32; A and B stored as f32 or bf16
-// A and B are copied ("packed") block by block into panels that the micro-kernel reads in order, which also
-// widens bf16, transposes, and gathers rows; the micro-kernel keeps a tile of C in registers (14 rows by 2
-// vectors with 32 registers, 6 by 2 with 16). After Goto and van de Geijn, "Anatomy of High-Performance
+//   C(m,n) = [C(m,n) +] alpha * sum_k A(m,k) B(k,n)      summed in f32; A and B stored as f32 or bf16
+// A and B are copied ("packed") block by block into panels (panels.hpp) that the micro-kernel reads in order; it keeps a
+// tile of C in registers (14 rows by 2 vectors with 32 registers, 6 by 2 with 16). Factors enter the products as P: f32,
+// or rounded to bf16, which with AVX512-BF16 takes half as long. After Goto and van de Geijn, "Anatomy of High-Performance
 // Matrix Multiplication", ACM TOMS 34(3), 2008. The sum runs over k in ascending order, cut at multiples of
 // the depth of a block: the bits of C(m,n) depend on k alone, not on which tile of C, of which size, the call
 // is given.
@@ -10,25 +10,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 
+#include "moeskip/backend/cpu/panels.hpp"
 #include "moeskip/backend/cpu/scratch.hpp"
-#include "moeskip/backend/cpu/simd.hpp"
-#include "moeskip/base/check.hpp"
 
 namespace moeskip::cpu_kernels {
-
-/// A or B: stored row-major, its rows `stride` apart, element (r, c) at data[row(r) * stride + c]; row(r) =
-/// rows[r] where there is a list (gather), else r. `transposed`: the factor is the transpose of what is
-/// stored.
-template <class T> struct factor {
-  const T* data;
-  index_t stride;
-  bool transposed = false;
-  const std::int32_t* rows = nullptr;
-
-  const T* row(index_t r) const { return data + (rows ? index_t(rows[r]) : r) * stride; }
-};
 
 /// C and what happens to the sums on their way into it.
 struct product {
@@ -49,84 +35,23 @@ template <class Arch> struct gemm_tile {
   static constexpr index_t N = simd::width<Arch>, vectors = 2, n = vectors * N;
   // In registers: m * vectors sums, `vectors` of B, one of A.
   static constexpr index_t m = simd::registers<Arch> == 32 ? 14 : 6;
-  // Blocks: a panel of B (depth by n) stays in the first level of cache, a block of A (height by depth) and
+  // Blocks, in steps of the sum: a panel of B (depth by n) stays in the first level of cache, a block of A (height by depth) and
   // one of B (depth by breadth) in the second: 140 KB and 512 KB with AVX-512.
   static constexpr index_t depth = 256, height = 10 * m, breadth = 16 * n;
 };
 
+/// The same in elements of k.
+template <class Arch, class P> inline constexpr index_t block_depth = gemm_tile<Arch>::depth* cell<Arch, P>::terms;
+
 template <class Arch> struct gemm_blocks;  // names the scratch
 
-constexpr index_t round_up(index_t x, index_t to) { return (x + to - 1) / to * to; }
-
-// ---- packing: a panel is `width` rows of A, or columns of B, as (depth, width), its last ones padding ----
-
-/// Stored rows first … first+used-1, columns k … k+depth-1, as the columns of the panel (so this transposes,
-/// four by four). Padding repeats the last row; its sums are never stored.
-template <class Arch, class T> void pack_across(float* panel, index_t width, const factor<T>& f, index_t first,
-                                                index_t used, index_t k, index_t depth) {
-  using Q = simd::quad_arch<Arch>;
-  constexpr index_t step = 16 / index_t(sizeof(T));  // elements in four words
-  for (index_t start = 0; start < width; start += 4) {
-    const index_t r = width < 4 ? 0 : std::min(start, width - 4);  // the last four may overlap the ones before
-    const T* source[4];
-    for (index_t i = 0; i < 4; ++i) source[i] = f.row(first + std::min(r + i, used - 1)) + k;
-    float* to = panel + r;
-    index_t j = 0;
-    if (width >= 4) {
-      for (; j + step <= depth; j += step, to += step * width) {
-        if constexpr (sizeof(T) == 4) {
-          auto a = simd::load<Q>(source[0] + j), b = simd::load<Q>(source[1] + j);
-          auto c = simd::load<Q>(source[2] + j), d = simd::load<Q>(source[3] + j);
-          simd::transpose(a, b, c, d);
-          simd::store(to, a), simd::store(to + width, b);
-          simd::store(to + 2 * width, c), simd::store(to + 3 * width, d);
-        } else {
-          const auto a = simd::load_words<Q>(source[0] + j), b = simd::load_words<Q>(source[1] + j);
-          const auto c = simd::load_words<Q>(source[2] + j), d = simd::load_words<Q>(source[3] + j);
-          auto a0 = simd::even(a), b0 = simd::even(b), c0 = simd::even(c), d0 = simd::even(d);
-          auto a1 = simd::odd(a), b1 = simd::odd(b), c1 = simd::odd(c), d1 = simd::odd(d);
-          simd::transpose(a0, b0, c0, d0);
-          simd::transpose(a1, b1, c1, d1);
-          simd::store(to, a0), simd::store(to + width, a1);
-          simd::store(to + 2 * width, b0), simd::store(to + 3 * width, b1);
-          simd::store(to + 4 * width, c0), simd::store(to + 5 * width, c1);
-          simd::store(to + 6 * width, d0), simd::store(to + 7 * width, d1);
-        }
-      }
-    }
-    for (; j < depth; ++j, to += width)
-      for (index_t i = 0; i < std::min<index_t>(4, width); ++i) to[i] = static_cast<float>(source[i][j]);
-  }
-}
-
-/// Stored rows k … k+depth-1, columns first … first+used-1, as the rows of the panel. Padding is zero.
-template <class Arch, class T> void pack_along(float* panel, index_t width, const factor<T>& f, index_t first,
-                                               index_t used, index_t k, index_t depth) {
-  using Q = simd::quad_arch<Arch>;
-  constexpr index_t step = 16 / index_t(sizeof(T));
-  for (index_t j = 0; j < depth; ++j, panel += width) {
-    const T* source = f.row(k + j) + first;
-    index_t i = 0;
-    for (; i + step <= used; i += step) {
-      if constexpr (sizeof(T) == 4) {
-        simd::store(panel + i, simd::load<Q>(source + i));
-      } else {
-        const auto words = simd::load_words<Q>(source + i);
-        auto low = simd::even(words), high = simd::odd(words);
-        simd::interleave(low, high);
-        simd::store(panel + i, low), simd::store(panel + i + 4, high);
-      }
-    }
-    for (; i < used; ++i) panel[i] = static_cast<float>(source[i]);
-    for (; i < width; ++i) panel[i] = 0.0f;
-  }
-}
+// ---- blocks ----
 
 /// Rows m … m_end-1 of A, panels of M_R rows, the last one of as many as are left, made even.
-template <class Arch, class T>
-void pack_block_a(float* block, const factor<T>& a, index_t m, index_t m_end, index_t k, index_t depth) {
+template <class Arch, class Cell, class T>
+void pack_block_a(Cell* block, const factor<T>& a, index_t m, index_t m_end, index_t k, index_t depth, index_t steps) {
   constexpr index_t M = gemm_tile<Arch>::m;
-  for (index_t i = m; i < m_end; i += M, block += M * depth) {
+  for (index_t i = m; i < m_end; i += M, block += M * steps) {
     const index_t used = std::min(M, m_end - i), width = round_up(used, 2);
     if (a.transposed) pack_along<Arch>(block, width, a, i, used, k, depth);
     else pack_across<Arch>(block, width, a, i, used, k, depth);
@@ -134,8 +59,8 @@ void pack_block_a(float* block, const factor<T>& a, index_t m, index_t m_end, in
 }
 
 /// Columns n … n+used-1 of B, as one panel of two vectors, or of one where that is enough.
-template <class Arch, class T>
-void pack_panel_b(float* panel, const factor<T>& b, index_t n, index_t used, index_t k, index_t depth) {
+template <class Arch, class Cell, class T>
+void pack_panel_b(Cell* panel, const factor<T>& b, index_t n, index_t used, index_t k, index_t depth) {
   const index_t width = round_up(used, simd::width<Arch>);
   if (b.transposed) pack_across<Arch>(panel, width, b, n, used, k, depth);
   else pack_along<Arch>(panel, width, b, n, used, k, depth);
@@ -155,11 +80,11 @@ template <class Arch, class T> void prefetch_panel_b(const factor<T>& b, index_t
 
 // ---- the micro-kernel ----
 
-/// C(rows m … m+used-1, columns n … n+columns-1) from a panel of A (depth, M) and one of B (depth, V
-/// vectors).
-template <class Arch, int M, int V> void gemm_micro(const product& c, index_t m, index_t used, index_t n,
-                                                    index_t columns, const float* a, const float* b, index_t depth,
-                                                    bool accumulate) {
+/// C(rows m … m+used-1, columns n … n+columns-1) from a panel of A (steps, M) and one of B (steps, V vectors).
+template <class Arch, class P, int M, int V>
+void gemm_micro(const product& c, index_t m, index_t used, index_t n, index_t columns, const cell_of<Arch, P>* a,
+                const cell_of<Arch, P>* b, index_t steps, bool accumulate) {
+  using element = cell<Arch, P>;
   constexpr index_t N = simd::width<Arch>;
   simd::lanes<Arch> sum[M][V];
 #pragma GCC unroll 16
@@ -167,16 +92,16 @@ template <class Arch, int M, int V> void gemm_micro(const product& c, index_t m,
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) sum[r][v] = simd::zero<Arch>();
 
-  for (index_t k = 0; k < depth; ++k, a += M, b += V * N) {
-    simd::lanes<Arch> columns_of_b[V];
+  for (index_t k = 0; k < steps; ++k, a += M, b += V * N) {
+    typename element::vector columns_of_b[V];
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) columns_of_b[v] = simd::load<Arch>(b + v * N), simd::hold(columns_of_b[v]);
+    for (int v = 0; v < V; ++v) columns_of_b[v] = element::load(b + v * N), simd::hold(columns_of_b[v]);
 #pragma GCC unroll 16
     for (int r = 0; r < M; ++r) {
-      simd::lanes<Arch> row_of_a(a[r]);
+      typename element::vector row_of_a(a[r]);
       simd::hold(row_of_a);
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) sum[r][v] = simd::fma(row_of_a, columns_of_b[v], sum[r][v]);
+      for (int v = 0; v < V; ++v) sum[r][v] = element::multiply_add(row_of_a, columns_of_b[v], sum[r][v]);
     }
   }
 
@@ -200,65 +125,68 @@ template <class Arch, int M, int V> void gemm_micro(const product& c, index_t m,
 }
 
 /// The smallest kernel, of M, M - 2, …, 2 rows and 1 or 2 vectors, that holds the tile.
-template <class Arch, int M> void gemm_tile_of(const product& c, index_t m, index_t used, index_t n, index_t columns,
-                                               const float* a, const float* b, index_t depth, bool accumulate) {
+template <class Arch, class P, int M> void gemm_tile_of(const product& c, index_t m, index_t used, index_t n,
+                                                        index_t columns, const cell_of<Arch, P>* a,
+                                                        const cell_of<Arch, P>* b, index_t steps, bool accumulate) {
   if constexpr (M > 2)
-    if (used <= M - 2) return gemm_tile_of<Arch, M - 2>(c, m, used, n, columns, a, b, depth, accumulate);
-  if (columns <= simd::width<Arch>) gemm_micro<Arch, M, 1>(c, m, used, n, columns, a, b, depth, accumulate);
-  else gemm_micro<Arch, M, 2>(c, m, used, n, columns, a, b, depth, accumulate);
+    if (used <= M - 2) return gemm_tile_of<Arch, P, M - 2>(c, m, used, n, columns, a, b, steps, accumulate);
+  if (columns <= simd::width<Arch>) gemm_micro<Arch, P, M, 1>(c, m, used, n, columns, a, b, steps, accumulate);
+  else gemm_micro<Arch, P, M, 2>(c, m, used, n, columns, a, b, steps, accumulate);
 }
 
 /// Rows m … m_end-1 of C from a packed block of A, columns n … n+used-1 from a packed panel of B.
 /// `between`(i, of) runs before the i-th micro-kernel.
-template <class Arch, class F> void gemm_column(const product& c, index_t m, index_t m_end, index_t n, index_t used,
-                                                const float* a, const float* b, index_t depth, bool accumulate,
-                                                F&& between) {
+template <class Arch, class P, class F>
+void gemm_column(const product& c, index_t m, index_t m_end, index_t n, index_t used, const cell_of<Arch, P>* a,
+                 const cell_of<Arch, P>* b, index_t steps, bool accumulate, F&& between) {
   constexpr index_t M = gemm_tile<Arch>::m;
   const index_t tiles = (m_end - m + M - 1) / M;
-  for (index_t i = 0; i < tiles; ++i, m += M, a += M * depth) {
+  for (index_t i = 0; i < tiles; ++i, m += M, a += M * steps) {
     between(i, tiles);
-    gemm_tile_of<Arch, int(M)>(c, m, std::min(M, m_end - m), n, used, a, b, depth, accumulate);
+    gemm_tile_of<Arch, P, int(M)>(c, m, std::min(M, m_end - m), n, used, a, b, steps, accumulate);
   }
 }
 
 }  // namespace detail
 
-/// The kernel. k: the length of the sums. Shapes of the factors: A (m, k), B (k, n), after transposition; the
-/// indices of `p` count in the whole C, A and B.
-template <class Arch, class TA, class TB>
+/// The kernel. k: the length of the sums. Shapes of the factors: A (m, k), B (k, n), after transposition; the indices of
+/// `p` count in the whole C, A and B.
+template <class Arch, class P = float, class TA, class TB>
 void gemm(const product& c, const factor<TA>& a, const factor<TB>& b, const part& p, index_t k) {
   using tile = detail::gemm_tile<Arch>;
+  using cell = detail::cell_of<Arch, P>;
   using detail::round_up;
+  constexpr index_t most = detail::block_depth<Arch, P>, terms = detail::cell<Arch, P>::terms;
   if (p.m_first >= p.m_last || p.n_first >= p.n_last) return;
   const index_t height = std::min(tile::height, round_up(p.m_last - p.m_first, 2));
   const index_t breadth = std::min(tile::breadth, round_up(p.n_last - p.n_first, tile::n));
-  const index_t deepest = std::min(tile::depth, k), size_a = round_up(deepest * height, 16);
-  float* const block_a = thread_scratch<detail::gemm_blocks<Arch>>(size_a + deepest * breadth);
-  float* const block_b = block_a + size_a;
+  const index_t longest = round_up(std::min(most, k), terms) / terms, size_a = round_up(longest * height, 16);
+  cell* const block_a = thread_scratch<detail::gemm_blocks<Arch>, cell>(size_a + longest * breadth);
+  cell* const block_b = block_a + size_a;
 
   for (index_t n = p.n_first; n < p.n_last; n += breadth) {
     const index_t n_end = std::min(n + breadth, p.n_last);
     index_t k0 = 0;
     do {  // once where k is 0, for C = 0
-      const index_t depth = std::min(tile::depth, k - k0);
+      const index_t depth = std::min(most, k - k0), steps = round_up(depth, terms) / terms;
       for (index_t m = p.m_first; m < p.m_last; m += height) {
         const index_t m_end = std::min(m + height, p.m_last);
-        detail::pack_block_a<Arch>(block_a, a, m, m_end, k0, depth);
+        detail::pack_block_a<Arch>(block_a, a, m, m_end, k0, depth, steps);
         for (index_t j = n; j < n_end; j += tile::n) {
           const index_t used = std::min(tile::n, n_end - j);
           const bool more = j + used < n_end;  // else the next panel is the first one further down
           const index_t next_n = more ? j + used : n, next_k = more ? k0 : k0 + depth;
-          const index_t next_depth = std::min(tile::depth, k - next_k), next_used = std::min(tile::n, n_end - next_n);
-          float* const panel = block_b + (j - n) * depth;
+          const index_t next_depth = std::min(most, k - next_k), next_used = std::min(tile::n, n_end - next_n);
+          cell* const panel = block_b + (j - n) * steps;
           const bool fresh = m == p.m_first;  // the first block of A finds B not yet packed
           if (fresh) detail::pack_panel_b<Arch>(panel, b, j, used, k0, depth);
           const auto between = [&](index_t i, index_t of) {
             if (fresh) detail::prefetch_panel_b<Arch>(b, next_n, next_used, next_k, next_depth, i, of);
           };
-          detail::gemm_column<Arch>(c, m, m_end, j, used, block_a, panel, depth, c.accumulate || k0 > 0, between);
+          detail::gemm_column<Arch, P>(c, m, m_end, j, used, block_a, panel, steps, c.accumulate || k0 > 0, between);
         }
       }
-    } while ((k0 += tile::depth) < k);
+    } while ((k0 += most) < k);
   }
 }
 

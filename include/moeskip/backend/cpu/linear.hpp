@@ -15,8 +15,8 @@ namespace cpu_kernels {
 /// Fewer weight bytes than this are not worth starting the other threads for (about a microsecond).
 inline constexpr index_t parallel_bytes = 64 << 10;
 
-/// C (m, n) on all threads, split along its longer side at multiples of the register tile.
-template <class A, class TA, class TB>
+/// C (m, n), with products of P, on all threads, split along its longer side at multiples of the register tile.
+template <class A, class P, class TA, class TB>
 void parallel_gemm(const product& c, const factor<TA>& a, const factor<TB>& b, index_t m, index_t n, index_t k) {
   using tile = detail::gemm_tile<A>;
   const index_t worthwhile = m * n * k < 100'000 ? m + n + 1 : 0;
@@ -24,14 +24,14 @@ void parallel_gemm(const product& c, const factor<TA>& a, const factor<TB>& b, i
     parallel_for(
         m,
         [&](index_t first, index_t last) {
-          gemm<A>(c, a, b, {first, last, 0, n}, k);
+          gemm<A, P>(c, a, b, {first, last, 0, n}, k);
         },
         worthwhile, tile::m);
   } else {
     parallel_for(
         n,
         [&](index_t first, index_t last) {
-          gemm<A>(c, a, b, {0, m, first, last}, k);
+          gemm<A, P>(c, a, b, {0, m, first, last}, k);
         },
         worthwhile, tile::n);
   }
@@ -54,8 +54,8 @@ template <class A, class W> void parallel_matvec(const matvec_args<W>& call, con
 }  // namespace cpu_kernels
 
 template <> struct kernel<linear_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, mat<float> y, mat<const float> x, mat<const W> w, mat<const float> residual) {
+  template <class W, class Isa, class P>
+  static void run(cpu<W, Isa, P>&, mat<float> y, mat<const float> x, mat<const W> w, mat<const float> residual) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const index_t N = x.rows(), I = x.cols(), O = w.rows();
@@ -72,23 +72,23 @@ template <> struct kernel<linear_t, on_cpu> {
           },
           1 << 15);
     const k::product c{.data = y.data(), .stride = O, .accumulate = residual.data() != nullptr};
-    k::parallel_gemm<A>(c, k::factor<float>{x.data(), I}, k::factor<W>{w.data(), I, true}, N, O, I);
+    k::parallel_gemm<A, P>(c, k::factor<float>{x.data(), I}, k::factor<W>{w.data(), I, true}, N, O, I);
   }
 };
 
 template <> struct kernel<linear_backward_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, mat<float> dx, mat<float> dw, mat<const float> dy, mat<const float> x, mat<const W> w) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, mat<float> dx, mat<float> dw,
+                                                         mat<const float> dy, mat<const float> x, mat<const W> w) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const index_t N = x.rows(), I = x.cols(), O = w.rows();
     if (dx.data()) {
       const k::product c{.data = dx.data(), .stride = I};
-      k::parallel_gemm<A>(c, k::factor<float>{dy.data(), O}, k::factor<W>{w.data(), I}, N, I, O);
+      k::parallel_gemm<A, P>(c, k::factor<float>{dy.data(), O}, k::factor<W>{w.data(), I}, N, I, O);
     }
     if (dw.data()) {
       const k::product c{.data = dw.data(), .stride = I, .accumulate = true};
-      k::parallel_gemm<A>(c, k::factor<float>{dy.data(), O, true}, k::factor<float>{x.data(), I}, O, I, N);
+      k::parallel_gemm<A, P>(c, k::factor<float>{dy.data(), O, true}, k::factor<float>{x.data(), I}, O, I, N);
     }
   }
 };

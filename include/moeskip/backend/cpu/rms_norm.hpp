@@ -16,8 +16,8 @@ template <class A> float reciprocal_rms(const float* x, index_t size, float eps)
 }  // namespace cpu_kernels
 
 template <> struct kernel<rms_norm_t, on_cpu> {
-  template <class W, class Isa>
-  static void run(cpu<W, Isa>&, mat<float> y, mat<const float> x, vec<const W> gain, float eps) {
+  template <class W, class Isa, class P>
+  static void run(cpu<W, Isa, P>&, mat<float> y, mat<const float> x, vec<const W> gain, float eps) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const index_t D = x.cols();
@@ -43,8 +43,9 @@ template <> struct kernel<rms_norm_backward_t, on_cpu> {
   /// how many threads there are.
   static constexpr index_t block_rows = 256;
 
-  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> dx, vec<float> dgain, mat<const float> dy,
-                                                mat<const float> x, vec<const W> gain, float eps) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, mat<float> dx, vec<float> dgain,
+                                                         mat<const float> dy, mat<const float> x, vec<const W> gain,
+                                                         float eps) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     struct sums;

@@ -73,8 +73,9 @@ inline int last_position(const token_rows& rows) {
 }  // namespace cpu_kernels
 
 template <> struct kernel<rope_append_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> q, kv_layer<float> kv, mat<const float> qkv,
-                                                const token_rows& rows, const attention_shape& s) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, mat<float> q, kv_layer<float> kv,
+                                                         mat<const float> qkv, const token_rows& rows,
+                                                         const attention_shape& s) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const int q_dim = q.data() ? s.q_dim() : 0, kv_dim = s.kv_dim();
@@ -96,8 +97,9 @@ template <> struct kernel<rope_append_t, on_cpu> {
 };
 
 template <> struct kernel<rope_append_backward_t, on_cpu> {
-  template <class W, class Isa> static void run(cpu<W, Isa>&, mat<float> dqkv, mat<const float> dq, kv_layer<float> dkv,
-                                                const token_rows& rows, const attention_shape& s) {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, mat<float> dqkv, mat<const float> dq,
+                                                         kv_layer<float> dkv, const token_rows& rows,
+                                                         const attention_shape& s) {
     namespace k = cpu_kernels;
     using A = k::arch<Isa>;
     const k::rope_table& table = k::rope_table::of(s, k::last_position(rows) + 1);

@@ -45,7 +45,7 @@ template <> inline constexpr int registers<xsimd::neon64> = 32;
 
 /// Makes the compiler take x for a value that it cannot read again: g++ otherwise turns every use of a loaded
 /// vector into a memory operand, and a kernel that uses it four times is bound by loads.
-template <class Arch> [[gnu::always_inline]] inline void hold(lanes<Arch>& x) {
+template <class T, class Arch> [[gnu::always_inline]] inline void hold(xsimd::batch<T, Arch>& x) {
 #if defined(__x86_64__)
   asm("" : "+v"(x.data));
 #elif defined(__aarch64__)
@@ -171,14 +171,65 @@ template <class Arch> words<Arch> load_words(const bf16* p) {
 template <class Arch> lanes<Arch> even(words<Arch> w) { return detail::as_floats<Arch>(w << 16); }
 template <class Arch> lanes<Arch> odd(words<Arch> w) { return detail::as_floats<Arch>(w & words<Arch>(0xffff0000u)); }
 
+// Products of bf16. AVX512-BF16 takes numbers under 2^-126 for zero, and adds both products before the sum.
+
+/// sum + even(a) even(b) + odd(a) odd(b), lane by lane.
+template <class Arch> [[gnu::always_inline]] inline lanes<Arch> dot(words<Arch> a, words<Arch> b, lanes<Arch> sum) {
+#if defined(__AVX512BF16__)
+  if constexpr (width<Arch> == 16) return lanes<Arch>(_mm512_dpbf16_ps(sum, (__m512bh)a.data, (__m512bh)b.data));
+  else
+#endif
+    return simd::fma<Arch>(odd<Arch>(a), odd<Arch>(b), simd::fma<Arch>(even<Arch>(a), even<Arch>(b), sum));
+}
+
+/// to (n) = x (n), rounded.
+template <class Arch> void round(bf16* to, const float* x, index_t n) {
+  index_t i = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (width<Arch> == 16)
+    for (; i + 16 <= n; i += 16)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+#endif
+  for (; i < n; ++i) to[i] = bf16(x[i]);
+}
+
+/// N words: low[i] in the lower half, high[i] in the upper one; floats are rounded.
+template <class Arch> words<Arch> pairs(const bf16* low, const bf16* high) {
+#if defined(__AVX512BF16__)
+  if constexpr (width<Arch> == 16) {
+    const auto wide = [](const bf16* p) {
+      return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    };
+    return words<Arch>(_mm512_or_si512(wide(low), _mm512_slli_epi32(wide(high), 16)));
+  }
+#endif
+  alignas(alignment) std::uint32_t both[width<Arch>];
+  for (index_t i = 0; i < width<Arch>; ++i) both[i] = low[i].bits | std::uint32_t(high[i].bits) << 16;
+  return words<Arch>::load_aligned(both);
+}
+template <class Arch> words<Arch> pairs(const float* low, const float* high) {
+#if defined(__AVX512BF16__)
+  if constexpr (width<Arch> == 16) {
+    const auto wide = [](const float* p) {
+      return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(p)));
+    };
+    return words<Arch>(_mm512_or_si512(wide(low), _mm512_slli_epi32(wide(high), 16)));
+  }
+#endif
+  bf16 halves[2][width<Arch>];
+  simd::round<Arch>(halves[0], low, width<Arch>), simd::round<Arch>(halves[1], high, width<Arch>);
+  return pairs<Arch>(halves[0], halves[1]);
+}
+
 // ---- shuffles, of quads only ----
 
 /// a, b, c, d become the columns of the 4 by 4 matrix of which they were the rows.
-template <class Arch>
-[[gnu::always_inline]] inline void transpose(lanes<Arch>& a, lanes<Arch>& b, lanes<Arch>& c, lanes<Arch>& d) {
+template <class T, class Arch>
+[[gnu::always_inline]] inline void transpose(xsimd::batch<T, Arch>& a, xsimd::batch<T, Arch>& b,
+                                             xsimd::batch<T, Arch>& c, xsimd::batch<T, Arch>& d) {
   static_assert(width<Arch> == 4);
-  const lanes<Arch> ac = xsimd::zip_lo(a, c), AC = xsimd::zip_hi(a, c);  // a0 c0 a1 c1, a2 c2 a3 c3
-  const lanes<Arch> bd = xsimd::zip_lo(b, d), BD = xsimd::zip_hi(b, d);
+  const auto ac = xsimd::zip_lo(a, c), AC = xsimd::zip_hi(a, c);  // a0 c0 a1 c1, a2 c2 a3 c3
+  const auto bd = xsimd::zip_lo(b, d), BD = xsimd::zip_hi(b, d);
   a = xsimd::zip_lo(ac, bd), b = xsimd::zip_hi(ac, bd);
   c = xsimd::zip_lo(AC, BD), d = xsimd::zip_hi(AC, BD);
 }

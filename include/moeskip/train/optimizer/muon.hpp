@@ -22,9 +22,9 @@ namespace moeskip {
 
 namespace detail {
 
-/// The backend whose matrix products have both factors in B's scalar.
-template <class B> struct unrounded { using type = B; };
-template <Storage W, class Isa> struct unrounded<cpu<W, Isa>> { using type = cpu<float, Isa>; };
+/// The backend that has weights in B's scalar.
+template <class B> struct widened { using type = B; };
+template <Storage W, class Isa, Storage P> struct widened<cpu<W, Isa, P>> { using type = cpu<float, Isa, P>; };
 
 /// Scratch of newton_schulz for matrices of up to `elements` elements whose shorter side is at most `side`.
 template <class T> struct newton_schulz_scratch {
@@ -108,7 +108,7 @@ struct muon {
     detail::packed_tensors matrices, others;
     buffer<T> momentum, first_moment, second_moment;
     detail::newton_schulz_scratch<T> scratch;
-    typename detail::unrounded<B>::type products;
+    typename detail::widened<B>::type products;
 
     explicit on(const std::vector<tensor_info>& all)
         : matrices(all, [](const tensor_info& t) { return orthogonalises(t); }),
