@@ -37,8 +37,9 @@ class Layer(nn.Module):
         self.qkv = nn.Parameter(torch.randn((H + 2 * G) * d, D) / D ** 0.5)
         self.out = nn.Parameter(torch.randn(D, D) / D ** 0.5 / 4)
         self.router = nn.Parameter(torch.randn(E, D) / D ** 0.5)
-        self.gate_up = nn.Parameter(torch.randn(E, 2 * FFN, D) / D ** 0.5)
-        self.down = nn.Parameter(torch.randn(E, D, FFN) / FFN ** 0.5 / 4)
+        # A parameter for each expert: the gradient of a slice of one would be as large as the whole.
+        self.gate_up = nn.ParameterList(torch.randn(2 * FFN, D) / D ** 0.5 for _ in range(E))
+        self.down = nn.ParameterList(torch.randn(D, FFN) / FFN ** 0.5 / 4 for _ in range(E))
 
     def forward(self, x, angles):
         h = F.rms_norm(x, (D,), self.norm1, 1e-5)

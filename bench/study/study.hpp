@@ -86,7 +86,7 @@ template <class V> void shrink(plan<V>& p) {
 }
 
 template <class V> void run(const std::string& name, const options& o, plan<V> p) {
-  using B = ms::cpu<float>;
+  using B = ms::cpu<float, ms::isa::native, ms::bf16>;
   if (o.tiny) shrink(p);
   const int long_as = o.tiny ? 32 : length;
   p.training.steps = o.tiny ? 3 : std::max<std::uint64_t>(1, std::uint64_t(o.tokens / (sequences * length)));

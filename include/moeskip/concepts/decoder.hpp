@@ -28,16 +28,17 @@ concept Decoder = requires(typename P::template on<Session>& d, Session& s, Samp
 };
 
 /// on<Session>: begin(session, room) starts a round of at most `room` drafted tokens; next(session, token, logits) runs
-/// a token of the round one draft step further and writes the draft's logits (V); verify(session, tokens, logits) runs
-/// what the draft left undone for all tokens of the round and writes the full model's logits, one row for each;
-/// exit_layer() is how many layers a drafted token's logits came from.
+/// a token of the round one draft step further and writes the draft's logits (V) for the one after it, or returns false
+/// where it has none to propose; verify(session, tokens, logits) runs what the draft left undone for all tokens of the
+/// round, those that next() was not shown included, and writes the full model's logits, one row for each; exit_layer()
+/// is how many of the model's layers a drafted token's logits came from.
 template <class P, class Session> concept Draft = requires(typename P::template on<Session>& d, Session& s,
                                                            vec<typename Session::T> row, mat<typename Session::T> rows,
                                                            int token) {
   { P::name } -> std::convertible_to<std::string_view>;
   { d.exit_layer() } -> std::convertible_to<int>;
   d.begin(s, int{});
-  d.next(s, token, row);
+  { d.next(s, token, row) } -> std::convertible_to<bool>;
   d.verify(s, std::span<const int>{}, rows);
 };
 

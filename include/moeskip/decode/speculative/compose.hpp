@@ -57,7 +57,7 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
       double confidence = 1;
       while (int(tokens_.size()) <= room && length_.more(int(tokens_.size()) - 1, confidence)) {
         const int drafted = int(tokens_.size()) - 1;
-        draft_.next(s, tokens_.back(), rest);
+        if (!draft_.next(s, tokens_.back(), rest)) break;
         draw_from.distribution<T>(q.row(drafted), rest);
         const double u = proposing.uniform_double(std::uint64_t(at + drafted), 0, number);
         tokens_.push_back(sampler::pick<T>(q.row(drafted), u));

@@ -34,23 +34,30 @@ struct self {
       count_ = 0;
       at_ = s.position();
     }
-    /// Runs `token`, the next of the round, through the first E layers; logits (V) are the draft's, unless empty.
-    void next(Session& s, int token, vec<T> logits) {
-      const mat<T> x = states_.rows(count_, 1);
-      s.embed(x, token, at_ + count_);
-      s.run(0, exit_, x, at_ + count_);
-      ++count_;
-      if (logits.data()) s.logits({logits.data(), 1, logits.size()}, x, exit_);
+    /// Runs `token`, the next of the round, through the first E layers; logits (V) are the draft's.
+    bool next(Session& s, int token, vec<T> logits) {
+      const mat<T> x = shallow(s, {&token, 1});
+      s.logits({logits.data(), 1, logits.size()}, x, exit_);
+      return true;
     }
     /// logits (n, V) of the full model for the n tokens of the round; those that next() has not seen run first.
     void verify(Session& s, std::span<const int> tokens, mat<T> logits) {
-      while (count_ < int(tokens.size())) next(s, tokens[std::size_t(count_)], {});
+      if (const auto unseen = tokens.subspan(std::size_t(count_)); !unseen.empty()) shallow(s, unseen);
       const mat<T> x = states_.rows(0, count_);
       s.run(exit_, s.model().layers(), x, at_);
       s.logits(logits, x, s.model().layers());
     }
 
    private:
+    /// The next tokens of the round through the first E layers; their streams (N, D).
+    mat<T> shallow(Session& s, std::span<const int> tokens) {
+      const int at = at_ + count_, N = int(tokens.size());
+      const mat<T> x = states_.rows(count_, N);
+      s.embed(x, {tokens.data(), N}, at);
+      s.run(0, exit_, x, at);
+      count_ += N;
+      return x;
+    }
     /// One that was trained if there is one; a shared head can be asked at other depths, too.
     template <class M> static int default_exit(const M& m) {
       for (int e = m.layers() / 2; e > 1; --e)  // LayerSkip's loss gives the exit after one layer no weight
