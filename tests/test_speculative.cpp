@@ -35,6 +35,9 @@ ms::sizes random_sizes(std::uint64_t i) {
 static_assert(
     ms::SpeculativeDecoder<ms::speculative_decoder::compose<>, ms::session<small, ms::cpu<float>>, ms::sampler>);
 
+template <class Length> using self_drafting =
+    ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, Length>;
+
 template <class V, class B> void check_greedy(std::uint64_t i) {
   ms::config<V> c{.sizes = random_sizes(i)};
   c.exits = ms::exits_every(1, c.sizes.layers);
@@ -44,15 +47,20 @@ template <class V, class B> void check_greedy(std::uint64_t i) {
   };
   const std::vector<int> prompt = random_tokens(pick(1, 30, 20), c.sizes.vocab, i);
   const ms::generation options{.max_new_tokens = pick(1, 30, 21)};
-  using speculative = ms::speculative_decoder::compose<>;
-  const speculative decoder{.draft = {.exit_layer = pick(1, c.sizes.layers - 1, 22)},
-                            .length = {.num_speculations = pick(1, 18, 23)}};
+  const int exit = pick(1, c.sizes.layers - 1, 22);
   const auto ignore = [](const ms::emitted&) {};
   const ms::generated plain = ms::generate(m, prompt, options, ms::decoder::autoregressive{}, ignore);
-  const ms::generated drafted = ms::generate(m, prompt, options, decoder, ignore);
   CAPTURE(i);
   CHECK(int(plain.tokens.size()) == options.max_new_tokens);
-  CHECK(plain.ids() == drafted.ids());
+  const auto same = [&](const auto& decoder) {
+    return ms::generate(m, prompt, options, decoder, ignore).ids() == plain.ids();
+  };
+  namespace length = ms::draft_length;
+  CHECK(same(self_drafting<length::fixed>{.draft = {exit}, .length = {.num_speculations = pick(1, 18, 23)}}));
+  CHECK(same(self_drafting<length::confidence>{.draft = {exit}, .length = {.threshold = 0.1 * pick(0, 9, 24)}}));
+  CHECK(same(self_drafting<length::adaptive>{.draft = {exit}}));
+  CHECK(same(self_drafting<length::utility>{.draft = {exit}}));
+  if (c.sizes.layers > 2) CHECK(same(self_drafting<length::utility>{}));  // chooses among exits
 }
 
 }  // namespace

@@ -42,13 +42,50 @@ template <class P, class Session> concept Draft = requires(typename P::template 
   d.verify(s, std::span<const int>{}, rows);
 };
 
-/// more(drafted, confidence): whether to draft another token after `drafted`, the last with this probability;
-/// observe(drafted, accepted) tells the outcome of a round.
-template <class P> concept DraftLength = requires(P& p, int n, double confidence) {
+/// What becomes of a drafted token.
+enum class verdict {
+  drop,  // it is not verified, and the draft ends
+  last,  // it is verified, and the draft ends
+  more,  // it is verified, and the next one is drafted
+};
+
+/// A token that a draft proposed.
+struct proposal {
+  double confidence = 0;  // probability of the draft's most likely token
+  bool accepted = false;  // for one that was dropped: whether it would have been
+};
+
+/// The outcome of a speculative round.
+struct speculation_round {
+  int exit_layer = 0;              // that the draft left at; 0: it does not run this model
+  int proposed = 0, verified = 0;  // tokens; all but a dropped one are verified
+  int accepted = 0;
+  std::span<const proposal> judged{};  // in order, as far as the round tells: up to the first that was rejected
+  double draft_seconds = 0, verify_seconds = 0;
+  proposal watched{};  // what another exit would have proposed first, where one was asked
+};
+
+/// on<Session, Draft>, the state of one generation: plan(session, draft, room) is how many tokens, at most `room`, the
+/// coming round may draft, and 0 makes it a plain step; judge(drafted, confidence) is what becomes of the token proposed
+/// after `drafted` others, `confidence` being the probability of the draft's most likely token; observe(round) tells the
+/// outcome. longest() is the most it ever plans.
+template <class P, class Session, class Draft>
+concept DraftLength = requires(const P& options, typename P::template on<Session, Draft>& p, Session& s, Draft& draft,
+                               int n, double confidence, const speculation_round& round) {
   { P::name } -> std::convertible_to<std::string_view>;
-  { p.longest() } -> std::convertible_to<int>;
-  { p.more(n, confidence) } -> std::convertible_to<bool>;
-  p.observe(n, n);
+  { options.longest() } -> std::convertible_to<int>;
+  { p.plan(s, draft, n) } -> std::convertible_to<int>;
+  { p.judge(n, confidence) } -> std::same_as<verdict>;
+  p.observe(round);
+};
+
+/// A draft that can leave the model at several depths: exits() lists them, leave_at(exit_layer) chooses one for the coming
+/// rounds; watch(exit_layer) asks another exit about the first token of the coming round, whose logits (V) are watched().
+template <class P> concept ChoosesExit = requires(P& d, const P& c, int exit_layer) {
+  { c.exits().size() } -> std::convertible_to<std::size_t>;
+  d.leave_at(exit_layer);
+  d.watch(exit_layer);
+  c.watched();
 };
 
 /// p, q (V): what the full model and the draft would draw from. accepts(p, q, token, u) with u uniform in [0, 1);

@@ -35,6 +35,16 @@ template <class T> int argmax(vec<const T> values) {
   return int(best);
 }
 
+/// Probability that softmax(logits) gives the most likely token. Terms that could not change it by a thousandth of a
+/// percent each are left out.
+template <class T> double top_probability(vec<const T> logits) {
+  const T best = logits[argmax(logits)];
+  double total = 0;
+  for (const T x : logits)
+    if (x - best > T(-12)) total += std::exp(double(x - best));
+  return 1 / total;
+}
+
 /// Makes distributions; keeps its scratch between calls.
 class sampler {
  public:

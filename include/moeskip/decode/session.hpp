@@ -2,9 +2,13 @@
 // every round begins by running it through the model.
 #pragma once
 
+#include <algorithm>
+#include <any>
+#include <array>
 #include <span>
 #include <vector>
 
+#include "moeskip/concepts/decoder.hpp"
 #include "moeskip/model/model.hpp"
 
 namespace moeskip {
@@ -17,12 +21,24 @@ struct emitted {
 };
 
 struct decode_stats {
-  int tokens = 0;                 // emitted
-  int rounds = 0;                 // full passes or verifications
-  int drafted = 0, accepted = 0;  // proposed; of these emitted
-  long long layer_steps = 0;      // layers run, summed over tokens
-  double seconds = 0;             // from after the prefill to the last token
+  static constexpr int positions = 16;  // of a draft, told apart
 
+  int tokens = 0;                                          // emitted
+  int rounds = 0;                                          // full passes or verifications
+  int drafted = 0, accepted = 0;                           // verified drafts; of these emitted
+  std::array<int, positions> drafted_at{}, accepted_at{};  // the same for the 1st, 2nd … token of a draft
+  long long layer_steps = 0;                               // layers run, summed over tokens
+  double seconds = 0;                                      // from after the prefill to the last token
+  double draft_seconds = 0, verify_seconds = 0;            // of these; plain steps count as verification
+
+  void count(const speculation_round& r) {
+    ++rounds, drafted += r.verified, accepted += r.accepted;
+    draft_seconds += r.draft_seconds, verify_seconds += r.verify_seconds;
+    for (int i = 0; i < std::min(r.verified, positions); ++i) {
+      ++drafted_at[std::size_t(i)];
+      accepted_at[std::size_t(i)] += i < r.accepted;
+    }
+  }
   double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
   double acceptance_rate() const { return drafted ? double(accepted) / drafted : 0; }
 };
@@ -129,6 +145,12 @@ template <class V, class B> class session {
   arena& memory() { return memory_; }
   decode_stats stats;
 
+  /// What a policy learned of this model on this machine, from one generation to the next; default-made at first.
+  template <class State> State& learned() {
+    if (!std::any_cast<State>(&learned_)) learned_.emplace<State>();
+    return *std::any_cast<State>(&learned_);
+  }
+
  private:
   token_rows rows(int at, int count) const {
     MOESKIP_CHECK(config_error, at >= 0, "positions must be 0 or more, got ", at);
@@ -144,6 +166,7 @@ template <class V, class B> class session {
   std::vector<int> tokens_;
   std::vector<int> slot_, position_;  // 0, 0, 0 … and 0, 1, 2 …: rows are windows of them
   std::vector<int> token_;            // the vocabulary id last embedded for each position
+  std::any learned_;
 };
 
 }  // namespace moeskip

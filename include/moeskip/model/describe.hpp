@@ -3,6 +3,7 @@
 
 #include "moeskip/base/parallel.hpp"
 #include "moeskip/model/model.hpp"
+#include "moeskip/model/weights_read.hpp"
 #include "moeskip/ops/list.hpp"
 
 namespace moeskip {
@@ -18,14 +19,10 @@ template <class V, class B> model_footprint footprint(const model<V, B>& m) {
   const sizes& s = m.sizes();
   model_footprint f;
   for (const tensor_info& t : m.tensors()) f.parameters += t.size;
-  const index_t d = s.head_size(), D = s.dim, heads = s.heads, groups = s.kv_groups();
-  for (int l = 0; l < s.layers; ++l) {
-    f.active_parameters += 2 * D + D * d * (2 * heads + 2 * groups);
-    f.active_parameters +=
-        s.is_moe(l) ? index_t(active_moe_weights<V>(s, m.configuration().router)) : 3 * D * s.dense_width();
-  }
-  f.active_parameters += D + D * s.vocab;
-  f.bytes_per_token = (f.active_parameters + D) * index_t(sizeof(weight_t<B>));
+  double active = head_weights_read(s);
+  for (int l = 0; l < s.layers; ++l) active += layer_weights_read(m.configuration(), l, 1);
+  f.active_parameters = index_t(active);
+  f.bytes_per_token = (f.active_parameters + s.dim) * index_t(sizeof(weight_t<B>));
   return f;
 }
 

@@ -3,6 +3,9 @@
 // overwritten by the next round.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -29,15 +32,14 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
     static_assert(moeskip::Acceptance<Acceptance>,
                   "moeskip: the Acceptance of a speculative decoder needs `accepts` and "
                   "`residual`. See moeskip/concepts/decoder.hpp");
-    static_assert(moeskip::DraftLength<DraftLength>,
-                  "moeskip: the DraftLength of a speculative decoder needs `longest`, "
-                  "`more` and `observe`. See moeskip/concepts/decoder.hpp");
+    using draft_on = typename Draft::template on<Session>;
+    static_assert(moeskip::DraftLength<DraftLength, Session, draft_on>,
+                  "moeskip: the DraftLength of a speculative decoder needs `longest` and `on<Session, Draft>` with "
+                  "`plan`, `judge` and `observe`. See moeskip/concepts/decoder.hpp");
 
    public:
-    on(const compose& o, Session& s) : length_(o.length), acceptance_(o.acceptance), draft_(o.draft, s) {
-      MOESKIP_CHECK(config_error, o.length.longest() >= 1, "num_speculations must be at least 1, got ",
-                    o.length.longest());
-    }
+    on(const compose& o, Session& s)
+        : acceptance_(o.acceptance), draft_(o.draft, s), length_(checked(o.length), s, draft_) {}
 
     /// Emits 1 to `most` tokens.
     template <class Sink> void round(Session& s, sampler& draw_from, int most, Sink&& sink) {
@@ -45,55 +47,86 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
       const index_t V = s.model().sizes().vocab;
       // The full model adds one token of its own, and the last drafted position must still fit the context.
       const int at = s.position();
-      const int room = std::min({most - 1, s.context() - at - 1, length_.longest()});
+      const int room = length_.plan(s, draft_, std::min(most - 1, s.context() - at - 1));
       mat<T> q = s.memory().template take<T>(std::max(room, 1), V), logits = s.memory().template take<T>(room + 1, V);
       vec<T> p = s.memory().template take<T>(V), rest = s.memory().template take<T>(V);
-      const draws proposing = stream_of(draw_from, stream::draft), judging = stream_of(draw_from, stream::acceptance);
-      const draws drawing = stream_of(draw_from, stream::sampling);
       const std::uint64_t number = std::uint64_t(s.stats.rounds);  // a position may come up again in a later round
+      const auto height = [&](stream purpose, int i) {
+        return draws{draw_from.options().seed, purpose}.uniform_double(std::uint64_t(at + i), 0, number);
+      };
+      const auto accepts = [&](vec<const T> proposed_from, int token, int i) {
+        return acceptance_.template accepts<T>(p, proposed_from, token, height(stream::acceptance, i));
+      };
+      speculation_round report;
 
-      tokens_.assign(1, s.pending());
+      const double start = now();
+      tokens_.assign(1, s.pending()), proposals_.clear();
       draft_.begin(s, room);
-      double confidence = 1;
-      while (int(tokens_.size()) <= room && length_.more(int(tokens_.size()) - 1, confidence)) {
-        const int drafted = int(tokens_.size()) - 1;
+      int dropped = -1;
+      for (verdict go = verdict::more; go == verdict::more && int(tokens_.size()) <= room;) {
+        const int i = int(tokens_.size()) - 1;
         if (!draft_.next(s, tokens_.back(), rest)) break;
-        draw_from.distribution<T>(q.row(drafted), rest);
-        const double u = proposing.uniform_double(std::uint64_t(at + drafted), 0, number);
-        tokens_.push_back(sampler::pick<T>(q.row(drafted), u));
-        confidence = double(q(drafted, tokens_.back()));
+        draw_from.distribution<T>(q.row(i), rest);
+        const int token = sampler::pick<T>(q.row(i), height(stream::draft, i));
+        proposals_.push_back({top_probability<T>(rest)});
+        go = length_.judge(i, proposals_.back().confidence);
+        if (go == verdict::drop) dropped = token;
+        else tokens_.push_back(token);
       }
       const int drafted = int(tokens_.size()) - 1;
+      const double verifying = now();
       draft_.verify(s, tokens_, logits.rows(0, drafted + 1));
+      report.draft_seconds = verifying - start, report.verify_seconds = now() - verifying;
 
       int kept = 0;
       for (;; ++kept) {
         draw_from.distribution<T>(p, logits.row(kept));
+        if constexpr (ChoosesExit<draft_on>) {
+          if (const vec<const T> watched = draft_.watched(); kept == 0 && watched.size()) {
+            draw_from.distribution<T>(rest, watched);
+            const int token = sampler::pick<T>(rest, height(stream::draft, 0));
+            report.watched = {top_probability<T>(watched), accepts(rest, token, 0)};
+          }
+        }
         if (kept == drafted) break;
         const int token = tokens_[std::size_t(kept) + 1];
-        const double u = judging.uniform_double(std::uint64_t(at + kept), 0, number);
-        if (!acceptance_.template accepts<T>(p, q.row(kept), token, u)) break;
+        if (!accepts(q.row(kept), token, kept)) break;
+        proposals_[std::size_t(kept)].accepted = true;
         s.push(token);
         sink(emitted{token, draft_.exit_layer(), true});
       }
+      // What was dropped is not judged by the text: behind all that was kept the full model speaks for itself.
+      if (kept == drafted && dropped >= 0) proposals_[std::size_t(kept)].accepted = accepts(q.row(kept), dropped, kept);
+      report.exit_layer = draft_.exit_layer();
+      report.proposed = int(proposals_.size()), report.verified = drafted, report.accepted = kept;
+      report.judged = std::span(proposals_).first(std::min(proposals_.size(), std::size_t(kept) + 1));
+      length_.observe(report);
+      s.stats.count(report);
       if (kept < drafted) {
         acceptance_.template residual<T>(rest, p, q.row(kept));
         std::swap(rest, p);
       }
-      const int token = sampler::pick<T>(p, drawing.uniform_double(std::uint64_t(at + kept), 0, number));
-      length_.observe(drafted, kept);
-      ++s.stats.rounds, s.stats.drafted += drafted, s.stats.accepted += kept;
+      const int token = sampler::pick<T>(p, height(stream::sampling, kept));
       s.push(token);
       sink(emitted{token, s.model().layers(), false});
     }
 
    private:
-    static draws stream_of(const sampler& s, stream purpose) { return {s.options().seed, purpose}; }
+    static double now() {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    }
+    static const DraftLength& checked(const DraftLength& o) {
+      MOESKIP_CHECK(config_error, o.longest() >= 1, "num_speculations must be at least 1, got ", o.longest());
+      const std::string_view complaint = moeskip::detail::policy_problem(o);
+      MOESKIP_CHECK(config_error, complaint.empty(), "draft_length.", complaint);
+      return o;
+    }
 
-    DraftLength length_;
     Acceptance acceptance_;
-    typename Draft::template on<Session> draft_;
-    std::vector<int> tokens_;  // of the round: the pending one, then the drafted ones
+    draft_on draft_;
+    typename DraftLength::template on<Session, draft_on> length_;
+    std::vector<int> tokens_;  // of the round: the pending one, then those to verify
+    std::vector<proposal> proposals_;
   };
 };
 

@@ -5,6 +5,7 @@
 
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "moeskip/decode/session.hpp"
 
@@ -25,12 +26,25 @@ struct self {
                     "the full depth of ",
                     m.layers(), " layers");
       m.check_exit(exit_);
+      for (int e = 2; e < m.layers() && !options.exit_layer;
+           ++e)  // LayerSkip's loss gives the exit after layer 1 no weight
+        if (m.configuration().exits.contains(e) && m.has_exit(e)) exits_.push_back(e);
+      if (exits_.empty()) exits_.push_back(exit_);
     }
     int exit_layer() const { return exit_; }
+
+    /// Exits that a draft may leave at: the trained ones, from layer 2 on. Only the chosen one where a user chose.
+    std::span<const int> exits() const { return exits_; }
+    /// In rounds to come.
+    void leave_at(int exit_layer) { exit_ = exit_layer; }
+    /// In the coming round, another exit gives its logits for the first token, on the way.
+    void watch(int exit_layer) { watch_ = exit_layer; }
+    vec<const T> watched() const { return watched_; }  // (V)
 
     /// A round of at most `room` drafted tokens.
     void begin(Session& s, int room) {
       states_ = s.memory().template take<T>(room + 1, s.model().sizes().dim);
+      watched_ = s.memory().template take<T>(watch_ ? s.model().sizes().vocab : 0);
       count_ = 0;
       at_ = s.position();
     }
@@ -44,8 +58,9 @@ struct self {
     void verify(Session& s, std::span<const int> tokens, mat<T> logits) {
       if (const auto unseen = tokens.subspan(std::size_t(count_)); !unseen.empty()) shallow(s, unseen);
       const mat<T> x = states_.rows(0, count_);
-      s.run(exit_, s.model().layers(), x, at_);
+      run(s, exit_, s.model().layers(), x, at_);
       s.logits(logits, x, s.model().layers());
+      watch_ = 0;
     }
 
    private:
@@ -54,13 +69,22 @@ struct self {
       const int at = at_ + count_, N = int(tokens.size());
       const mat<T> x = states_.rows(count_, N);
       s.embed(x, {tokens.data(), N}, at);
-      s.run(0, exit_, x, at);
+      run(s, 0, exit_, x, at);
       count_ += N;
       return x;
     }
+    /// Layers [first, last) on x (N, D), with a stop at the watched exit if the round's first token is among the rows.
+    void run(Session& s, int first, int last, mat<T> x, int at) {
+      if (at == at_ && first < watch_ && watch_ <= last) {
+        s.run(first, watch_, x, at);
+        s.logits({watched_.data(), 1, watched_.size()}, x.rows(0, 1), watch_);
+        first = watch_;
+      }
+      s.run(first, last, x, at);
+    }
     /// One that was trained if there is one; a shared head can be asked at other depths, too.
     template <class M> static int default_exit(const M& m) {
-      for (int e = m.layers() / 2; e > 1; --e)  // LayerSkip's loss gives the exit after one layer no weight
+      for (int e = m.layers() / 2; e > 1; --e)
         if (m.configuration().exits.contains(e) && m.has_exit(e)) return e;
       for (int e = m.layers() / 2; e > 0; --e)
         if (m.has_exit(e)) return e;
@@ -68,8 +92,10 @@ struct self {
           "this model has no exit at half depth or earlier to draft from: give it one (config.exits), or decode with "
           "ms::decoder::autoregressive");
     }
-    int exit_ = 0, count_ = 0, at_ = 0;
-    mat<T> states_;  // (d + 1, D) streams after layer E
+    int exit_ = 0, watch_ = 0, count_ = 0, at_ = 0;
+    std::vector<int> exits_;
+    mat<T> states_;   // (d + 1, D) streams after layer E
+    vec<T> watched_;  // (V) or empty
   };
 };
 

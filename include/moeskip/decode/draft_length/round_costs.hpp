@@ -1,0 +1,90 @@
+// What rounds cost on this machine: the weights that each part reads (model/weights_read.hpp) times the seconds a weight
+// takes, which is measured round by round, apart for drafting at each exit and for verifying n rows. A length that was
+// never tried is taken to cost per weight what the longest shorter one does.
+//   a draft step at exit E      layers [0, E) and a head, one row
+//   a verify of n rows          layers [E, L) and the heads; layers [0, E) for rows that were not drafted from
+// Costs of a draft that does not run this model (exit layer 0) are seconds a token.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "moeskip/concepts/decoder.hpp"
+#include "moeskip/model/weights_read.hpp"
+
+namespace moeskip::draft_length {
+
+/// An average that follows slowly, and that one measurement cannot throw off: the machine may be taken away meanwhile.
+class steady_average {
+ public:
+  void record(double x) {
+    if (count_ == 0) value_ = x;
+    else if (count_ < 3) value_ = std::min(value_, x);  // first calls are slow: nothing is in the caches
+    else value_ += 0.1 * (std::clamp(x, 0.5 * value_, 2 * value_) - value_);
+    ++count_;
+  }
+  bool known() const { return count_ > 0; }
+  double value() const { return value_; }
+
+ private:
+  double value_ = 0;
+  int count_ = 0;
+};
+
+class round_costs {
+ public:
+  static constexpr int most_rows = 16;
+
+  template <class V> void describe(const config<V>& c) {
+    const int L = c.sizes.layers;
+    head_ = head_weights_read(c.sizes);
+    draft_.resize(std::size_t(L) + 1);
+    read_.assign(std::size_t(most_rows + 1), std::vector<double>(std::size_t(L) + 1));
+    for (int n = 1; n <= most_rows; ++n)
+      for (int l = 0; l < L; ++l) at(n, l + 1) = at(n, l) + layer_weights_read(c, l, n);
+  }
+  bool described() const { return !read_.empty(); }
+
+  void observe(const speculation_round& r) {
+    const int e = r.exit_layer, rows = std::min(r.verified + 1, most_rows);
+    if (r.proposed > 0) draft_[std::size_t(e)].record(r.draft_seconds / (r.proposed * draft_weights(e)));
+    const int fresh = e ? std::max(0, r.verified + 1 - r.proposed) : 0;
+    verify_[rows].record(r.verify_seconds / (fresh * at(1, e) + verify_weights(e, rows)));
+  }
+
+  /// Whether a plain step was measured: nothing can be said before.
+  bool known() const { return verify_[1].known(); }
+  double plain() const { return verify_weights(0, 1) * verify_[1].value(); }
+  /// Of proposing one more token, where the layers it needs anyway are not counted.
+  double propose(int exit_layer) const {
+    return exit_layer ? head_ * per_draft_weight(exit_layer) : per_draft_weight(0);
+  }
+  /// Of verifying `rows` rows instead of one fewer.
+  double verify_one_more(int exit_layer, int rows) const {
+    const double shallow = exit_layer ? at(1, exit_layer) * per_draft_weight(exit_layer) : 0;
+    return shallow + std::max(0.0, verify(exit_layer, rows) - verify(exit_layer, rows - 1));
+  }
+  double head() const { return head_ * verify_[1].value(); }
+
+ private:
+  double& at(int rows, int layer) { return read_[std::size_t(rows)][std::size_t(layer)]; }
+  double at(int rows, int layer) const { return read_[std::size_t(rows)][std::size_t(layer)]; }
+  double verify_weights(int e, int rows) const { return at(rows, int(draft_.size()) - 1) - at(rows, e) + head_; }
+  double draft_weights(int e) const { return e ? at(1, e) + head_ : 1; }
+  double per_draft_weight(int e) const {
+    const steady_average& measured = draft_[std::size_t(e)];
+    return measured.known() ? measured.value() : e ? verify_[1].value() : 0;
+  }
+  double verify(int e, int rows) const {
+    int measured = rows;
+    while (measured > 1 && !verify_[measured].known()) --measured;
+    return verify_weights(e, rows) * verify_[measured].value();
+  }
+
+  double head_ = 0;                        // weights
+  std::vector<std::vector<double>> read_;  // [rows][layer]: weights of the layers below it
+  std::vector<steady_average> draft_;      // [exit layer]: seconds per weight
+  steady_average verify_[most_rows + 1];   // [rows]: seconds per weight
+};
+
+}  // namespace moeskip::draft_length
