@@ -10,7 +10,7 @@ struct frugal : ms::variant {
   using layer_dropout = ms::layer_dropout::exponential;  // deeper layers are skipped more often
   using exit_head = ms::exit_head::own;                  // a norm and an unembedding for each exit
   using curriculum = ms::curriculum::rotational;         // exits take turns in learning
-  using decoder = ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::fixed>;
+  using decoder = ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::utility>;
 };
 
 constexpr ms::config<frugal> config{

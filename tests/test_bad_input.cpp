@@ -519,7 +519,7 @@ TEST_CASE("as many speculations as there is room for, however many are asked for
   for (const int speculations : {157, 200, 1'000'000'000, INT_MAX}) {
     CAPTURE(speculations);
     largest = 0;
-    const auto fast = ms::generate(s, prompt, {}, plain::decoder{.length = {.num_speculations = speculations}}, ignore);
+    const auto fast = ms::generate(s, prompt, {}, fixed_length{.length = {.num_speculations = speculations}}, ignore);
     CHECK(fast.ids() == text);
     CHECK(largest < std::size_t{1} << 24);
   }

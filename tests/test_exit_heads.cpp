@@ -94,8 +94,7 @@ TEST_CASE_TEMPLATE("low-rank heads: greedy self-speculation and early exit", B, 
   const auto plain = ms::generate(m, prompt, options, ms::decoder::autoregressive{}, ignore);
   CHECK(plain.tokens.size() == 20);
   for (const int exit_layer : {1, 2, 3}) {
-    const ms::speculative_decoder::compose<> decoder{.draft = {.exit_layer = exit_layer},
-                                                     .length = {.num_speculations = 4}};
+    const fixed_length decoder{.draft = {.exit_layer = exit_layer}, .length = {.num_speculations = 4}};
     CHECK(ms::generate(m, prompt, options, decoder, ignore).ids() == plain.ids());
   }
   const auto early = ms::generate(m, prompt, options, ms::decoder::early_exit<>{.rule = {.threshold = 0.01f}}, ignore);

@@ -255,7 +255,7 @@ ms::model<small, B> echo() {
 TEST_CASE("a session keeps the tokens that were taken, and the statistics count no others") {
   auto m = echo();
   ms::session<small, B> s(m);
-  const small::decoder decoder{.draft = {.exit_layer = 2}, .length = {.num_speculations = 6}};
+  const fixed_length decoder{.draft = {.exit_layer = 2}, .length = {.num_speculations = 6}};
   const auto check = [&](const ms::generated& out) {
     std::vector<int> expected = prompt;
     for (const int id : out.ids()) expected.push_back(id);
@@ -342,7 +342,7 @@ TEST_CASE("a session driven by hand where there is nothing") {
 TEST_CASE("statistics of speculation add up") {
   auto m = sharp();
   const ms::generation options{.max_new_tokens = 30};
-  const auto out = ms::generate(m, prompt, options, small::decoder{.length = {.num_speculations = 3}}, ignore);
+  const auto out = ms::generate(m, prompt, options, fixed_length{.length = {.num_speculations = 3}}, ignore);
   int drafted = 0;
   for (const auto& e : out.tokens) drafted += e.drafted;
   CHECK(drafted == out.stats.accepted);
@@ -350,9 +350,8 @@ TEST_CASE("statistics of speculation add up") {
   CHECK(out.stats.rounds + out.stats.accepted >= 30);
   CHECK(out.stats.tokens == 30);
   auto same = echo();
-  CHECK(
-      ms::generate(same, prompt, options, small::decoder{.draft = {.exit_layer = 2}}, ignore).stats.acceptance_rate() ==
-      1);
+  CHECK(ms::generate(same, prompt, options, fixed_length{.draft = {.exit_layer = 2}}, ignore).stats.acceptance_rate() ==
+        1);
 }
 
 TEST_CASE("what generation refuses, and how it says so") {
@@ -374,7 +373,7 @@ TEST_CASE("what generation refuses, and how it says so") {
       ms::config_error);
   CHECK_THROWS_WITH_AS(ms::generate(m, prompt, {}, small::decoder{.draft = {.exit_layer = -1}}, ignore),
                        doctest::Contains("exit layer -1 is out of range"), ms::config_error);
-  CHECK_THROWS_WITH_AS(ms::generate(m, prompt, {}, small::decoder{.length = {.num_speculations = 0}}, ignore),
+  CHECK_THROWS_WITH_AS(ms::generate(m, prompt, {}, fixed_length{.length = {.num_speculations = 0}}, ignore),
                        doctest::Contains("num_speculations must be at least 1, got 0"), ms::config_error);
   ms::model<own_heads, B> own({.sizes = shape.sizes, .exits = ms::exits_after(2)}, ms::seed{1});
   CHECK_THROWS_WITH_AS(ms::generate(own, prompt, {}, own_heads::decoder{.draft = {.exit_layer = 1}}, ignore),

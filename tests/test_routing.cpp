@@ -275,7 +275,7 @@ template <class V, class B> void check_speculation(const ms::config<V>& base) {
     const auto none = [](const ms::emitted&) {};
     const ms::generation options{.max_new_tokens = 20};
     const auto plain = ms::generate(m, prompt, options, ms::decoder::autoregressive{}, none);
-    using decoder = ms::speculative_decoder::compose<>;
+    using decoder = fixed_length;
     for (const int exit : {1, 2})
       for (const int d : {1, 3, 5}) {
         const decoder speculative{.draft = {.exit_layer = exit}, .length = {.num_speculations = d}};
@@ -337,7 +337,7 @@ TEST_CASE_TEMPLATE("routers with memory: long prompts, sessions used again, trun
                [&](const ms::emitted& e) { early += e.exit_layer < 4; });
   CHECK(early > 20);  // tokens that left the upper layers without a choice
   CHECK(early < 200);
-  const ms::speculative_decoder::compose<> speculative{.length = {.num_speculations = 5}};
+  const fixed_length speculative{.length = {.num_speculations = 5}};
   CHECK(ms::generate(used, prompt, options, speculative, none).ids() == want.ids());
   CHECK(ms::generate(used, prompt, options, ms::decoder::autoregressive{}, none).ids() == want.ids());
   // Back to the 310th token, and on: by hand, token by token.

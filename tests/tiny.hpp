@@ -40,4 +40,7 @@ template <class T> std::vector<T> random_values(std::size_t count, std::uint64_t
   return values;
 }
 
+/// Speculation that does not depend on how fast the machine is.
+using fixed_length = ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::fixed>;
+
 }  // namespace tests

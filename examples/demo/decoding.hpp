@@ -62,9 +62,8 @@ template <class B> class decoding {
     stream("early exit", legend, shape_.early_exit,
            [&](const ms::emitted& e) { return colour_of_exit(e.exit_layer, layers); });
 
-    const int draft = shape_.speculative.draft.exit_layer;
     stream("self-speculation",
-           to_.paint(green, ms::text("■ drafted by ", draft, " layers, accepted by ", layers)) + "  " +
+           to_.paint(green, ms::text("■ drafted by fewer layers, accepted by ", layers)) + "  " +
                to_.paint(violet, ms::text("■ said by all ", layers)),
            shape_.speculative, [](const ms::emitted& e) { return e.drafted ? green : violet; });
   }

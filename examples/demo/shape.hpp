@@ -11,7 +11,6 @@ struct variant : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
   using layer_dropout = ms::layer_dropout::exponential;
   using curriculum = ms::curriculum::rotational;
-  using decoder = ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::fixed>;
 };
 
 struct shape {
@@ -46,13 +45,12 @@ inline shape full() {
                        .schedule = {.warmup = 60},
                        .optimizer = {.lr = 3e-3}},
           .early_exit = {.rule = {.threshold = 0.9f}},
-          .speculative = {.draft = {.exit_layer = 4}, .length = {.num_speculations = 4}}};
+          .speculative = {}};  // chooses exit and length by what pays
 }
 
 inline shape tiny() {
   shape s = full();
   s.model = tiny_model, s.sequences = 4, s.length = 32;
-  s.speculative.draft.exit_layer = 2;
   return s;
 }
 

@@ -34,10 +34,10 @@ namespace acceptance {
 struct exact;
 }
 namespace draft_length {
-struct fixed;
+struct utility;
 }
 namespace speculative_decoder {
-template <class Draft = draft::self, class Acceptance = acceptance::exact, class DraftLength = draft_length::fixed>
+template <class Draft = draft::self, class Acceptance = acceptance::exact, class DraftLength = draft_length::utility>
 struct compose;
 }
 

@@ -10,7 +10,7 @@
 #include "moeskip/decode/autoregressive.hpp"
 #include "moeskip/decode/draft_length/adaptive.hpp"
 #include "moeskip/decode/draft_length/confidence.hpp"
-#include "moeskip/decode/draft_length/utility.hpp"
+#include "moeskip/decode/draft_length/fixed.hpp"
 #include "moeskip/decode/early_exit.hpp"
 #include "moeskip/decode/speculative/compose.hpp"
 

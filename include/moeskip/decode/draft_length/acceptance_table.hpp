@@ -8,7 +8,11 @@
 namespace moeskip::draft_length {
 
 class acceptance_table {
+  static constexpr std::array upper{0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99, 1.01};  // confidences, bin by bin
+
  public:
+  static constexpr std::size_t bins = upper.size();
+
   void record(double confidence, bool accepted) {
     for (bin& b : bins_) b.seen *= fading, b.accepted *= fading;
     bin& b = bins_[bin_of(confidence)];
@@ -26,10 +30,10 @@ class acceptance_table {
     for (const bin& b : bins_) seen += b.seen, accepted += b.accepted;
     return accepted / seen;
   }
-  long records() const { return records_; }
-
-  /// Calls f(share of tokens, chance that one is accepted) for every bin that anything fell into.
+  /// Calls f(share of tokens, chance that one is accepted) for every bin that anything fell into; where nothing is known,
+  /// for all tokens together.
   template <class F> void each(F&& f) const {
+    if (records_ == 0) return f(1, prior_mean);
     double seen = 0;
     for (const bin& b : bins_) seen += b.seen;
     for (const bin& b : bins_)
@@ -37,7 +41,6 @@ class acceptance_table {
   }
 
  private:
-  static constexpr std::array upper{0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99, 1.01};
   static constexpr double fading = 0.995, strength = 2, prior_mean = 0.5;
   struct bin {
     double seen = 0, accepted = 0, believed = 0;  // believed: mean confidence
@@ -48,7 +51,7 @@ class acceptance_table {
     while (i + 1 < upper.size() && !(confidence < upper[i])) ++i;
     return i;
   }
-  std::array<bin, upper.size()> bins_{};
+  std::array<bin, bins> bins_{};
   long records_ = 0;
 };
 

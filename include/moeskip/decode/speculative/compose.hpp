@@ -11,7 +11,7 @@
 
 #include "moeskip/concepts/decoder.hpp"
 #include "moeskip/decode/acceptance/exact.hpp"
-#include "moeskip/decode/draft_length/fixed.hpp"
+#include "moeskip/decode/draft_length/utility.hpp"
 #include "moeskip/decode/sampler.hpp"
 #include "moeskip/decode/speculative/self.hpp"
 
@@ -39,7 +39,10 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
 
    public:
     on(const compose& o, Session& s)
-        : acceptance_(o.acceptance), draft_(o.draft, s), length_(checked(o.length), s, draft_) {}
+        : acceptance_(o.acceptance), draft_(o.draft, s), length_(checked(o.length), s, draft_) {
+      const std::size_t longest = std::size_t(std::min(o.length.longest(), s.context()));
+      tokens_.reserve(longest + 1), proposals_.reserve(longest);
+    }
 
     /// Emits 1 to `most` tokens.
     template <class Sink> void round(Session& s, sampler& draw_from, int most, Sink&& sink) {

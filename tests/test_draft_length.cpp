@@ -1,0 +1,158 @@
+// Policies of draft length in a simulated world, where costs and chances of acceptance are known: no clock is read.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "tiny.hpp"
+
+using namespace tests;
+
+namespace {
+
+struct small : ms::variant {};
+using B = ms::cpu<float>;
+using session = ms::session<small, B>;
+
+/// 12 layers; memory-bound, if nothing else is said: a weight takes a nanosecond.
+constexpr ms::config<small> shape{
+    .sizes = {.layers = 12, .dim = 16, .heads = 2, .ffn = 16, .experts = 16, .vocab = 8, .context = 16},
+    .exits = ms::exits_every(2, 12)};
+
+/// Stands for draft::self: exits without a model behind them.
+struct exits_only {
+  std::vector<int> all{2, 4, 6, 8, 10};
+  int exit = 6, watch_next = 0;
+  int exit_layer() const { return exit; }
+  std::span<const int> exits() const { return all; }
+  void leave_at(int e) { exit = e; }
+  void watch(int e) { watch_next = e; }
+  std::span<const float> watched() const { return {}; }
+};
+static_assert(ms::ChoosesExit<exits_only>);
+
+struct world {
+  std::function<double(int)> chance;                                    // of acceptance, by exit layer
+  std::function<double(int)> growth = [](int) { return 1.0; };          // of a verify's time beyond its bytes, by rows
+  std::function<double(double)> believed = [](double p) { return p; };  // the draft's confidence, by chance
+  double read(int first, int last, double rows) const {
+    double sum = 0;
+    for (int l = first; l < last; ++l) sum += ms::layer_weights_read(shape, l, rows);
+    return sum * 1e-9;
+  }
+  double head() const { return ms::head_weights_read(shape.sizes) * 1e-9; }
+  double plain() const { return read(0, 12, 1) + head(); }
+  /// Tokens a second of drafting d tokens at exit e, over those of plain decoding.
+  double speedup(int e, int d) const {
+    const double a = chance(e), shallow = read(0, e, 1);
+    const double cost = d * (shallow + head()) + shallow + (read(e, 12, d + 1) + head()) * growth(d + 1);
+    return (1 - std::pow(a, d + 1)) / (1 - a) * plain() / cost;
+  }
+  double best_speedup() const {
+    double best = 1;
+    for (const int e : {2, 4, 6, 8, 10})
+      for (int d = 1; d <= 12; ++d) best = std::max(best, speedup(e, d));
+    return best;
+  }
+};
+
+/// Decodes `tokens` tokens in that world; returns plain decoding's time over the policy's.
+double live(const world& w, int tokens, std::uint64_t from) {
+  using draft_length = ms::draft_length::utility;
+  static ms::model<small, B> m(shape, ms::seed{1});
+  session s(m);
+  exits_only draft;
+  draft_length::on<session, exits_only> length(draft_length{}, s, draft);
+  const ms::draws draw{{from}, ms::stream::user};
+  double time = 0;
+  int made = 0;
+  for (std::uint64_t round = 0; made < tokens; ++round) {
+    draft.watch_next = 0;
+    const int room = length.plan(s, draft, 12), e = draft.exit_layer();
+    std::vector<ms::proposal> all;
+    ms::speculation_round r{.exit_layer = e};
+    // Confidence scatters around what is believed, and acceptance follows the chance that the scatter leaves.
+    const auto propose = [&](int exit, std::uint64_t i) {
+      const double mean = w.chance(exit), scatter = std::min({0.1, mean, 1 - mean});
+      const double p = mean + scatter * (2 * draw.uniform_double(round, i, 1) - 1);
+      return ms::proposal{w.believed(p), draw.uniform_double(round, i, 2) < p};
+    };
+    for (ms::verdict go = ms::verdict::more; go == ms::verdict::more && r.verified < room;) {
+      all.push_back(propose(e, all.size()));
+      go = length.judge(r.verified, all.back().confidence);
+      if (go != ms::verdict::drop) ++r.verified;
+    }
+    r.proposed = int(all.size());
+    while (r.accepted < r.verified && all[std::size_t(r.accepted)].accepted) ++r.accepted;
+    r.judged = std::span<const ms::proposal>(all).first(std::min(all.size(), std::size_t(r.accepted) + 1));
+    r.draft_seconds = r.proposed * (w.read(0, e, 1) + w.head());
+    r.verify_seconds = (r.verified + 1 - r.proposed) * w.read(0, e, 1) +
+                       (w.read(e, 12, r.verified + 1) + w.head()) * w.growth(r.verified + 1);
+    if (draft.watch_next) r.watched = propose(draft.watch_next, 99), r.verify_seconds += w.head();
+    length.observe(r);
+    time += r.draft_seconds + r.verify_seconds, made += r.accepted + 1;
+  }
+  return made * w.plain() / time;
+}
+
+}  // namespace
+
+TEST_CASE("utility reaches most of what the best fixed exit and length would gain") {
+  const std::function<double(int)> chances[] = {
+      [](int e) { return 0.8 + 0.19 * e / 12; },  // good from the start: leave early
+      [](int e) { return 0.3 + 0.65 * e / 12; },
+      [](int e) { return e < 6 ? 0.05 : 0.97; },  // only the upper exits are any good
+      [](int e) { return e == 2 ? 0.95 : 0.96; },
+  };
+  for (std::size_t i = 0; i < std::size(chances); ++i) {
+    const world w{.chance = chances[i]};
+    CAPTURE(i);
+    const double best = w.best_speedup(), reached = live(w, 3000, i);
+    CAPTURE(best);
+    CHECK(reached > 0.98 + 0.75 * (best - 1));
+  }
+}
+
+TEST_CASE("utility loses at most three hundredths where speculation cannot win, long texts and short") {
+  const world worlds[] = {
+      {.chance = [](int) { return 0.0; }},
+      {.chance = [](int) { return 0.02; }, .believed = [](double) { return 0.99; }},  // sure of itself, and wrong
+      {.chance = [](int e) { return 0.5 + 0.3 * e / 12; },
+       .growth = [](int rows) { return rows == 1 ? 1.0 : 3.0 * rows; }},  // verifying costs more than it looks
+      {.chance = [](int e) { return 0.3 * e / 12; }, .growth = [](int rows) { return std::sqrt(rows); }},
+  };
+  for (std::size_t i = 0; i < std::size(worlds); ++i)
+    for (const int tokens : {200, 3000}) {
+      CAPTURE(i);
+      CAPTURE(tokens);
+      CHECK(live(worlds[i], tokens, i) >= 0.97);
+    }
+}
+
+TEST_CASE("utility follows a world that changes") {
+  int asked = 0;
+  const world w{.chance = [&](int e) { return ++asked < 4000 ? 0.0 : 0.9 + 0.05 * e / 12; }};
+  CHECK(live(w, 6000, 1) > 1.05);
+}
+
+TEST_CASE("the acceptance table believes a draft at first, and what happened later") {
+  ms::draft_length::acceptance_table t;
+  CHECK(t.expected(0.9) == doctest::Approx(0.9));
+  CHECK(t.mean() == doctest::Approx(0.5));
+  for (int i = 0; i < 100; ++i) t.record(0.95, false), t.record(0.3, true);
+  CHECK(t.expected(0.95) < 0.05);
+  CHECK(t.expected(0.3) > 0.95);
+  CHECK(t.mean() == doctest::Approx(0.5).epsilon(0.02));
+  double shares = 0;
+  t.each([&](double share, double) { shares += share; });
+  CHECK(shares == doctest::Approx(1));
+}
+
+TEST_CASE("one measurement cannot throw off a steady average") {
+  ms::draft_length::steady_average a;
+  for (int i = 0; i < 5; ++i) a.record(1);
+  a.record(1000);
+  CHECK(a.value() <= doctest::Approx(1.1));
+  for (int i = 0; i < 60; ++i) a.record(3);
+  CHECK(a.value() == doctest::Approx(3).epsilon(0.01));
+}
