@@ -37,6 +37,8 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
     on(const compose& o, Session& s) : length_(o.length), acceptance_(o.acceptance), draft_(o.draft, s) {
       MOESKIP_CHECK(config_error, o.length.longest() >= 1, "num_speculations must be at least 1, got ",
                     o.length.longest());
+      const std::string_view complaint = moeskip::detail::policy_problem(o.acceptance);
+      MOESKIP_CHECK(config_error, complaint.empty(), complaint, ": the speculative decoder cannot use this acceptance");
     }
 
     /// Emits 1 to `most` tokens.
