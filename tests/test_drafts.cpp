@@ -109,8 +109,8 @@ TEST_CASE("greedy speculation by every draft is token-identical to plain decodin
   for (std::uint64_t i = 0; i < 12; ++i) check_greedy<ms::reference<float>, ms::model<other, ms::reference<double>>>(i);
 }
 TEST_CASE("greedy speculation by every draft is token-identical to plain decoding: f32 and bf16 on the CPU") {
-  for (std::uint64_t i = 0; i < 25; ++i) check_greedy<ms::cpu<float>>(2000 + i);
-  for (std::uint64_t i = 0; i < 25; ++i) check_greedy<ms::cpu<ms::bf16>>(3000 + i);
+  for (std::uint64_t i = 0; i < 16; ++i) check_greedy<ms::cpu<float>>(2000 + i);
+  for (std::uint64_t i = 0; i < 16; ++i) check_greedy<ms::cpu<ms::bf16>>(3000 + i);
 }
 
 TEST_CASE("sampled speculation by every draft has the full model's distribution; accepting everything has not") {
@@ -271,6 +271,7 @@ TEST_CASE("a token knows whose proposal it was, and statistics count what was pr
     CHECK(out.stats.tokens == 20);
     CHECK(out.stats.rounds + out.stats.accepted == 20);
     CHECK(out.stats.accepted <= out.stats.drafted);
+    CHECK(out.stats.layer_steps == L * (out.stats.rounds + out.stats.drafted));  // nothing runs twice
     for (const ms::emitted& e : out.tokens) CHECK((e.drafted || e.exit_layer == L));
     return out;
   };
@@ -282,7 +283,6 @@ TEST_CASE("a token knows whose proposal it was, and statistics count what was pr
   const auto found = generated(lookup{}, prompt);
   CHECK(found.stats.accepted > 5);  // the greedy text of a random model runs in circles
   CHECK(count(found, 0) == found.stats.accepted);
-  CHECK(found.stats.layer_steps == L * (found.stats.rounds + found.stats.drafted));
 
   const auto own = generated(by_model<ms::model<small, ms::cpu<float>>>{&m}, prompt);
   CHECK(own.stats.acceptance_rate() == 1);
