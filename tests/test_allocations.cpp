@@ -67,6 +67,7 @@ TEST_CASE("decoding allocates nothing per token") {
   check(ms::decoder::early_exit<>{.rule = {.threshold = 0.1f}});
   check(fixed_length{});
   check(recipe::decoder{});
+  check(ms::speculative_decoder::compose<ms::draft::lookup>{});
 }
 
 TEST_CASE_TEMPLATE("a training step allocates nothing once memory has grown to the largest one", E,

@@ -1,101 +1,14 @@
-// Sampling: the sampler's distributions, and speculation that leaves them as they are. The chi-square
-// statistic of observed pairs of tokens against their exact probabilities must stay below its 99.9 %
-// quantile; a decoder that accepts everything must exceed it by far.
+// Sampling: the sampler's distributions, and speculation that leaves them as they are.
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <numeric>
 
-#include "tiny.hpp"
+#include "chi_square.hpp"
 
 using namespace tests;
 
 namespace {
-
-struct small : ms::variant {};
-using backend = ms::cpu<float>;
-using model = ms::model<small, backend>;
-
-constexpr int vocab = 5;
-constexpr ms::config<small> shape{
-    .sizes = {.layers = 4, .dim = 24, .heads = 3, .ffn = 16, .experts = 4, .vocab = vocab, .context = 16},
-    .exits = ms::exits_after(1, 2)};
-
-/// Accepts every drafted token: fast, and wrong.
-struct always {
-  static constexpr std::string_view name = "always";
-  template <class T> bool accepts(ms::vec<const T>, ms::vec<const T>, int, double) const { return true; }
-  template <class T> void residual(ms::vec<T> out, ms::vec<const T> p, ms::vec<const T>) const {
-    std::copy(p.begin(), p.end(), out.begin());
-  }
-};
-
-/// Sharper than freshly drawn weights, so that the draft and the full model disagree.
-void sharpen(model& m) {
-  for (float& w : m.block()) w *= 1.6f;
-}
-
-/// The full model's distribution of the next token after `tokens`.
-std::vector<float> next_distribution(ms::session<small, backend>& s, ms::sampler& sampler,
-                                     const std::vector<int>& tokens) {
-  s.prefill(tokens);
-  const auto scope = s.memory().scope();
-  ms::mat<float> x = s.memory().take<float>(1, shape.sizes.dim), logits = s.memory().take<float>(1, vocab);
-  s.embed(x);
-  s.run(0, shape.sizes.layers, x, s.position());
-  s.logits(logits, x, shape.sizes.layers);
-  std::vector<float> p(vocab);
-  sampler.distribution<float>({p.data(), vocab}, logits.row(0));
-  return p;
-}
-
-/// Chi-square of three generated tokens' joint counts against the exact joint probabilities; `degrees`: of
-/// freedom.
-template <class Decoder> double chi_square(const Decoder& decoder, ms::sampling options, int& degrees) {
-  model m(shape, ms::seed{11});
-  sharpen(m);
-  const std::vector<int> prompt{3, 1};
-  constexpr int outcomes = vocab * vocab * vocab, draws = 40000;
-  std::vector<double> expected(outcomes), observed(outcomes);
-  ms::session<small, backend> s(m);
-  ms::sampler sampler(options);
-  for (int a = 0; a < vocab; ++a)
-    for (int b = 0; b < vocab; ++b) {
-      const float pa = next_distribution(s, sampler, {3, 1})[std::size_t(a)];
-      const float pb = next_distribution(s, sampler, {3, 1, a})[std::size_t(b)];
-      const auto pc = next_distribution(s, sampler, {3, 1, a, b});
-      for (int c = 0; c < vocab; ++c)
-        expected[std::size_t((a * vocab + b) * vocab + c)] =
-            double(pa) * double(pb) * double(pc[std::size_t(c)]) * draws;
-    }
-  for (int i = 0; i < draws; ++i) {
-    options.seed = {std::uint64_t(i)};
-    const auto ids =
-        ms::generate(s, prompt, {.max_new_tokens = 3, .sampling = options}, decoder, [](const ms::emitted&) {}).ids();
-    ++observed[std::size_t((ids[0] * vocab + ids[1]) * vocab + ids[2])];
-  }
-  // Rare outcomes are counted together, as the test demands; an impossible one settles it.
-  double statistic = 0, rare_expected = 0, rare_observed = 0;
-  bool impossible = false;
-  degrees = -1;
-  for (int i = 0; i < outcomes; ++i) {
-    const double e = expected[std::size_t(i)], o = observed[std::size_t(i)];
-    if (e < 1e-9 && o > 0) impossible = true;
-    if (e < 8) {
-      rare_expected += e, rare_observed += o;
-      continue;
-    }
-    statistic += (o - e) * (o - e) / e, ++degrees;
-  }
-  if (rare_expected >= 8) statistic += std::pow(rare_observed - rare_expected, 2) / rare_expected, ++degrees;
-  return impossible ? INFINITY : statistic;
-}
-
-/// 99.9 % quantile of chi-square, by Wilson and Hilferty's cube.
-double quantile(int degrees) {
-  const double k = degrees, z = 3.0902;
-  return k * std::pow(1 - 2 / (9 * k) + z * std::sqrt(2 / (9 * k)), 3);
-}
 
 template <class Acceptance> using speculative =
     ms::speculative_decoder::compose<ms::draft::self, Acceptance, ms::draft_length::fixed>;

@@ -14,24 +14,6 @@ struct own_heads : ms::variant {
   using exit_head = ms::exit_head::own;
 };
 
-ms::sizes random_sizes(std::uint64_t i) {
-  const auto pick = [&](int low, int high, std::uint64_t what) {
-    return low + int(ms::draws{{i}, ms::stream::user}.below(std::uint64_t(high - low + 1), what));
-  };
-  const int groups = pick(1, 3, 1), head = 2 * pick(1, 6, 2);
-  return {.layers = pick(2, 6, 0),
-          .dim = pick(5, 40, 3),
-          .heads = groups * pick(1, 3, 4),
-          .kv_heads = groups,
-          .head_dim = head,
-          .ffn = pick(3, 40, 5),
-          .experts = pick(2, 9, 6),
-          .vocab = pick(3, 60, 7),
-          .context = 64,
-          .moe_every = pick(1, 3, 8),
-          .dense_ffn = pick(3, 40, 9)};
-}
-
 static_assert(
     ms::SpeculativeDecoder<ms::speculative_decoder::compose<>, ms::session<small, ms::cpu<float>>, ms::sampler>);
 
@@ -42,9 +24,7 @@ template <class V, class B> void check_greedy(std::uint64_t i) {
   ms::config<V> c{.sizes = random_sizes(i)};
   c.exits = ms::exits_every(1, c.sizes.layers);
   ms::model<V, B> m(c, ms::seed{i});
-  const auto pick = [&](int low, int high, std::uint64_t what) {
-    return low + int(ms::draws{{i}, ms::stream::user}.below(std::uint64_t(high - low + 1), what));
-  };
+  const auto pick = [&](int low, int high, std::uint64_t what) { return random_between(low, high, i, what); };
   const std::vector<int> prompt = random_tokens(pick(1, 30, 20), c.sizes.vocab, i);
   const ms::generation options{.max_new_tokens = pick(1, 30, 21)};
   const int exit = pick(1, c.sizes.layers - 1, 22);

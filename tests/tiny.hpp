@@ -34,6 +34,28 @@ inline double random_number(std::uint64_t seed, std::uint64_t i) {
   return 2 * ms::draws{{seed}, ms::stream::user}.uniform_double(i, 1) - 1;
 }
 
+/// A random integer from low to high, the i-th of its seed.
+inline int random_between(int low, int high, std::uint64_t seed, std::uint64_t i) {
+  return low + int(ms::draws{{seed}, ms::stream::user}.below(std::uint64_t(high - low + 1), i));
+}
+
+/// Sizes of small models of every shape, with a context of 64. They use up the numbers 0 to 9 of their seed.
+inline ms::sizes random_sizes(std::uint64_t seed) {
+  const auto pick = [&](int low, int high, std::uint64_t what) { return random_between(low, high, seed, what); };
+  const int groups = pick(1, 3, 1), head = 2 * pick(1, 6, 2);
+  return {.layers = pick(2, 6, 0),
+          .dim = pick(5, 40, 3),
+          .heads = groups * pick(1, 3, 4),
+          .kv_heads = groups,
+          .head_dim = head,
+          .ffn = pick(3, 40, 5),
+          .experts = pick(2, 9, 6),
+          .vocab = pick(3, 60, 7),
+          .context = 64,
+          .moe_every = pick(1, 3, 8),
+          .dense_ffn = pick(3, 40, 9)};
+}
+
 template <class T> std::vector<T> random_values(std::size_t count, std::uint64_t seed) {
   std::vector<T> values(count);
   for (std::size_t i = 0; i < count; ++i) values[i] = T(random_number(seed, i));

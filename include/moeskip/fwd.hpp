@@ -28,8 +28,10 @@ namespace layer_dropout {
 template <class Depth, class Time = over_time::constant> struct by_depth;
 }
 namespace draft {
+struct lookup;
 struct self;
-}
+template <class First = lookup, class Second = self> struct either;
+}  // namespace draft
 namespace acceptance {
 struct exact;
 }

@@ -36,7 +36,11 @@
 #include "moeskip/parts/shared_expert/none.hpp"
 #include "moeskip/parts/shared_expert/swiglu.hpp"
 
+#include "moeskip/decode/acceptance/typical.hpp"
 #include "moeskip/decode/generate.hpp"
+#include "moeskip/decode/speculative/either.hpp"
+#include "moeskip/decode/speculative/lookup.hpp"
+#include "moeskip/decode/speculative/small_model.hpp"
 #include "moeskip/eval/perplexity.hpp"
 #include "moeskip/eval/routing.hpp"
 #include "moeskip/eval/validation.hpp"

@@ -82,7 +82,7 @@ struct utility {
     }
 
     int plan(Session&, Draft& draft, int room) {
-      ++mind_.rounds, trying_ = false, survival_ = 1;
+      ++mind_.rounds, trying_ = false, survival_ = 1, draft_ = &draft;
       watch_another(draft);
       if (mind_.rounds <= warm_up || mind_.rounds - mind_.last_plain >= plain_every) return 0;
       if (mind_.resting > 0 && --mind_.resting > 0) return 0;
@@ -96,6 +96,7 @@ struct utility {
 
     verdict judge(int drafted, double confidence) {
       if (trying_) return verdict::last;
+      exit_ = draft_->exit_layer();  // a draft made of several knows only now
       survival_ *= table(exit_).expected(confidence);
       const double further = worth_of(exit_)(drafted + 1, survival_);
       if (survival_ - verifying(exit_, drafted + 2) + std::max(0.0, further) <= 0) return verdict::drop;
@@ -140,17 +141,22 @@ struct utility {
       }
     }
 
-    /// The exit that is worth most. Now and then the worth of the one in use is computed anew, and that of another in turn.
+    /// The exit that is worth most, of those that were tried where the draft does not let itself be told. Now and then the
+    /// worth of the one in use is computed anew, and that of another in turn.
     void choose(Draft& draft) {
       exit_ = draft.exit_layer();
       const bool again = mind_.rounds % compute_every == 0 || mind_.rounds < beginning;
       if (again) compute(exit_);
+      const auto better = [&](int e) {
+        if (worth_of(e)(0, 1) > worth_of(exit_)(0, 1)) exit_ = e;
+      };
       if constexpr (can_watch) {
         const auto exits = draft.exits();
         if (again) compute(exits[mind_.next_computed++ % exits.size()]);
-        for (const int e : exits)
-          if (worth_of(e)(0, 1) > worth_of(exit_)(0, 1)) exit_ = e;
+        for (const int e : exits) better(e);
         draft.leave_at(exit_);
+      } else {
+        for (std::size_t e = 0; e < mind_.worths.size(); ++e) better(int(e));  // untried ones are worth nothing
       }
     }
     void compute(int e) {
@@ -161,6 +167,7 @@ struct utility {
     int most_;
     learned<Draft>& mind_;
     double survival_ = 1;
+    Draft* draft_ = nullptr;
     int exit_ = 0, watched_ = 0;
     bool trying_ = false;
   };

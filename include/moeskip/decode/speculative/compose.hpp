@@ -40,6 +40,8 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
    public:
     on(const compose& o, Session& s)
         : acceptance_(o.acceptance), draft_(o.draft, s), length_(checked(o.length), s, draft_) {
+      const std::string_view complaint = moeskip::detail::policy_problem(o.acceptance);
+      MOESKIP_CHECK(config_error, complaint.empty(), complaint, ": the speculative decoder cannot use this acceptance");
       const std::size_t longest = std::size_t(std::min(o.length.longest(), s.context()));
       tokens_.reserve(longest + 1), proposals_.reserve(longest);
     }
@@ -121,7 +123,8 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
     static const DraftLength& checked(const DraftLength& o) {
       MOESKIP_CHECK(config_error, o.longest() >= 1, "num_speculations must be at least 1, got ", o.longest());
       const std::string_view complaint = moeskip::detail::policy_problem(o);
-      MOESKIP_CHECK(config_error, complaint.empty(), "draft_length.", complaint);
+      MOESKIP_CHECK(config_error, complaint.empty(), complaint,
+                    ": the speculative decoder cannot use this draft length");
       return o;
     }
 
