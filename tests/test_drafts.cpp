@@ -13,8 +13,8 @@ namespace {
 using ms::draft::lookup;
 using ms::draft::self;
 
-template <class Draft, class Acceptance = ms::acceptance::exact> using speculative =
-    ms::speculative_decoder::compose<Draft, Acceptance, ms::draft_length::fixed>;
+template <class Draft, class Acceptance = ms::acceptance::exact, class Length = ms::draft_length::fixed>
+using speculative = ms::speculative_decoder::compose<Draft, Acceptance, Length>;
 template <class M> using by_model = ms::draft::small_model<M>;
 
 struct small : ms::variant {};
@@ -93,6 +93,8 @@ template <class B, class Small = ms::model<other, ms::cpu<float>>> void check_gr
       const auto drafted = ms::generate(s, t.prompt, t.options, decoder, ignore);
       CHECK(drafted.ids() == t.plain.ids());
       CHECK(drafted.reason == t.plain.reason);
+      using by_utility = speculative<std::decay_t<decltype(draft)>, ms::acceptance::exact, ms::draft_length::utility>;
+      CHECK(ms::generate(s, t.prompt, t.options, by_utility{draft}, ignore).ids() == t.plain.ids());
     }
   };
   CAPTURE(i);
