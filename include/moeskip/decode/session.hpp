@@ -21,7 +21,7 @@ struct decode_stats {
   int rounds = 0;                 // full passes or verifications
   int drafted = 0, accepted = 0;  // proposed; of these emitted
   long long layer_steps = 0;      // layers run, summed over tokens
-  double seconds = 0;             // from after the prefill to the last token
+  double seconds = 0;             // from after the prefill to the last token and what was put off until then
 
   double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
   double acceptance_rate() const { return drafted ? double(accepted) / drafted : 0; }
