@@ -46,6 +46,7 @@
 #include "moeskip/decode/generate.hpp"
 #include "moeskip/decode/missing_kv/copy.hpp"
 #include "moeskip/decode/missing_kv/recompute.hpp"
+#include "moeskip/eval/calibration.hpp"
 #include "moeskip/eval/perplexity.hpp"
 #include "moeskip/eval/routing.hpp"
 #include "moeskip/eval/validation.hpp"
