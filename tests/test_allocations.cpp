@@ -66,6 +66,7 @@ TEST_CASE("decoding allocates nothing per token") {
   check(ms::decoder::autoregressive{});
   check(ms::decoder::early_exit<>{.rule = {.threshold = 0.1f}});
   check(fixed_length{});
+  check(ms::decoder::early_exit<ms::exit_rule::cosine, ms::missing_kv::recompute>{.rule = {.threshold = 0.1f}});
   check(recipe::decoder{});
   check(ms::speculative_decoder::compose<ms::draft::lookup>{});
 }

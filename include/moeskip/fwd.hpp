@@ -27,6 +27,15 @@ template <class P, class Depth, class Time = over_time::constant> struct schedul
 namespace layer_dropout {
 template <class Depth, class Time = over_time::constant> struct by_depth;
 }
+namespace exit_rule {
+struct max_probability;
+}
+namespace missing_kv {
+struct propagate;
+}
+namespace decoder {
+template <class Rule = exit_rule::max_probability, class MissingKV = missing_kv::propagate> struct early_exit;
+}
 namespace draft {
 struct lookup;
 struct self;

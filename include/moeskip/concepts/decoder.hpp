@@ -20,7 +20,8 @@ struct any_sink {
 };
 }  // namespace detail
 
-/// on<Session> holds scratch for one generation; round(session, sampler, most, sink) emits 1 to `most` tokens.
+/// on<Session> holds scratch for one generation; round(session, sampler, most, sink) emits 1 to `most` tokens. One that
+/// puts work off has finish(session), which does it: every layer then has keys and values of all tokens but the last.
 template <class P, class Session, class Sampler>
 concept Decoder = requires(typename P::template on<Session>& d, Session& s, Sampler& sampler, detail::any_sink sink) {
   { P::name } -> std::convertible_to<std::string_view>;
@@ -102,12 +103,6 @@ template <class P, class Session, class Sampler> concept SpeculativeDecoder = De
   p.draft;
   p.length;
   p.acceptance;
-};
-
-/// Says when a token may leave early: leaves(logits (V), exit_layer).
-template <class P> concept ExitRule = requires(const P& r, vec<const float> logits, int exit_layer) {
-  { P::name } -> std::convertible_to<std::string_view>;
-  { r.template leaves<float>(logits, exit_layer) } -> std::convertible_to<bool>;
 };
 
 }  // namespace moeskip

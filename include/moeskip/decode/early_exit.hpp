@@ -1,83 +1,82 @@
-// Confidence-based early exit: a token leaves at the first exit whose rule is satisfied. Layers that it skipped get the
-// keys and values of its exit state, through their own projections (CALM's state propagation, arXiv:2207.07061,
-// section 4.1): cheap, since no expert is touched, and approximate, so early exit changes the text. Every exit of the
-// config is asked, that after layer 1 too, which LayerSkip's formula does not train: leave it out of config.exits, or
-// weigh it in training.
+// Confidence-based early exit: a token leaves at the first exit whose rule is satisfied. Every exit of the config is
+// asked, that after layer 1 too, which LayerSkip's formula does not train: leave it out of config.exits, or weigh it in
+// training. Rule (exit_rule/) says when to leave, MissingKV (missing_kv/) what the skipped layers remember of the token.
 #pragma once
 
-#include <cmath>
-#include <limits>
+#include <algorithm>
 #include <string_view>
 
 #include "moeskip/concepts/decoder.hpp"
 #include "moeskip/decode/emit.hpp"
+#include "moeskip/decode/exit_rule/max_probability.hpp"
+#include "moeskip/decode/missing_kv/propagate.hpp"
+#include "moeskip/fwd.hpp"
 
-namespace moeskip {
+namespace moeskip::decoder {
 
-namespace exit_rule {
-
-/// Leave when the most likely token has at least this probability.
-struct max_probability {
-  static constexpr std::string_view name = "max_probability";
-  float threshold = 0.9f;  // above 1: never
-
-  constexpr std::string_view problem() const {
-    if (!(threshold > 0 && threshold < std::numeric_limits<float>::infinity()))
-      return "max_probability.threshold must be above 0 and finite (above 1: no token leaves early)";
-    return {};
-  }
-
-  /// logits (V), before temperature.
-  template <class T> bool leaves(vec<const T> logits, int) const {
-    const T best = logits[argmax(logits)];
-    const double most =
-        1 / double(threshold);  // the sum of exp(logit - best) at which the probability is the threshold
-    double total = 0;
-    for (index_t i = 0; i < logits.size() && total <= most; ++i) total += std::exp(double(logits[i] - best));
-    return total <= most;
-  }
-};
-
-}  // namespace exit_rule
-
-namespace decoder {
-
-template <class Rule = exit_rule::max_probability> struct early_exit {
+template <class Rule, class MissingKV> struct early_exit {
   static constexpr std::string_view name = "early_exit";
   static_assert(ExitRule<Rule>,
-                "moeskip: an exit rule needs `name` and `template <class T> bool leaves(vec<const T> "
-                "logits, int exit_layer) const`. See moeskip/concepts/decoder.hpp");
+                "moeskip: an exit rule needs `name`, `reads_logits`, `reads_streams`, `state` and `template <class T> "
+                "bool leaves(const exit_evidence<T>&, state&) const`. See moeskip/concepts/exit_rule.hpp");
   Rule rule{};
+  MissingKV missing{};
 
-  template <class Session> struct on {
+  template <class Session> class on {
     using T = typename Session::T;
-    early_exit options;
+    static_assert(moeskip::MissingKV<MissingKV, Session>,
+                  "moeskip: a policy for missing keys and values needs `name` and `on<Session>` with stream, run, left "
+                  "and finish. See moeskip/concepts/exit_rule.hpp");
+
+   public:
     /// Throws config_error for a rule whose numbers mean nothing.
-    on(const early_exit& o, Session&) : options(o) {
-      const std::string_view complaint = moeskip::detail::policy_problem(o.rule);
-      MOESKIP_CHECK(config_error, complaint.empty(), complaint, ": the decoder early_exit cannot use this rule");
+    on(const early_exit& o, Session& s) : rule_(o.rule), missing_(o.missing, s) {
+      if constexpr (requires { rule_.check(layer_set{}, int{}); })
+        rule_.check(s.model().configuration().exits, s.model().layers());
     }
 
-    template <class Sink> void round(Session& s, sampler& draw_from, int, Sink&& sink) {
+    template <class Sink> void round(Session& s, sampler& draw_from, int most, Sink&& sink) {
       const auto scope = s.memory().scope();
       auto& m = s.model();
-      mat<T> x = s.memory().template take<T>(1, m.sizes().dim),
-             logits = s.memory().template take<T>(1, m.sizes().vocab);
-      const int at = s.position();
+      const mat<T> x = missing_.stream(s), logits = s.memory().template take<T>(1, m.sizes().vocab);
+      const vec<T> before = s.memory().template take<T>(Rule::reads_streams ? m.sizes().dim : 0);
+      typename Rule::state of_token{};
+      exit_evidence<T> seen{.stream = x.row(0), .position = s.position(), .step = step_, .steps = step_ + most};
+      if constexpr (Rule::reads_logits) seen.logits = logits.row(0);
       s.embed(x);
-      int depth = 0;
-      for (int e = 1; e <= m.layers(); ++e) {
-        if (e < m.layers() && !m.configuration().exits.contains(e)) continue;
-        s.run(depth, e, x, at);
-        s.logits(logits, x, e);
-        depth = e;
-        if (e < m.layers() && options.rule.template leaves<T>(logits.row(0), e)) break;
+
+      bool leaves = false;
+      while (!leaves && seen.exit_layer < m.layers()) {
+        if (Rule::reads_streams && seen.exit_layer > 0) {
+          std::ranges::copy(seen.stream, before.begin());
+          seen.previous_stream = before;
+        }
+        const int next = next_exit(m, seen.exit_layer);
+        missing_.run(s, seen.exit_layer, next, x, seen.position);
+        seen.exit_layer = next;
+        if (Rule::reads_logits) s.logits(logits, x, next);
+        leaves = next < m.layers() && rule_.template leaves<T>(seen, of_token);
       }
-      if (depth < m.layers()) s.propagate(depth, x, at);
-      emit_next<T>(s, draw_from, logits.row(0), depth, sink);
+      if (!Rule::reads_logits) s.logits(logits, x, seen.exit_layer);
+      missing_.left(s, seen.exit_layer, x, seen.position);
+      ++step_;
+      emit_next<T>(s, draw_from, logits.row(0), seen.exit_layer, sink);
     }
+
+    /// What the skipped layers still lack is made up for: the session is ready for any decoder.
+    void finish(Session& s) { missing_.finish(s); }
+
+   private:
+    template <class M> static int next_exit(const M& m, int depth) {
+      do ++depth;
+      while (depth < m.layers() && !m.configuration().exits.contains(depth));
+      return depth;
+    }
+
+    Rule rule_;
+    typename MissingKV::template on<Session> missing_;
+    int step_ = 0;  // tokens generated so far
   };
 };
 
-}  // namespace decoder
-}  // namespace moeskip
+}  // namespace moeskip::decoder

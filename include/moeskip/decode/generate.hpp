@@ -8,9 +8,6 @@
 #include <vector>
 
 #include "moeskip/decode/autoregressive.hpp"
-#include "moeskip/decode/draft_length/adaptive.hpp"
-#include "moeskip/decode/draft_length/confidence.hpp"
-#include "moeskip/decode/draft_length/fixed.hpp"
 #include "moeskip/decode/early_exit.hpp"
 #include "moeskip/decode/speculative/compose.hpp"
 
@@ -52,7 +49,8 @@ struct generated {
 
 /// Continues a prompt in an existing session, whose memory is used again: nothing is allocated per token. The sink gets
 /// each token as it is settled; one that returns bool can end the generation by returning false. Afterwards the session
-/// holds the prompt and the tokens returned, no more.
+/// holds the prompt and the tokens returned, no more, with keys and values of every layer: any decoder can go on from
+/// there. After an exception, prefill it anew.
 /// Throws config_error for a bad prompt, bad options, or more tokens than the context has room for.
 template <class V, class B, class Decoder, class Sink> generated generate(session<V, B>& s, std::span<const int> prompt,
                                                                           const generation& options,
@@ -92,6 +90,7 @@ template <class V, class B, class Decoder, class Sink> generated generate(sessio
   };
   const auto start = std::chrono::steady_clock::now();
   while (going && int(out.tokens.size()) < most) rounds.round(s, draw_from, most - int(out.tokens.size()), receive);
+  if constexpr (requires { rounds.finish(s); }) rounds.finish(s);
   s.stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   // A round may have settled more tokens than were taken: neither the session nor the statistics keep them.
   s.truncate(length + int(out.tokens.size()));

@@ -28,7 +28,7 @@ struct decode_stats {
   int drafted = 0, accepted = 0;                           // verified drafts; of these emitted
   std::array<int, positions> drafted_at{}, accepted_at{};  // the same for the 1st, 2nd … token of a draft
   long long layer_steps = 0;                               // layers run, summed over tokens
-  double seconds = 0;                                      // from after the prefill to the last token
+  double seconds = 0;                                      // from after the prefill to the end, deferred work included
   double draft_seconds = 0, verify_seconds = 0;            // of these; plain steps count as verification
 
   void count(const speculation_round& r) {

@@ -44,14 +44,26 @@ inline void refuse_strangers(const safetensors_file& file, const std::vector<ten
 
 }  // namespace detail
 
-/// Writes the weights as they are stored. All or nothing: see formats/atomic_file.hpp. Throws file_error, and
-/// config_error for a policy whose numbers would be lost (see `fields` in examples/05_your_own_router.cpp).
-template <class V, class B> void save(const model<V, B>& m, const std::filesystem::path& path) {
+/// Writes the weights as they are stored. `about`: what else shall be known of them, such as to_metadata(calibration);
+/// read_metadata() gives it back. All or nothing: see formats/atomic_file.hpp. Throws file_error, and config_error for a
+/// policy whose numbers would be lost (see `fields` in examples/05_your_own_router.cpp), or for a key of `about` that is
+/// the config's own.
+template <class V, class B>
+void save(const model<V, B>& m, const std::filesystem::path& path, const string_map& about = {}) {
   safetensors_writer file;
-  for (const auto& [key, value] : to_metadata(m.configuration())) file.metadata(key, value);
+  const string_map own = to_metadata(m.configuration());
+  for (const auto& [key, value] : own) file.metadata(key, value);
+  for (const auto& [key, value] : about) {
+    MOESKIP_CHECK(config_error, !own.contains(key), "save: about: expected keys that the config does not use, got ",
+                  key);
+    file.metadata(key, value);
+  }
   detail::add_block<weight_t<B>>(file, m.tensors(), m.block());
   file.write(path);
 }
+
+/// All metadata of a file: the config's, and what else it was saved with. Throws file_error.
+inline string_map read_metadata(const std::filesystem::path& path) { return safetensors_file(path).metadata(); }
 
 /// The model in a file; sizes and numbers come from its metadata, weights are converted to what B stores. What else a
 /// file holds beside weights (an optimizer's state) is ignored. Throws file_error that names every difference between

@@ -33,6 +33,9 @@ template <class T> bool parse(const std::string& from, T& value) {
   if constexpr (std::is_same_v<T, bool>) {
     value = from == "true";
     return from == "true" || from == "false";
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    value = from;
+    return true;
   } else if constexpr (std::is_enum_v<T>) {
     int number = 0;
     const bool good = parse(from, number);
