@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
     ms::random_windows batches(tokens, given.tiny ? 2 : 8, given.tiny ? 32 : 64, ms::seed{42});
     const ms::training<example::skipping> options{.steps = given.tiny ? 10u : 200u, .optimizer = {.lr = 3e-3}};
     ms::trainer trainer(model, options);
+    example::print(ms::describe_memory(trainer, batches.sequences(), batches.length()));
     while (trainer.next_step() < options.steps) {
       const auto report = trainer.step(batches);
       const std::uint64_t done = trainer.next_step();

@@ -58,5 +58,6 @@
 #include "moeskip/eval/routing.hpp"
 #include "moeskip/eval/validation.hpp"
 #include "moeskip/train/flops.hpp"
+#include "moeskip/train/footprint.hpp"
 #include "moeskip/train/optimizer/muon.hpp"
 #include "moeskip/train/trainer.hpp"

@@ -14,7 +14,7 @@ namespace moeskip {
 
 class arena {
   struct position {
-    std::size_t block = 0, used = 0, before = 0;  // before: bytes in the blocks below
+    std::size_t block = 0, used = 0, before = 0;  // before: bytes taken in the blocks below
   };
 
  public:
@@ -57,7 +57,7 @@ class arena {
   void* bytes(std::size_t n) {
     n = (n + alignment - 1) / alignment * alignment;
     while (top_.block < blocks_.size() && top_.used + n > std::size_t(blocks_[top_.block].size())) {
-      top_.before += std::size_t(blocks_[top_.block].size());
+      top_.before += top_.used;
       ++top_.block, top_.used = 0;
     }
     if (top_.block == blocks_.size())

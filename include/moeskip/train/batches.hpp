@@ -44,6 +44,8 @@ class random_windows {
             {"data.seed", text(draw_.from.value)}};
   }
 
+  int sequences() const { return sequences_; }
+  int length() const { return length_; }
   int tokens_per_batch() const { return sequences_ * length_; }
 
   /// The batch of a step and of its micro-batch; valid until the next call.

@@ -131,6 +131,12 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   }
   bool keeps_average() const { return average_.size() > 0; }
   typename O::template on<B>& optimizer_state() { return state_; }
+  /// Bytes of what lies beside the model: gradients, master copy, the optimizer's blocks, moving average.
+  index_t state_bytes() {
+    index_t scalars = gradients_.size() + master_.size() + average_.size();
+    state_.blocks([&](std::string_view, const auto&, const auto& block) { scalars += block.size(); });
+    return scalars * index_t(sizeof(T));
+  }
   /// Continues at `step` from weights and state that were written into master() and optimizer_state().
   void continue_at(std::uint64_t step) { step_ = step, publish(); }
 

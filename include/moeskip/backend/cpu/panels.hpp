@@ -163,6 +163,8 @@ template <class Arch, class T> void pack_along(std::uint32_t* panel, index_t wid
     const T* high = last ? low : f.row(k + j + 1) + first;
     index_t i = 0;
     for (; !last && i + N <= used; i += N) simd::pairs<Arch>(low + i, high + i).store_unaligned(panel + i);
+    if constexpr (std::is_same_v<T, float>)  // panels of A are narrower than a vector
+      if (!last && i < used) simd::store_pairs_part<Arch>(panel + i, low + i, high + i, used - i), i = used;
     for (; i < used; ++i) {
       const T both[] = {low[i], high[i]};
       panel[i] = pair_of(both, 0, last ? 1 : 2);

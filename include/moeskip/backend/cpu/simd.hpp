@@ -63,6 +63,9 @@ template <class Arch> void store(float* p, lanes<Arch> x) { x.store_unaligned(p)
 
 /// The first n < N floats at p, zeros after them; touches nothing beyond p + n.
 template <class Arch> lanes<Arch> load_part(const float* p, index_t n) {
+#if XSIMD_WITH_AVX512F
+  if constexpr (width<Arch> == 16) return lanes<Arch>(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+#endif
   alignas(alignment) float buffer[width<Arch>] = {};
   for (index_t i = 0; i < n; ++i) buffer[i] = p[i];
   return lanes<Arch>::load_aligned(buffer);
@@ -70,6 +73,9 @@ template <class Arch> lanes<Arch> load_part(const float* p, index_t n) {
 
 /// The first n < N lanes of x to p.
 template <class Arch> void store_part(float* p, lanes<Arch> x, index_t n) {
+#if XSIMD_WITH_AVX512F
+  if constexpr (width<Arch> == 16) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), x);
+#endif
   alignas(alignment) float buffer[width<Arch>];
   x.store_aligned(buffer);
   for (index_t i = 0; i < n; ++i) p[i] = buffer[i];
@@ -219,6 +225,20 @@ template <class Arch> words<Arch> pairs(const float* low, const float* high) {
   bf16 halves[2][width<Arch>];
   simd::round<Arch>(halves[0], low, width<Arch>), simd::round<Arch>(halves[1], high, width<Arch>);
   return pairs<Arch>(halves[0], halves[1]);
+}
+
+/// The same of the first n < N to p, and nothing beyond p + n.
+template <class Arch> void store_pairs_part(std::uint32_t* p, const float* low, const float* high, index_t n) {
+#if defined(__AVX512BF16__)
+  if constexpr (width<Arch> == 16) {
+    const auto mask = __mmask16((1u << n) - 1);
+    const auto wide = [&](const float* x) {
+      return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x)));
+    };
+    return _mm512_mask_storeu_epi32(p, mask, _mm512_or_si512(wide(low), _mm512_slli_epi32(wide(high), 16)));
+  }
+#endif
+  for (index_t i = 0; i < n; ++i) p[i] = bf16(low[i]).bits | std::uint32_t(bf16(high[i]).bits) << 16;
 }
 
 // ---- shuffles, of quads only ----

@@ -10,6 +10,7 @@ namespace moeskip::shared_expert {
 struct none {
   static constexpr std::string_view name = "none";
   static constexpr index_t active_weights(const sizes&) { return 0; }
+  static constexpr index_t kept_activations(const sizes&) { return 0; }
 
   template <class W> struct weights {
     template <class Tensor> void tensors(const sizes&, Tensor&&) {}

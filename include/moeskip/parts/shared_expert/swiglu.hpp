@@ -21,6 +21,10 @@ template <bool Gated> struct swiglu_block {
   static constexpr index_t active_weights(const sizes& s) {
     return index_t(s.dim) * (3 * index_t(s.shared_width()) + (Gated ? 1 : 0));
   }
+  /// Scalars that backward needs of one token: struct saved.
+  static constexpr index_t kept_activations(const sizes& s) {
+    return 3 * index_t(s.shared_width()) + (Gated ? s.shared_width() + 1 : 0);
+  }
 
   template <class W> struct weights {
     mat<W> gate, up, down;  // (F, D) (F, D) (D, F)
