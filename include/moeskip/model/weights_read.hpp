@@ -12,9 +12,7 @@
 namespace moeskip {
 
 /// Distinct experts that n rows choose, if each chooses k of `all` independently and evenly.
-inline double independent_union(double all, double k, double rows) {
-  return all * (1 - std::pow(1 - k / all, rows));
-}
+inline double independent_union(double all, double k, double rows) { return all * (1 - std::pow(1 - k / all, rows)); }
 
 /// Weights of layer l that `rows` rows read together.
 template <class V> double layer_weights_read(const config<V>& c, int l, double rows) {

@@ -45,11 +45,12 @@ class round_costs {
   }
   bool described() const { return !read_.empty(); }
 
-  void observe(const speculation_round& r) {
+  /// watched: heads beside the round's own that were asked meanwhile.
+  void observe(const speculation_round& r, int watched) {
     const int e = r.exit_layer, rows = std::min(r.verified + 1, most_rows);
     if (r.proposed > 0) draft_[std::size_t(e)].record(r.draft_seconds / (r.proposed * draft_weights(e)));
     const int fresh = e ? std::max(0, r.verified + 1 - r.proposed) : 0;
-    verify_[rows].record(r.verify_seconds / (fresh * at(1, e) + verify_weights(e, rows)));
+    verify_[rows].record(r.verify_seconds / (fresh * at(1, e) + verify_weights(e, rows) + watched * head_));
   }
 
   /// Whether a plain step was measured: nothing can be said before.

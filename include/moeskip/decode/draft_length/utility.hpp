@@ -104,7 +104,7 @@ struct utility {
     }
 
     void observe(const speculation_round& r) {
-      mind_.costs.observe(r);
+      mind_.costs.observe(r, watched_ ? 1 : 0);
       for (const proposal& p : r.judged) table(r.exit_layer).record(p.confidence, p.accepted);
       if (watched_) table(watched_).record(r.watched.confidence, r.watched.accepted);
       const double took = r.draft_seconds + r.verify_seconds, plain = mind_.costs.plain();

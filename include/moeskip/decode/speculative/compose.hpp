@@ -51,33 +51,15 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
       const auto scope = s.memory().scope();
       const index_t V = s.model().sizes().vocab;
       // The full model adds one token of its own, and the last drafted position must still fit the context.
-      const int at = s.position();
-      const int room = length_.plan(s, draft_, std::min(most - 1, s.context() - at - 1));
-      mat<T> q = s.memory().template take<T>(std::max(room, 1), V), logits = s.memory().template take<T>(room + 1, V);
+      const int room = length_.plan(s, draft_, std::min(most - 1, s.context() - s.position() - 1));
+      const mat<T> q = s.memory().template take<T>(std::max(room, 1), V);
+      const mat<T> logits = s.memory().template take<T>(room + 1, V);
       vec<T> p = s.memory().template take<T>(V), rest = s.memory().template take<T>(V);
-      const std::uint64_t number = std::uint64_t(s.stats.rounds);  // a position may come up again in a later round
-      const auto height = [&](stream purpose, int i) {
-        return draws{draw_from.options().seed, purpose}.uniform_double(std::uint64_t(at + i), 0, number);
-      };
-      const auto accepts = [&](vec<const T> proposed_from, int token, int i) {
-        return acceptance_.template accepts<T>(p, proposed_from, token, height(stream::acceptance, i));
-      };
+      const dice roll{draw_from.options().seed, s.position(), std::uint64_t(s.stats.rounds)};
       speculation_round report;
 
       const double start = now();
-      tokens_.assign(1, s.pending()), proposals_.clear();
-      draft_.begin(s, room);
-      int dropped = -1;
-      for (verdict go = verdict::more; go == verdict::more && int(tokens_.size()) <= room;) {
-        const int i = int(tokens_.size()) - 1;
-        if (!draft_.next(s, tokens_.back(), rest)) break;
-        draw_from.distribution<T>(q.row(i), rest);
-        const int token = sampler::pick<T>(q.row(i), height(stream::draft, i));
-        proposals_.push_back({top_probability<T>(rest)});
-        go = length_.judge(i, proposals_.back().confidence);
-        if (go == verdict::drop) dropped = token;
-        else tokens_.push_back(token);
-      }
+      const int dropped = propose(s, draw_from, roll, q, rest, room);
       const int drafted = int(tokens_.size()) - 1;
       const double verifying = now();
       draft_.verify(s, tokens_, logits.rows(0, drafted + 1));
@@ -86,37 +68,76 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
       int kept = 0;
       for (;; ++kept) {
         draw_from.distribution<T>(p, logits.row(kept));
-        if constexpr (ChoosesExit<draft_on>) {
-          if (const vec<const T> watched = draft_.watched(); kept == 0 && watched.size()) {
-            draw_from.distribution<T>(rest, watched);
-            const int token = sampler::pick<T>(rest, height(stream::draft, 0));
-            report.watched = {top_probability<T>(watched), accepts(rest, token, 0)};
-          }
-        }
+        if (kept == 0) judge_watched(draw_from, roll, p, rest, report);
         if (kept == drafted) break;
         const int token = tokens_[std::size_t(kept) + 1];
-        if (!accepts(q.row(kept), token, kept)) break;
+        if (!accepts(p, q.row(kept), token, roll(stream::acceptance, kept))) break;
         proposals_[std::size_t(kept)].accepted = true;
         s.push(token);
         sink(emitted{token, draft_.exit_layer(), true});
       }
-      // What was dropped is not judged by the text: behind all that was kept the full model speaks for itself.
-      if (kept == drafted && dropped >= 0) proposals_[std::size_t(kept)].accepted = accepts(q.row(kept), dropped, kept);
+      // What was dropped is judged for the record alone: behind all that was kept the full model speaks for itself.
+      if (kept == drafted && dropped >= 0)
+        proposals_[std::size_t(kept)].accepted = accepts(p, q.row(kept), dropped, roll(stream::acceptance, kept));
       report.exit_layer = draft_.exit_layer();
       report.proposed = int(proposals_.size()), report.verified = drafted, report.accepted = kept;
       report.judged = std::span(proposals_).first(std::min(proposals_.size(), std::size_t(kept) + 1));
       length_.observe(report);
       s.stats.count(report);
+
       if (kept < drafted) {
         acceptance_.template residual<T>(rest, p, q.row(kept));
         std::swap(rest, p);
       }
-      const int token = sampler::pick<T>(p, height(stream::sampling, kept));
+      const int token = sampler::pick<T>(p, roll(stream::sampling, kept));
       s.push(token);
       sink(emitted{token, s.model().layers(), false});
     }
 
    private:
+    /// Random numbers of a round. A position may come up again in a later round, so they depend on its number too.
+    struct dice {
+      seed from;
+      int at;
+      std::uint64_t round;
+      double operator()(stream purpose, int i) const {
+        return draws{from, purpose}.uniform_double(std::uint64_t(at + i), 0, round);
+      }
+    };
+
+    /// Fills tokens_ with the pending token and those to verify, proposals_ with all that were proposed, and rows of q
+    /// (room, V) with what they were drawn from. Returns the token that was dropped, -1 if none was.
+    int propose(Session& s, sampler& draw_from, const dice& roll, mat<T> q, vec<T> logits, int room) {
+      tokens_.assign(1, s.pending()), proposals_.clear();
+      draft_.begin(s, room);
+      for (int i = 0; i < room; ++i) {
+        if (!draft_.next(s, tokens_.back(), logits)) break;
+        draw_from.distribution<T>(q.row(i), logits);
+        const int token = sampler::pick<T>(q.row(i), roll(stream::draft, i));
+        proposals_.push_back({top_probability<T>(logits)});
+        const verdict said = length_.judge(i, proposals_.back().confidence);
+        if (said == verdict::drop) return token;
+        tokens_.push_back(token);
+        if (said == verdict::last) break;
+      }
+      return -1;
+    }
+
+    /// What a watched exit would have proposed first, and whether the full model, which says p (V), accepts it.
+    void judge_watched(sampler& draw_from, const dice& roll, vec<const T> p, vec<T> scratch,
+                       speculation_round& report) {
+      if constexpr (ChoosesExit<draft_on>) {
+        const vec<const T> watched = draft_.watched();
+        if (!watched.size()) return;
+        draw_from.distribution<T>(scratch, watched);
+        const int token = sampler::pick<T>(scratch, roll(stream::draft, 0));
+        report.watched = {top_probability<T>(watched), accepts(p, scratch, token, roll(stream::acceptance, 0))};
+      }
+    }
+
+    bool accepts(vec<const T> p, vec<const T> q, int token, double u) const {
+      return acceptance_.template accepts<T>(p, q, token, u);
+    }
     static double now() {
       return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
     }
