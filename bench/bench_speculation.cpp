@@ -1,6 +1,8 @@
 // The default decoder, which speculates only where that pays, against plain decoding. With random weights speculation has
 // nothing to win, since the shallow layers know nothing of the deep ones: losses there are the price of trying.
 //   bench_speculation [--model FILE --text FILE] [--json FILE]     FILE: NAME.safetensors that `./run study skip` leaves
+#include <cmath>
+
 #include "measure.hpp"
 #include "moeskip/model/checkpoint.hpp"
 #include "moeskip/moeskip.hpp"
@@ -75,7 +77,7 @@ double random_weights(bench::report& out, const std::string& name, const ms::con
 }
 
 /// A trained model, on places of a text that it has not seen.
-void trained(bench::report& out, const std::string& model, const std::string& text) {
+double trained(bench::report& out, const std::string& model, const std::string& text) {
   ms::model<skipping, B> m = ms::load<skipping, B>(model);
   const std::vector<int> all = ms::tokenizer::byte::encode(ms::read_text(text));
   std::vector<std::vector<int>> prompts;
@@ -86,7 +88,7 @@ void trained(bench::report& out, const std::string& model, const std::string& te
     const auto from = all.begin() + std::ptrdiff_t(i * (all.size() - length) / count);
     prompts.emplace_back(from, from + std::ptrdiff_t(length));
   }
-  compare(out, "trained", m, prompts, m.sizes().context - int(length));
+  return compare(out, "trained", m, prompts, m.sizes().context - int(length));
 }
 
 }  // namespace
@@ -99,8 +101,8 @@ int main(int argc, char** argv) {
       (std::string(argv[1]) == "--model" ? model : text) = argv[2];
     MOESKIP_CHECK(ms::config_error, model.empty() == text.empty(), "--model and --text go together");
     bench::report out(argc, argv);
-    if (!model.empty()) trained(out, model, text);
-    const double worst = std::min({random_weights(out, "random_in_cache", in_cache, 200),
+    const double worst = std::min({model.empty() ? INFINITY : trained(out, model, text),
+                                   random_weights(out, "random_in_cache", in_cache, 200),
                                    random_weights(out, "random_in_cache_long", in_cache, 480),
                                    random_weights(out, "random_in_memory", in_memory, 128)});
     out.line("speculation.worst_ratio", worst, "ratio", "plain decoding");

@@ -32,8 +32,9 @@ struct exits_only {
 static_assert(ms::ChoosesExit<exits_only>);
 
 struct world {
-  std::function<double(int)> chance;                                    // of acceptance, by exit layer
-  std::function<double(int)> growth = [](int) { return 1.0; };          // of a verify's time beyond its bytes, by rows
+  std::function<double(int)> chance;                            // of acceptance, by exit layer
+  std::function<double(int)> growth = [](int) { return 1.0; };  // of a verify's time beyond its bytes, by rows
+  std::uint64_t slow_round = ~0ull;
   std::function<double(double)> believed = [](double p) { return p; };  // the draft's confidence, by chance
   double read(int first, int last, double rows) const {
     double sum = 0;
@@ -90,6 +91,7 @@ double live(const world& w, int tokens, std::uint64_t from) {
                        (w.read(e, 12, r.verified + 1) + w.head()) * w.growth(r.verified + 1);
     if (draft.watch_next) r.watched = propose(draft.watch_next, 99), r.verify_seconds += w.head();
     length.observe(r);
+    if (round == w.slow_round) r.verify_seconds += 60 * w.plain();  // the machine was elsewhere
     time += r.draft_seconds + r.verify_seconds, made += r.accepted + 1;
   }
   return made * w.plain() / time;
@@ -129,6 +131,14 @@ TEST_CASE("utility loses at most three hundredths where speculation cannot win, 
     }
 }
 
+TEST_CASE("utility forgives a moment in which the machine was elsewhere") {
+  const auto good = [](int e) { return 0.9 + 0.09 * e / 12; };
+  for (const std::uint64_t slow : {3u, 10u, 200u}) {
+    CAPTURE(slow);
+    CHECK(live({.chance = good, .slow_round = slow}, 3000, 7) > 0.75 * live({.chance = good}, 3000, 7));
+  }
+}
+
 TEST_CASE("utility follows a world that changes") {
   int asked = 0;
   const world w{.chance = [&](int e) { return ++asked < 4000 ? 0.0 : 0.9 + 0.05 * e / 12; }};
@@ -138,11 +148,9 @@ TEST_CASE("utility follows a world that changes") {
 TEST_CASE("the acceptance table believes a draft at first, and what happened later") {
   ms::draft_length::acceptance_table t;
   CHECK(t.expected(0.9) == doctest::Approx(0.9));
-  CHECK(t.mean() == doctest::Approx(0.5));
   for (int i = 0; i < 100; ++i) t.record(0.95, false), t.record(0.3, true);
   CHECK(t.expected(0.95) < 0.05);
   CHECK(t.expected(0.3) > 0.95);
-  CHECK(t.mean() == doctest::Approx(0.5).epsilon(0.02));
   double shares = 0;
   t.each([&](double share, double) { shares += share; });
   CHECK(shares == doctest::Approx(1));

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include "moeskip/model/checkpoint.hpp"
 #include "tiny.hpp"
@@ -265,6 +266,7 @@ TEST_CASE("a session keeps the tokens that were taken, and the statistics count 
     for (const auto& e : out.tokens) drafted += e.drafted;
     CHECK(out.stats.accepted == drafted);
     CHECK(s.stats.accepted == drafted);
+    CHECK(std::accumulate(s.stats.accepted_at.begin(), s.stats.accepted_at.end(), 0) == drafted);
   };
   const auto whole = ms::generate(s, prompt, {.max_new_tokens = 20}, decoder, ignore);
   check(whole);
@@ -337,6 +339,16 @@ TEST_CASE("a session driven by hand where there is nothing") {
   CHECK_THROWS_WITH_AS(m.run_layers(0, 6, x, kv, ms::batch_rows(1, 1, s.memory()), nothing),
                        "layers [0, 6) are not in this model of 4 layers", ms::config_error);
   CHECK_NOTHROW(s.run(4, 4, x, 2));
+}
+
+TEST_CASE("a session goes on from its own tokens") {
+  auto m = sharp();
+  ms::session<small, B> s(m);
+  const auto whole = ms::generate(s, prompt, {.max_new_tokens = 20}, ms::decoder::autoregressive{}, ignore).ids();
+  auto parts = ms::generate(s, prompt, {.max_new_tokens = 8}, small::decoder{}, ignore).ids();
+  for (const int id : ms::generate(s, s.tokens(), {.max_new_tokens = 12}, small::decoder{}, ignore).ids())
+    parts.push_back(id);
+  CHECK(parts == whole);
 }
 
 TEST_CASE("statistics of speculation add up") {

@@ -97,6 +97,48 @@ TEST_CASE("infinite logits are refused by every way of sampling; minus infinity 
   }
 }
 
+namespace {
+
+/// Without a clock: drops, ends and goes on by confidence, leaves at either exit, watches the other.
+struct restless {
+  static constexpr std::string_view name = "restless";
+  static constexpr bool reads_confidence = true;
+  static constexpr int longest() { return 3; }
+  template <class Session, class Draft> struct on {
+    int rounds = 0;
+    on(const restless&, Session&, Draft&) {}
+    int plan(Session&, Draft& draft, int room) {
+      ++rounds;
+      draft.leave_at(1 + rounds % 2), draft.watch(1 + rounds / 2 % 2);
+      return std::min(room, 3);
+    }
+    ms::verdict judge(int, double confidence) {
+      return confidence < 0.45 ? ms::verdict::drop : confidence < 0.6 ? ms::verdict::last : ms::verdict::more;
+    }
+    void observe(const ms::speculation_round&) {}
+  };
+};
+
+}  // namespace
+
+TEST_CASE("sampled text has the full model's distribution where proposals are dropped and other exits watched") {
+  const auto check = [](const auto& decoder, ms::sampling options) {
+    int degrees = 0;
+    const double statistic = chi_square(decoder, options, degrees);
+    CHECK(degrees > 10);
+    CHECK(statistic < quantile(degrees));
+  };
+  for (const ms::sampling& options :
+       {ms::sampling{.temperature = 1.f}, ms::sampling{.temperature = 1.5f, .top_k = 4}}) {
+    check(ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, restless>{.draft = {1}}, options);
+    check(
+        ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::confidence>{
+            .draft = {1}, .length = {.threshold = 0.5}},
+        options);
+    check(ms::speculative_decoder::compose<>{.draft = {2}}, options);
+  }
+}
+
 TEST_CASE("top_p keeps no token beyond the one that reaches its mass exactly") {
   const std::vector<float> equal(4, 0.5f);  // a quarter of the mass each, without rounding
   const auto kept = [&](ms::sampling options) {

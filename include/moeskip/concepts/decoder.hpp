@@ -69,11 +69,12 @@ struct speculation_round {
 /// on<Session, Draft>, the state of one generation: plan(session, draft, room) is how many tokens, at most `room`, the
 /// coming round may draft, and 0 makes it a plain step; judge(drafted, confidence) is what becomes of the token proposed
 /// after `drafted` others, `confidence` being the probability of the draft's most likely token; observe(round) tells the
-/// outcome. longest() is the most it ever plans.
+/// outcome. longest() is the most it ever plans. Where it does not read confidence, none is computed.
 template <class P, class Session, class Draft>
 concept DraftLength = requires(const P& options, typename P::template on<Session, Draft>& p, Session& s, Draft& draft,
                                int n, double confidence, const speculation_round& round) {
   { P::name } -> std::convertible_to<std::string_view>;
+  { P::reads_confidence } -> std::convertible_to<bool>;
   { options.longest() } -> std::convertible_to<int>;
   { p.plan(s, draft, n) } -> std::convertible_to<int>;
   { p.judge(n, confidence) } -> std::same_as<verdict>;

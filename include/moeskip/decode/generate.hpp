@@ -94,9 +94,7 @@ template <class V, class B, class Decoder, class Sink> generated generate(sessio
   s.stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   // A round may have settled more tokens than were taken: neither the session nor the statistics keep them.
   s.truncate(length + int(out.tokens.size()));
-  s.stats.tokens = int(out.tokens.size());
-  s.stats.accepted =
-      int(std::count_if(out.tokens.begin(), out.tokens.end(), [](const emitted& e) { return e.drafted; }));
+  s.stats.count(out.tokens);
   out.stats = s.stats;
   return out;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <any>
 #include <array>
+#include <deque>
 #include <span>
 #include <vector>
 
@@ -34,9 +35,15 @@ struct decode_stats {
   void count(const speculation_round& r) {
     ++rounds, drafted += r.verified, accepted += r.accepted;
     draft_seconds += r.draft_seconds, verify_seconds += r.verify_seconds;
-    for (int i = 0; i < std::min(r.verified, positions); ++i) {
-      ++drafted_at[std::size_t(i)];
-      accepted_at[std::size_t(i)] += i < r.accepted;
+    for (int i = 0; i < std::min(r.verified, positions); ++i) ++drafted_at[std::size_t(i)];
+  }
+  /// Counts what left the decoder; every round ends with a token that was not drafted.
+  void count(const std::vector<emitted>& text) {
+    tokens = int(text.size()), accepted = 0, accepted_at = {};
+    for (int at = 0; const emitted& e : text) {
+      if (at = e.drafted ? at + 1 : 0; at == 0) continue;
+      ++accepted;
+      if (at <= positions) ++accepted_at[std::size_t(at) - 1];
     }
   }
   double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
@@ -75,17 +82,20 @@ template <class V, class B> class session {
     for (const int token : prompt)
       MOESKIP_CHECK(config_error, token >= 0 && token < model_.sizes().vocab, "token id ", token,
                     " is outside the vocabulary of ", model_.sizes().vocab);
-    tokens_.clear(), tokens_.reserve(std::size_t(context()) + 1);
-    const int known = int(prompt.size()) - 1;
+    std::vector<int> all;  // the prompt may be this session's own tokens
+    all.reserve(std::size_t(context()) + 1);
+    all.assign(prompt.begin(), prompt.end());
+    tokens_.clear();
+    const int known = int(all.size()) - 1;
     for (int first = 0; first < known; first += prefill_chunk) {
       const auto scope = memory_.scope();
       const int count = std::min(prefill_chunk, known - first);
       mat<T> x = memory_.template take<T>(count, model_.sizes().dim);
-      model_.embed(x, {prompt.data() + first, count});
-      std::copy_n(prompt.begin() + first, count, token_.begin() + first);
+      model_.embed(x, {all.data() + first, count});
+      std::copy_n(all.begin() + first, count, token_.begin() + first);
       model_.run_layers(0, model_.layers(), x, kv_, rows(first, count), tape_);
     }
-    tokens_.assign(prompt.begin(), prompt.end());
+    tokens_ = std::move(all);
   }
 
   int context() const { return kv_.capacity(); }
@@ -147,8 +157,9 @@ template <class V, class B> class session {
 
   /// What a policy learned of this model on this machine, from one generation to the next; default-made at first.
   template <class State> State& learned() {
-    if (!std::any_cast<State>(&learned_)) learned_.emplace<State>();
-    return *std::any_cast<State>(&learned_);
+    for (std::any& known : learned_)
+      if (auto* state = std::any_cast<State>(&known)) return *state;
+    return *std::any_cast<State>(&learned_.emplace_back(State{}));
   }
 
  private:
@@ -166,7 +177,7 @@ template <class V, class B> class session {
   std::vector<int> tokens_;
   std::vector<int> slot_, position_;  // 0, 0, 0 … and 0, 1, 2 …: rows are windows of them
   std::vector<int> token_;            // the vocabulary id last embedded for each position
-  std::any learned_;
+  std::deque<std::any> learned_;      // one of a type; a deque, since others hold references
 };
 
 }  // namespace moeskip

@@ -78,8 +78,9 @@ inline double text_loss(const exit_readings& r, float threshold, calibration_los
 /// One sample is one text, and its loss the average over its tokens. Texts must be exchangeable with those that will be
 /// generated on: drawn alike, and independently of each other. Tokens of one text are not, nor are windows of one
 /// document, so they count once however many there are: cut a document into one text, not into many.
-/// Exits are decided along the text, where every token sees true keys and values: the guarantee speaks of decoding with
-/// missing_kv::recompute. What propagate and copy do to later tokens is not in the loss.
+/// Exits are decided along the text, where every token sees true keys and values: the guarantee speaks of exits
+/// as missing_kv::recompute decides them, along texts like these. A text that early exits wrote is drawn otherwise, and
+/// what propagate and copy do to later tokens is not in the loss.
 ///
 /// Only thresholds are chosen by the texts: choosing rule or options by them, too, or calibrating until it pleases,
 /// voids the guarantee. Throws config_error for options that mean nothing, a text that does not fit the model, and fewer

@@ -1,4 +1,4 @@
-// Learn then Test: choosing a number with a guarantee (Angelopoulos et al., arXiv:2110.01052). n exchangeable losses in
+// Learn then Test: choosing a number with a guarantee (Angelopoulos et al., arXiv:2110.01052). n independent losses in
 // [0, 1] with mean r̂ and expectation R, α tolerated. A p-value of "R > α" is the smaller of
 //   Hoeffding  exp(−n h(min(r̂, α), α)),  h(a, b) = a log(a/b) + (1 − a) log((1 − a)/(1 − b))
 //   Bentkus    e · P(Bin(n, α) <= ⌈n r̂⌉)

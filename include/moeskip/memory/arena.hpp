@@ -14,7 +14,8 @@ namespace moeskip {
 
 class arena {
   struct position {
-    std::size_t block = 0, used = 0, before = 0;  // before: bytes taken in the blocks below
+    std::size_t block = 0, used = 0;    // bytes taken in that block
+    std::size_t before = 0, below = 0;  // bytes taken in the blocks below, and their sizes
   };
 
  public:
@@ -57,11 +58,11 @@ class arena {
   void* bytes(std::size_t n) {
     n = (n + alignment - 1) / alignment * alignment;
     while (top_.block < blocks_.size() && top_.used + n > std::size_t(blocks_[top_.block].size())) {
-      top_.before += top_.used;
+      top_.before += top_.used, top_.below += std::size_t(blocks_[top_.block].size());
       ++top_.block, top_.used = 0;
     }
     if (top_.block == blocks_.size())
-      blocks_.emplace_back(index_t(std::max({n, first_block, top_.before})));  // doubling
+      blocks_.emplace_back(index_t(std::max({n, first_block, top_.below})));  // doubling
     void* p = blocks_[top_.block].data() + top_.used;
     top_.used += n;
     high_water_ = std::max(high_water_, used());

@@ -63,9 +63,6 @@ template <class Arch> void store(float* p, lanes<Arch> x) { x.store_unaligned(p)
 
 /// The first n < N floats at p, zeros after them; touches nothing beyond p + n.
 template <class Arch> lanes<Arch> load_part(const float* p, index_t n) {
-#if XSIMD_WITH_AVX512F
-  if constexpr (width<Arch> == 16) return lanes<Arch>(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
-#endif
   alignas(alignment) float buffer[width<Arch>] = {};
   for (index_t i = 0; i < n; ++i) buffer[i] = p[i];
   return lanes<Arch>::load_aligned(buffer);
@@ -73,9 +70,6 @@ template <class Arch> lanes<Arch> load_part(const float* p, index_t n) {
 
 /// The first n < N lanes of x to p.
 template <class Arch> void store_part(float* p, lanes<Arch> x, index_t n) {
-#if XSIMD_WITH_AVX512F
-  if constexpr (width<Arch> == 16) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), x);
-#endif
   alignas(alignment) float buffer[width<Arch>];
   x.store_aligned(buffer);
   for (index_t i = 0; i < n; ++i) p[i] = buffer[i];

@@ -24,12 +24,6 @@ class acceptance_table {
     const bin& b = bins_[bin_of(confidence)];
     return (b.accepted + strength * confidence) / (b.seen + strength);
   }
-  /// Chance that a token is accepted before its confidence is known.
-  double mean() const {
-    double seen = strength, accepted = strength * prior_mean;
-    for (const bin& b : bins_) seen += b.seen, accepted += b.accepted;
-    return accepted / seen;
-  }
   /// Calls f(share of tokens, chance that one is accepted) for every bin that anything fell into; where nothing is known,
   /// for all tokens together.
   template <class F> void each(F&& f) const {

@@ -11,6 +11,7 @@ namespace moeskip::draft_length {
 
 struct adaptive {
   static constexpr std::string_view name = "adaptive";
+  static constexpr bool reads_confidence = false;
   double rate = 0.2;  // weight of the last round
   int num_speculations = 12;
 

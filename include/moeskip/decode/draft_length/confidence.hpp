@@ -12,6 +12,7 @@ namespace moeskip::draft_length {
 
 struct confidence {
   static constexpr std::string_view name = "confidence";
+  static constexpr bool reads_confidence = true;
   double threshold = 0.6;  // probability
   int num_speculations = 8;
 

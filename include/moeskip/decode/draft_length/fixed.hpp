@@ -10,6 +10,7 @@ namespace moeskip::draft_length {
 
 struct fixed {
   static constexpr std::string_view name = "fixed";
+  static constexpr bool reads_confidence = false;
   int num_speculations = 4;
 
   constexpr int longest() const { return num_speculations; }

@@ -45,12 +45,15 @@ class round_costs {
   }
   bool described() const { return !read_.empty(); }
 
-  /// watched: heads beside the round's own that were asked meanwhile.
-  void observe(const speculation_round& r, int watched) {
+  /// watched_exit: another exit that was asked on the way; 0: none.
+  void observe(const speculation_round& r, int watched_exit) {
     const int e = r.exit_layer, rows = std::min(r.verified + 1, most_rows);
-    if (r.proposed > 0) draft_[std::size_t(e)].record(r.draft_seconds / (r.proposed * draft_weights(e)));
+    const bool early = r.proposed > 0 && watched_exit > 0 && watched_exit <= e;  // asked while drafting
+    if (r.proposed > 0)
+      draft_[std::size_t(e)].record(r.draft_seconds / (r.proposed * draft_weights(e) + (early ? head_ : 0)));
     const int fresh = e ? std::max(0, r.verified + 1 - r.proposed) : 0;
-    verify_[rows].record(r.verify_seconds / (fresh * at(1, e) + verify_weights(e, rows) + watched * head_));
+    verify_[rows].record(r.verify_seconds /
+                         (fresh * at(1, e) + verify_weights(e, rows) + (watched_exit && !early ? head_ : 0)));
   }
 
   /// Whether a plain step was measured: nothing can be said before.

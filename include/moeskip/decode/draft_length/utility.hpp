@@ -5,7 +5,7 @@
 // over bins b of the draft's confidence, a_b being the measured chance of acceptance. The exit with the largest U(0, 1) is
 // left at; where none is above zero, the round is plain. A proposal is verified where it is worth it, and the last one
 // drafted where the next is not.
-//   What is learned of costs and acceptance stays with the session. Other exits are asked about a token now and then, for
+//   What is learned of costs and acceptance, by exit layer, stays with the session. Other exits are asked about a token now and then, for
 // a two-hundredth of the time. Speculation that has lost too much rests, so that mistaken estimates cost little.
 //                                            after Cascade, arXiv:2506.20675 (utility), and DEL (exits by shadow tokens)
 #pragma once
@@ -24,6 +24,7 @@ namespace moeskip::draft_length {
 
 struct utility {
   static constexpr std::string_view name = "utility";
+  static constexpr bool reads_confidence = true;
   int num_speculations = 12;  // at most
 
   constexpr int longest() const { return num_speculations; }
@@ -84,8 +85,11 @@ struct utility {
     int plan(Session&, Draft& draft, int room) {
       ++mind_.rounds, trying_ = false, survival_ = 1, draft_ = &draft;
       watch_another(draft);
-      if (mind_.rounds <= warm_up || mind_.rounds - mind_.last_plain >= plain_every) return 0;
-      if (mind_.resting > 0 && --mind_.resting > 0) return 0;
+      if (!mind_.costs.known() || mind_.rounds <= warm_up || mind_.rounds - mind_.last_plain >= plain_every) return 0;
+      if (mind_.resting > 0) {
+        if (--mind_.resting > 0) return 0;
+        mind_.lead = std::max(mind_.lead, -allowed_loss());  // one bad moment is not held against it for ever
+      }
       choose(draft);
       room = std::min(room, most_);
       if (worth_of(exit_)(0, 1) > 0) return room;
@@ -104,7 +108,7 @@ struct utility {
     }
 
     void observe(const speculation_round& r) {
-      mind_.costs.observe(r, watched_ ? 1 : 0);
+      mind_.costs.observe(r, watched_);
       for (const proposal& p : r.judged) table(r.exit_layer).record(p.confidence, p.accepted);
       if (watched_) table(watched_).record(r.watched.confidence, r.watched.accepted);
       const double took = r.draft_seconds + r.verify_seconds, plain = mind_.costs.plain();
@@ -112,7 +116,7 @@ struct utility {
       mind_.elapsed += took, mind_.watching += watched_share * took;
       if (r.proposed == 0) return void(mind_.last_plain = mind_.rounds);
       mind_.lead = std::min(mind_.lead + (r.accepted + 1) * plain - took, most_lead * plain);
-      if (mind_.lead < -(lost_tokens * plain + lost_share * mind_.elapsed)) mind_.resting = rest;
+      if (mind_.lead < -allowed_loss()) mind_.resting = rest;
     }
 
    private:
@@ -123,6 +127,7 @@ struct utility {
     static constexpr double watched_share = 0.005, fading = 0.99;
     static constexpr bool can_watch = ChoosesExit<Draft>;
 
+    double allowed_loss() const { return lost_tokens * mind_.costs.plain() + lost_share * mind_.elapsed; }
     acceptance_table& table(int exit_layer) { return mind_.accepted[std::size_t(exit_layer)]; }
     worth& worth_of(int exit_layer) { return mind_.worths[std::size_t(exit_layer)]; }
     /// λ: a bar for what a draft must bring.

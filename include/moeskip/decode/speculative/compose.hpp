@@ -34,7 +34,8 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
                   "`residual`. See moeskip/concepts/decoder.hpp");
     using draft_on = typename Draft::template on<Session>;
     static_assert(moeskip::DraftLength<DraftLength, Session, draft_on>,
-                  "moeskip: the DraftLength of a speculative decoder needs `longest` and `on<Session, Draft>` with "
+                  "moeskip: the DraftLength of a speculative decoder needs `reads_confidence`, `longest` and "
+                  "`on<Session, Draft>` with "
                   "`plan`, `judge` and `observe`. See moeskip/concepts/decoder.hpp");
 
    public:
@@ -58,6 +59,7 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
       const dice roll{draw_from.options().seed, s.position(), std::uint64_t(s.stats.rounds)};
       speculation_round report;
 
+      draft_.begin(s, room);  // what it makes up for is not this round's
       const double start = now();
       const int dropped = propose(s, draw_from, roll, q, rest, room);
       const int drafted = int(tokens_.size()) - 1;
@@ -109,12 +111,11 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
     /// (room, V) with what they were drawn from. Returns the token that was dropped, -1 if none was.
     int propose(Session& s, sampler& draw_from, const dice& roll, mat<T> q, vec<T> logits, int room) {
       tokens_.assign(1, s.pending()), proposals_.clear();
-      draft_.begin(s, room);
       for (int i = 0; i < room; ++i) {
         if (!draft_.next(s, tokens_.back(), logits)) break;
         draw_from.distribution<T>(q.row(i), logits);
         const int token = sampler::pick<T>(q.row(i), roll(stream::draft, i));
-        proposals_.push_back({top_probability<T>(logits)});
+        proposals_.push_back({DraftLength::reads_confidence ? top_probability<T>(logits) : 1.0});
         const verdict said = length_.judge(i, proposals_.back().confidence);
         if (said == verdict::drop) return token;
         tokens_.push_back(token);

@@ -36,26 +36,25 @@ template <class M> struct small_model {
     }
     static int exit_layer() { return 0; }
 
-    /// Keeps what the two sessions have in common.
-    void begin(Session& s, int) {
+    /// Keeps what the two sessions have in common; where drafting follows, catches up with the rest.
+    void begin(Session& s, int room) {
       const auto& text = s.tokens();
       const auto common = std::mismatch(seen_.begin(), seen_.end(), text.begin(), text.end() - 1).first;
       seen_.erase(common, seen_.end());
-    }
-    /// Runs `token`, the next of the round, behind what was not seen of the text; logits (V) are the small model's.
-    bool next(Session& s, int token, vec<T> logits) {
+      if (room == 0) return;
       if (seen_.empty()) start(s);
-      const int at = int(seen_.size());
-      if (at < s.position()) seen_.insert(seen_.end(), s.tokens().begin() + at, s.tokens().end() - 1);
+      const std::size_t at = seen_.size();
+      seen_.insert(seen_.end(), text.begin() + std::ptrdiff_t(at), text.end() - 1);
+      const auto scope = small_.memory().scope();
+      if (seen_.size() > at) run(at);
+    }
+    /// Runs `token`, the next of the round; logits (V) are the small model's.
+    bool next(Session&, int token, vec<T> logits) {
       seen_.push_back(token);
-
       arena& memory = small_.memory();
       const auto scope = memory.scope();
-      const index_t N = index_t(seen_.size()) - at, V = logits.size();
-      const mat<S> x = memory.template take<S>(N, small_.model().sizes().dim), own = memory.template take<S>(1, V);
-      small_.embed(x, {seen_.data() + at, N}, at);
-      small_.run(0, small_.model().layers(), x, at);
-      small_.logits(own, x.rows(N - 1, 1), small_.model().layers());
+      const mat<S> x = run(seen_.size() - 1), own = memory.template take<S>(1, logits.size());
+      small_.logits(own, x, small_.model().layers());
       std::transform(own.begin(), own.end(), logits.begin(), [](S logit) { return T(logit); });
       return true;
     }
@@ -66,6 +65,13 @@ template <class M> struct small_model {
     void start(Session& s) {
       small_.prefill(s.tokens());
       seen_.assign(s.tokens().begin(), s.tokens().end() - 1);
+    }
+    /// What was seen from position `at` on through all layers; its streams (N, D), while the memory's scope lasts.
+    mat<S> run(std::size_t at) {
+      const index_t N = index_t(seen_.size() - at);
+      const mat<S> x = small_.memory().template take<S>(N, small_.model().sizes().dim);
+      small_.embed(x, {seen_.data() + at, N}, int(at));
+      return small_.run(0, small_.model().layers(), x, int(at));
     }
     static M& checked(M* m, Session& s) {
       MOESKIP_CHECK(config_error, m, "small_model.model is null: expected a model that drafts");
