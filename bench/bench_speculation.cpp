@@ -39,7 +39,8 @@ struct skipping : ms::variant {
   using curriculum = ms::curriculum::rotational;
 };
 
-/// Plain decoding's time over the default decoder's, the median over some prompts, several times. Each session is new, so that what was learned before does not help.
+/// Plain decoding's time over the default decoder's, the median over some prompts, several times. Each session is new,
+/// so that what was learned before does not help.
 template <class V> double compare(bench::report& out, const std::string& name, ms::model<V, B>& m,
                                   const std::vector<std::vector<int>>& prompts, int tokens) {
   ms::session<V, B> steady(m);
