@@ -38,7 +38,7 @@ struct world {
   std::function<double(double)> believed = [](double p) { return p; };  // the draft's confidence, by chance
   double read(int first, int last, double rows) const {
     double sum = 0;
-    for (int l = first; l < last; ++l) sum += ms::layer_weights_read(shape, l, rows);
+    for (int l = first; l < last; ++l) sum += ms::layer_weights_read(shape, l, ms::independent_union(16, 2, rows));
     return sum * 1e-9;
   }
   double head() const { return ms::head_weights_read(shape.sizes) * 1e-9; }
@@ -163,4 +163,27 @@ TEST_CASE("one measurement cannot throw off a steady average") {
   CHECK(a.value() <= doctest::Approx(1.1));
   for (int i = 0; i < 60; ++i) a.record(3);
   CHECK(a.value() == doctest::Approx(3).epsilon(0.01));
+}
+
+TEST_CASE("the meter counts what consecutive tokens visit together, apart for each phase") {
+  ms::arena memory;
+  ms::routing_meter meter(memory, {.layers = 1, .dim = 8, .heads = 1, .ffn = 8, .experts = 8, .vocab = 8}, 2, 2);
+  CHECK(meter.distinct(0, 0, 3) == doctest::Approx(8 * (1 - std::pow(0.75, 3))));  // nothing is known
+  meter.learn();
+  // Segments of two share their experts {0, 1}, {2, 3}, {0, 1} …: two tokens visit 2 from an even position, 4 from an odd one.
+  constexpr int tokens = 1200;
+  std::vector<int> chosen(2 * tokens), position(tokens), slot(tokens);
+  for (int n = 0; n < tokens; ++n) position[n] = n, chosen[2 * n] = n / 2 % 2 * 2, chosen[2 * n + 1] = n / 2 % 2 * 2 + 1;
+  for (int n = 0; n < tokens; n += 3) {
+    const ms::routing<float> r{{}, {chosen.data() + 2 * n, 3, 2}, {}, {}};
+    meter.routed(0, r, {{slot.data() + n, 3}, {position.data() + n, 3}});
+  }
+  const auto near = [](double x) { return doctest::Approx(x).epsilon(0.01); };
+  CHECK(meter.distinct(0, 0, 1) == near(2));
+  CHECK(meter.distinct(0, 0, 2) == near(2));
+  CHECK(meter.distinct(0, 1, 2) == near(4));
+  CHECK(meter.distinct(0, 0, 16) == near(4));
+  CHECK(meter.experts_read() == tokens / 3 * 4);
+  meter.reset_experts_read();
+  CHECK(meter.experts_read() == 0);
 }

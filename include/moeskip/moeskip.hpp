@@ -27,6 +27,7 @@
 #include "moeskip/parts/router/hash.hpp"
 #include "moeskip/parts/router/noisy_top_k.hpp"
 #include "moeskip/parts/router/segment.hpp"
+#include "moeskip/parts/router/segment_group.hpp"
 #include "moeskip/parts/router/sigmoid_top_k.hpp"
 #include "moeskip/parts/router/smooth.hpp"
 #include "moeskip/parts/router/sticky.hpp"

@@ -83,6 +83,12 @@ template <class P> inline constexpr bool follows_previous = [] {
   if constexpr (requires { P::follows_previous; }) return P::follows_previous;
   else return false;
 }();
+/// `static constexpr int segment_length = 4`: tokens whose positions start at a multiple of it have choices in common;
+/// default 1, every token chooses alike.
+template <class P> inline constexpr int segment_length = [] {
+  if constexpr (requires { P::segment_length; }) return P::segment_length;
+  else return 1;
+}();
 /// `static constexpr bool has_selection_bias = true`: the model keeps a bias per expert, moved against its load.
 template <class P> inline constexpr bool has_selection_bias = [] {
   if constexpr (requires { P::has_selection_bias; }) return P::has_selection_bias;

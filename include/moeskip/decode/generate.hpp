@@ -71,6 +71,7 @@ template <class V, class B, class Decoder, class Sink> generated generate(sessio
   typename Decoder::template on<session<V, B>> rounds(decoder, s);
   s.prefill(prompt);
   s.stats = {};
+  s.meter().reset_experts_read();
 
   generated out;
   const int most = options.max_new_tokens ? options.max_new_tokens : room;
@@ -95,6 +96,7 @@ template <class V, class B, class Decoder, class Sink> generated generate(sessio
   // A round may have settled more tokens than were taken: neither the session nor the statistics keep them.
   s.truncate(length + int(out.tokens.size()));
   s.stats.count(out.tokens);
+  s.stats.experts_read = s.meter().experts_read();
   out.stats = s.stats;
   return out;
 }

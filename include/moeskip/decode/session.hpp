@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "moeskip/concepts/decoder.hpp"
+#include "moeskip/decode/routing_meter.hpp"
 #include "moeskip/model/model.hpp"
 
 namespace moeskip {
@@ -29,6 +30,7 @@ struct decode_stats {
   int drafted = 0, accepted = 0;                           // verified drafts; of these emitted
   std::array<int, positions> drafted_at{}, accepted_at{};  // the same for the 1st, 2nd … token of a draft
   long long layer_steps = 0;                               // layers run, summed over tokens
+  long long experts_read = 0;                              // distinct experts of each call and layer
   double seconds = 0;                                      // from after the prefill to the end, deferred work included
   double draft_seconds = 0, verify_seconds = 0;            // of these; plain steps count as verification
 
@@ -45,6 +47,14 @@ struct decode_stats {
       ++accepted;
       if (at <= positions) ++accepted_at[std::size_t(at) - 1];
     }
+  }
+  decode_stats& operator+=(const decode_stats& more) {
+    tokens += more.tokens, rounds += more.rounds, drafted += more.drafted, accepted += more.accepted;
+    for (std::size_t i = 0; i < positions; ++i)
+      drafted_at[i] += more.drafted_at[i], accepted_at[i] += more.accepted_at[i];
+    layer_steps += more.layer_steps, experts_read += more.experts_read, seconds += more.seconds;
+    draft_seconds += more.draft_seconds, verify_seconds += more.verify_seconds;
+    return *this;
   }
   double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
   double acceptance_rate() const { return drafted ? double(accepted) / drafted : 0; }
@@ -64,7 +74,7 @@ template <class V, class B> class session {
       : model_(m),
         kv_(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size(),
             follows_previous<typename V::router> ? V::router::experts_per_token : 0),
-        tape_(memory_),
+        tape_(memory_, m.sizes(), router::active_experts(m.configuration().router), segment_length<typename V::router>),
         slot_(std::size_t(m.sizes().context), 0),
         position_(std::size_t(m.sizes().context)),
         token_(std::size_t(m.sizes().context)) {
@@ -153,6 +163,7 @@ template <class V, class B> class session {
 
   model_type& model() { return model_; }
   arena& memory() { return memory_; }
+  routing_meter& meter() { return tape_; }
   decode_stats stats;
 
   /// What a policy learned of this model on this machine, from one generation to the next; default-made at first.
@@ -173,7 +184,7 @@ template <class V, class B> class session {
   model_type& model_;
   kv_cache<T> kv_;
   arena memory_;
-  no_tape tape_;
+  routing_meter tape_;
   std::vector<int> tokens_;
   std::vector<int> slot_, position_;  // 0, 0, 0 … and 0, 1, 2 …: rows are windows of them
   std::vector<int> token_;            // the vocabulary id last embedded for each position

@@ -118,10 +118,11 @@ calibration calibrate(model<V, B>& m, std::span<const std::vector<int>> texts, c
                 m.layers(), " layers: expected some in config.exits");
 
   arena memory;
+  no_tape watch(memory);
   std::vector<double> total(grid.size()), layers(grid.size()), p_values(grid.size());
   double tokens = 0;
   for (const std::vector<int>& text : texts) {
-    read_exits(m, Rule{}, text, readings, memory);
+    read_exits(m, Rule{}, text, readings, watch);
     for (std::size_t g = 0; g < grid.size(); ++g) total[g] += detail::text_loss(readings, grid[g], o.loss, layers[g]);
     tokens += double(readings.targets.size());
   }

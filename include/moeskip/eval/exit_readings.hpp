@@ -29,17 +29,18 @@ struct exit_readings {
   }
 };
 
-/// One pass over a text: every layer sees the true keys and values of all tokens before.
-template <class V, class B, class Rule>
-void read_exits(model<V, B>& m, const Rule& rule, std::span<const int> text, exit_readings& out, arena& memory) {
+/// One pass over a text: every layer sees the true keys and values of all tokens before. `watch`, a tape of inference, may
+/// look on.
+template <class V, class B, class Rule, class Tape>
+void read_exits(model<V, B>& m, const Rule& rule, std::span<const int> text, exit_readings& out, Tape& watch) {
   using T = scalar_t<B>;
   constexpr index_t rows_at_once = 16;  // logits of a whole text may be large
+  arena& memory = watch.memory();
   const auto scope = memory.scope();
   const sizes& s = m.sizes();
   const index_t N = index_t(text.size()) - 1, E = index_t(out.exits.size());
   out.targets.assign(text.begin() + 1, text.end());
   out.confidence.resize(std::size_t(N * E)), out.predicted.resize(std::size_t(N * E));
-  no_tape nothing(memory);
   kv_on_arena<T> kv(memory, 1, int(N), s.kv_groups() * s.head_size());
   token_rows rows = batch_rows(1, int(N), memory);
   rows.token = {text.data(), N};
@@ -49,7 +50,7 @@ void read_exits(model<V, B>& m, const Rule& rule, std::span<const int> text, exi
   for (index_t e = 0; e < E; ++e) {
     const int from = e ? out.exits[std::size_t(e) - 1] : 0, exit = out.exits[std::size_t(e)];
     if (Rule::reads_streams) std::copy(x.begin(), x.end(), before.begin());
-    x = m.run_layers(from, exit, x, kv, rows, nothing);
+    x = m.run_layers(from, exit, x, kv, rows, watch);
     for (index_t n = 0; n < N; ++n) {
       const index_t row = n % rows_at_once, count = std::min(rows_at_once, N - n);
       if (row == 0) m.head(logits.rows(0, count), normed.rows(0, count), x.rows(n, count), exit);

@@ -2,7 +2,9 @@
 // takes, which is measured round by round, apart for drafting at each exit and for verifying n rows. A length that was
 // never tried is taken to cost per weight what the longest shorter one does.
 //   a draft step at exit E      layers [0, E) and a head, one row
-//   a verify of n rows          layers [E, L) and the heads; layers [0, E) for rows that were not drafted from
+//   a verify of n rows          layers [E, L), of their MoE layers the experts that n tokens from the round's phase on visit
+//                               together (decode/routing_meter.hpp), and the heads; layers [0, E) for rows that were not
+//                               drafted from
 // Costs of a draft that does not run this model (exit layer 0) are seconds a token.
 #pragma once
 
@@ -10,6 +12,7 @@
 #include <vector>
 
 #include "moeskip/concepts/decoder.hpp"
+#include "moeskip/decode/routing_meter.hpp"
 #include "moeskip/model/weights_read.hpp"
 
 namespace moeskip::draft_length {
@@ -33,17 +36,23 @@ class steady_average {
 
 class round_costs {
  public:
-  static constexpr int most_rows = 16;
+  static constexpr int most_rows = routing_meter::longest;
 
-  template <class V> void describe(const config<V>& c) {
+  /// What is read by the routing known so far: to be told again as more becomes known.
+  template <class V> void describe(const config<V>& c, const routing_meter& meter) {
     const int L = c.sizes.layers;
     head_ = head_weights_read(c.sizes);
     draft_.resize(std::size_t(L) + 1);
-    read_.assign(std::size_t(most_rows + 1), std::vector<double>(std::size_t(L) + 1));
-    for (int n = 1; n <= most_rows; ++n)
-      for (int l = 0; l < L; ++l) at(n, l + 1) = at(n, l) + layer_weights_read(c, l, n);
+    read_.resize(std::size_t(meter.phases() * (most_rows + 1) * (L + 1)));
+    for (int phase = 0; phase < meter.phases(); ++phase)
+      for (int n = 1; n <= most_rows; ++n)
+        for (int l = 0; l < L; ++l)
+          at(phase, n, l + 1) = at(phase, n, l) +
+                                layer_weights_read(c, l, c.sizes.is_moe(l) ? meter.distinct(l, phase, n) : 0);
   }
   bool described() const { return !read_.empty(); }
+  /// Where the coming round begins: its position modulo the router's segment length.
+  void set_phase(int phase) { phase_ = phase; }
 
   /// watched_exit: another exit that was asked on the way; 0: none.
   void observe(const speculation_round& r, int watched_exit) {
@@ -71,8 +80,11 @@ class round_costs {
   double head() const { return head_ * verify_[1].value(); }
 
  private:
-  double& at(int rows, int layer) { return read_[std::size_t(rows)][std::size_t(layer)]; }
-  double at(int rows, int layer) const { return read_[std::size_t(rows)][std::size_t(layer)]; }
+  std::size_t index(int phase, int rows, int layer) const {
+    return (std::size_t(phase) * (most_rows + 1) + std::size_t(rows)) * draft_.size() + std::size_t(layer);
+  }
+  double& at(int phase, int rows, int layer) { return read_[index(phase, rows, layer)]; }
+  double at(int rows, int layer) const { return read_[index(phase_, rows, layer)]; }
   double verify_weights(int e, int rows) const { return at(rows, int(draft_.size()) - 1) - at(rows, e) + head_; }
   double draft_weights(int e) const { return e ? at(1, e) + head_ : 1; }
   double per_draft_weight(int e) const {
@@ -85,10 +97,11 @@ class round_costs {
     return verify_weights(e, rows) * verify_[measured].value();
   }
 
-  double head_ = 0;                        // weights
-  std::vector<std::vector<double>> read_;  // [rows][layer]: weights of the layers below it
-  std::vector<steady_average> draft_;      // [exit layer]: seconds per weight
-  steady_average verify_[most_rows + 1];   // [rows]: seconds per weight
+  double head_ = 0;                       // weights
+  std::vector<double> read_;              // [phase][rows][layer]: weights of the layers below it
+  std::vector<steady_average> draft_;     // [exit layer]: seconds per weight
+  steady_average verify_[most_rows + 1];  // [rows]: seconds per weight
+  int phase_ = 0;
 };
 
 }  // namespace moeskip::draft_length

@@ -36,6 +36,7 @@ struct utility {
   /// U(i, s), linear between points of a grid of s. It is convex in s, with few bends.
   class worth {
    public:
+    bool known() const { return known_; }
     double operator()(int i, double s) const {
       const double x = s * steps;
       const int j = std::min(int(x), steps - 1);
@@ -44,6 +45,7 @@ struct utility {
     }
     /// From the costs of proposing and of verifying(rows), in tokens.
     template <class F> void compute(const acceptance_table& accepted, int longest, double proposing, F&& verifying) {
+      known_ = true;
       u_[std::size_t(longest)].fill(0);
       for (int i = longest - 1; i >= 0; --i) {
         u_[std::size_t(i)].fill(-proposing);
@@ -60,13 +62,14 @@ struct utility {
    private:
     static constexpr int steps = 16;
     std::array<std::array<double, steps + 1>, round_costs::most_rows> u_{};  // [tokens verified before][s]
+    bool known_ = false;
   };
 
   /// What stays with the session.
   template <class Draft> struct learned {
     round_costs costs;
     std::vector<acceptance_table> accepted;  // [exit layer]
-    std::vector<worth> worths;               // [exit layer]
+    std::vector<worth> worths;               // [phase][exit layer]
     double seconds = 0, tokens = 0;          // of late: their ratio is λ
     double elapsed = 0, lead = 0;            // seconds, in all and gained over plain decoding
     double watching = 0;                     // seconds that may go into asking other exits
@@ -78,12 +81,17 @@ struct utility {
    public:
     on(const utility& o, Session& s, Draft&) : most_(o.num_speculations), mind_(s.template learned<learned<Draft>>()) {
       if (mind_.costs.described()) return;
-      mind_.costs.describe(s.model().configuration());
-      mind_.accepted.resize(std::size_t(s.model().layers()) + 1), mind_.worths.resize(mind_.accepted.size());
+      s.meter().learn();
+      mind_.costs.describe(s.model().configuration(), s.meter());
+      mind_.accepted.resize(std::size_t(s.model().layers()) + 1);
+      mind_.worths.resize(std::size_t(s.meter().phases()) * mind_.accepted.size());
     }
 
-    int plan(Session&, Draft& draft, int room) {
+    int plan(Session& s, Draft& draft, int room) {
       ++mind_.rounds, trying_ = false, survival_ = 1, draft_ = &draft;
+      mind_.costs.set_phase(phase_ = s.position() % s.meter().phases());
+      if (mind_.rounds % describe_every == describe_first)
+        mind_.costs.describe(s.model().configuration(), s.meter());
       watch_another(draft);
       if (!mind_.costs.known() || mind_.rounds <= warm_up || mind_.rounds - mind_.last_plain >= plain_every) return 0;
       if (mind_.resting > 0) {
@@ -122,6 +130,7 @@ struct utility {
    private:
     static constexpr long warm_up = 2, beginning = 16, compute_every = 4;  // rounds
     static constexpr long plain_every = 64, try_every = 64, rest = 64;
+    static constexpr long describe_every = 64, describe_first = 1;  // the prompt has been routed by then
     // Speculation may be behind plain decoding by this many tokens and this share of all time, but then it rests.
     static constexpr double lost_tokens = 1.5, lost_share = 0.012, most_lead = 8;
     static constexpr double watched_share = 0.005, fading = 0.99;
@@ -129,7 +138,9 @@ struct utility {
 
     double allowed_loss() const { return lost_tokens * mind_.costs.plain() + lost_share * mind_.elapsed; }
     acceptance_table& table(int exit_layer) { return mind_.accepted[std::size_t(exit_layer)]; }
-    worth& worth_of(int exit_layer) { return mind_.worths[std::size_t(exit_layer)]; }
+    worth& worth_of(int exit_layer) {
+      return mind_.worths[std::size_t(phase_) * mind_.accepted.size() + std::size_t(exit_layer)];
+    }
     /// λ: a bar for what a draft must bring.
     double rate() const { return std::max(mind_.tokens / mind_.seconds, 1 / mind_.costs.plain()); }
     double verifying(int exit_layer, int rows) const { return rate() * mind_.costs.verify_one_more(exit_layer, rows); }
@@ -151,7 +162,7 @@ struct utility {
     void choose(Draft& draft) {
       exit_ = draft.exit_layer();
       const bool again = mind_.rounds % compute_every == 0 || mind_.rounds < beginning;
-      if (again) compute(exit_);
+      if (again || !worth_of(exit_).known()) compute(exit_);
       const auto better = [&](int e) {
         if (worth_of(e)(0, 1) > worth_of(exit_)(0, 1)) exit_ = e;
       };
@@ -161,7 +172,7 @@ struct utility {
         for (const int e : exits) better(e);
         draft.leave_at(exit_);
       } else {
-        for (std::size_t e = 0; e < mind_.worths.size(); ++e) better(int(e));  // untried ones are worth nothing
+        for (std::size_t e = 0; e < mind_.accepted.size(); ++e) better(int(e));  // untried ones are worth nothing
       }
     }
     void compute(int e) {
@@ -173,7 +184,7 @@ struct utility {
     learned<Draft>& mind_;
     double survival_ = 1;
     Draft* draft_ = nullptr;
-    int exit_ = 0, watched_ = 0;
+    int exit_ = 0, watched_ = 0, phase_ = 0;
     bool trying_ = false;
   };
 };

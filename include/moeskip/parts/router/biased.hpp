@@ -16,6 +16,7 @@ template <class R> struct biased {
   static constexpr int experts_per_token = R::experts_per_token;
   static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
   static constexpr bool follows_previous = moeskip::follows_previous<R>;
+  static constexpr int segment_length = moeskip::segment_length<R>;
   static constexpr bool has_selection_bias = true;
   static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
 

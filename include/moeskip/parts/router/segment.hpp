@@ -18,6 +18,7 @@ template <class R, int N, int Free = 0> struct segment {
   static constexpr int experts_per_token = K;
   static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
   static constexpr bool follows_previous = true;
+  static constexpr int segment_length = N;
   static constexpr bool has_selection_bias = moeskip::has_selection_bias<R>;
   static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
   static_assert(N >= 1, "moeskip: a segment has at least one token");

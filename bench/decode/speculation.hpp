@@ -1,0 +1,122 @@
+// The default decoder, which speculates only where that pays, against plain decoding.
+//   trained     on the model itself (small: it lives in the caches)
+//   replayed    on a larger one of random weights that follows what the trained one does (replay.hpp)
+//   random      nothing to win, since the shallow layers know nothing of the deep ones: losses are the price of trying
+#pragma once
+
+#include "../measure.hpp"
+#include "bytes.hpp"
+#include "replay.hpp"
+#include "shapes.hpp"
+
+namespace bench {
+
+/// A decoder's time, and that of plain decoding before and after it, on some prompts, several times.
+struct comparison {
+  std::vector<double> ratios{};  // plain over the decoder
+  ms::decode_stats sum{};
+  std::array<long, ms::layer_set::capacity + 1> drafted_at_exit{};  // accepted tokens by the exit that proposed them
+
+  double quantile(double share) const {
+    std::vector<double> sorted = ratios;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[std::size_t(share * double(sorted.size() - 1))];
+  }
+  double speedup() const { return quantile(0.5); }
+};
+
+/// Each session of `decoder` is new, so that what was learned before does not help.
+template <class M, class Decoder>
+void compare(comparison& to, M& m, std::span<const int> prompt, int tokens, const Decoder& decoder, int repeats) {
+  using session = ms::session<typename M::variant_type, typename M::backend_type>;
+  session steady(m);
+  const auto run = [&](session& s, const auto& chosen) {
+    return ms::generate(s, prompt, {.max_new_tokens = tokens}, chosen, [](const ms::emitted&) {});
+  };
+  run(steady, ms::decoder::autoregressive{});  // warm-up
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    const double before = run(steady, ms::decoder::autoregressive{}).stats.seconds;
+    session fresh(m);
+    const ms::generated made = run(fresh, decoder);
+    const double after = run(steady, ms::decoder::autoregressive{}).stats.seconds;
+    to.ratios.push_back((before + after) / 2 / made.stats.seconds);
+    to.sum += made.stats;
+    for (const ms::emitted& e : made.tokens)
+      if (e.drafted) ++to.drafted_at_exit[std::size_t(e.exit_layer)];
+  }
+}
+
+/// "2: 310, 4: 12", tokens by exit.
+inline std::string by_exit(const comparison& c) {
+  std::string all;
+  for (std::size_t e = 0; e < c.drafted_at_exit.size(); ++e)
+    if (c.drafted_at_exit[e]) all += ms::text(all.empty() ? "" : ", ", e, ": ", c.drafted_at_exit[e]);
+  return all.empty() ? "none" : all;
+}
+
+/// Lines of what was compared; `name`.`factor` is the speed-up.
+inline double write(report& out, const std::string& name, const std::string& factor, const comparison& c) {
+  const ms::decode_stats& s = c.sum;
+  out.line(ms::text(name, ".drafted"), double(s.drafted) / s.tokens, "a token", "",
+           ms::text(s.accepted, " of ", s.drafted, " accepted; by exit ", by_exit(c)));
+  std::string positions;
+  for (std::size_t i = 0; i < s.drafted_at.size() && s.drafted_at[i]; ++i)
+    positions += ms::text(i ? " " : "", std::round(100. * s.accepted_at[i] / s.drafted_at[i]), "%");
+  if (!positions.empty())
+    out.line(ms::text(name, ".acceptance"), s.acceptance_rate(), "ratio", "drafted", "by position " + positions);
+  out.line(ms::text(name, ".experts_per_token"), double(s.experts_read) / s.tokens, "experts");
+  out.line(ms::text(name, ".", factor), c.speedup(), "ratio", "plain decoding",
+           ms::text("half of the pairs from ", c.quantile(0.25), " to ", c.quantile(0.75)));
+  return c.speedup();
+}
+
+/// Random weights, whose exits disagree and whose probabilities spread.
+template <class V>
+double random_weights(report& out, const std::string& name, const ms::config<V>& c, int tokens) {
+  ms::model<V, weights_in_bf16> m(c, ms::seed{1});
+  for (auto& w : m.block()) w = ms::bf16(1.5f * float(w));
+  std::vector<std::vector<int>> prompts(3);
+  for (int i = 0; i < 48; ++i) prompts[std::size_t(i) % 3].push_back((i * 37 + 5) % c.sizes.vocab);
+  comparison all;
+  for (const std::vector<int>& prompt : prompts) compare(all, m, prompt, tokens, typename V::decoder{}, 5);
+  return write(out, "speculation." + name, "speedup", all);
+}
+
+/// Pieces of a text, each `length` bytes, spread over it.
+inline std::vector<std::vector<int>> prompts_of(const std::vector<int>& text, std::size_t count, std::size_t length) {
+  MOESKIP_CHECK(ms::config_error, text.size() >= count * length, "the text for prompts: expected at least ",
+                count * length, " bytes, got ", text.size());
+  std::vector<std::vector<int>> prompts;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto from = text.begin() + std::ptrdiff_t(i * (text.size() - length) / count);
+    prompts.emplace_back(from, from + std::ptrdiff_t(length));
+  }
+  return prompts;
+}
+
+/// A trained model on prompts that it has not seen, itself and replayed.
+template <class V> double trained(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m,
+                                  const std::vector<std::vector<int>>& prompts) {
+  comparison itself, replayed;
+  const int tokens = m.sizes().context - int(prompts.front().size());
+  trace t;
+  ms::model<following<V>, weights_in_bf16> large(enlarged(m.configuration(), 8, t), ms::seed{1});
+  const ms::speculative_decoder::compose<replayed_self> follows_trace{.draft = {.from = &t}};
+  bytes_forecast forecast;
+  std::vector<double> forecasts;
+  for (const std::vector<int>& prompt : prompts) {
+    compare(itself, m, prompt, tokens, typename V::decoder{}, 5);
+    t = record(m, prompt);
+    compare(replayed, large, prompt, tokens, follows_trace, 2);
+    forecast = best_by_bytes(large.configuration(), t, int(prompt.size()));
+    forecasts.push_back(forecast.speedup);
+  }
+  write(out, "speculation." + name, "speedup", itself);
+  write(out, "speculation." + name, "replayed_speedup", replayed);
+  out.line("speculation." + name + ".bytes_forecast", median(forecasts), "ratio", "plain decoding",
+           ms::text("of the best fixed draft; the last prompt's leaves at ", forecast.exit_layer, " with length ",
+                    forecast.length));
+  return itself.speedup();
+}
+
+}  // namespace bench

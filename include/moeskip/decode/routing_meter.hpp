@@ -1,0 +1,94 @@
+// What the experts of consecutive tokens have in common, learned from tokens as a session runs them, its prompt included:
+//   distinct(l, p, n)   experts that n tokens visit together in layer l, on average, the first of them at a position
+//                       that is p modulo the router's segment length; before anything is known, as if tokens chose
+//                       independently and evenly
+// This is what a verify of n tokens reads, so draft_length::utility asks for it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "moeskip/concepts/router.hpp"
+#include "moeskip/memory/tape.hpp"
+#include "moeskip/parts/sizes.hpp"
+#include "moeskip/tensor/routing.hpp"
+#include "moeskip/tensor/rows.hpp"
+
+namespace moeskip {
+
+/// Distinct experts that n tokens visit, if each chooses k of `all` independently and evenly.
+inline double independent_union(double all, double k, double n) { return all * (1 - std::pow(1 - k / all, n)); }
+
+/// The tape of a session.
+class routing_meter : public no_tape {
+ public:
+  static constexpr int longest = 16;  // tokens of a run
+
+  routing_meter(arena& memory, const sizes& s, double per_token, int segment_length)
+      : no_tape(memory), experts_(s.experts), per_token_(per_token), phases_(segment_length), layers_(std::size_t(s.layers)) {}
+
+  template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
+    expert_set read;
+    for (const int e : r.chosen) read.insert(e);
+    experts_read_ += read.size();
+    if (!learning_) return;
+    layer_runs& l = layers_[std::size_t(layer)];
+    for (index_t n = 0; n < rows.size(); ++n) learn(l, rows.position[n], r.chosen.row(n));
+  }
+
+  /// From now on tokens are learned from; this costs about a microsecond for each.
+  void learn() {
+    learning_ = true;
+    for (layer_runs& l : layers_) l.mean.resize(std::size_t(phases_ * longest));
+  }
+  int phases() const { return phases_; }
+  double distinct(int layer, int phase, int tokens) const {
+    const double independent = independent_union(experts_, per_token_, tokens);
+    const layer_runs& l = layers_[std::size_t(layer)];
+    if (l.mean.empty() || tokens > longest) return independent;
+    const average& seen = l.mean[std::size_t(phase * longest + tokens - 1)];
+    return (seen.value * seen.count + prior * independent) / (seen.count + prior);
+  }
+  /// Distinct experts of each call and layer, added up since the last reset.
+  long long experts_read() const { return experts_read_; }
+  void reset_experts_read() { experts_read_ = 0; }
+
+ private:
+  static constexpr int every = 3;                   // tokens between those that are learned from: no divisor of usual segments
+  static constexpr double prior = 1, memory_of = 200;  // observations
+  struct average {
+    double value = 0, count = 0;
+  };
+  struct layer_runs {
+    std::vector<average> mean;     // (phases, longest)
+    expert_set at[longest];        // experts of the token at a position modulo `longest`
+    int position[longest] = {};    // that position plus one; 0: none yet
+    int until_next = every;
+  };
+
+  void learn(layer_runs& l, int position, vec<const int> chosen) {
+    expert_set& mine = l.at[position % longest] = {};
+    for (const int e : chosen) mine.insert(e);
+    l.position[position % longest] = position + 1;
+    if (--l.until_next > 0) return;
+    l.until_next = every;
+    expert_set all;
+    for (int n = 1, from = position; n <= longest && from >= 0; ++n, --from) {
+      if (l.position[from % longest] != from + 1) break;
+      all |= l.at[from % longest];
+      average& mean = l.mean[std::size_t(from % phases_ * longest + n - 1)];
+      mean.count = std::min(mean.count + 1, memory_of);
+      mean.value += (all.size() - mean.value) / mean.count;
+    }
+  }
+
+  int experts_;
+  double per_token_;
+  int phases_;
+  bool learning_ = false;
+  long long experts_read_ = 0;
+  std::vector<layer_runs> layers_;
+};
+
+}  // namespace moeskip
