@@ -5,6 +5,7 @@
 
 #include "../../examples/models/models.hpp"
 #include "bandwidth.hpp"
+#include "early_exit.hpp"
 #include "speculation.hpp"
 
 int main(int argc, char** argv) {
@@ -18,8 +19,9 @@ int main(int argc, char** argv) {
     double worst = 1e9;
     if (!model.empty()) {
       auto m = ms::load<models::all_moe, bench::weights_in_bf16>(model);
-      const auto prompts = bench::prompts_of(ms::tokenizer::byte::encode(ms::read_text(text)), 8, 64);
-      worst = std::min(worst, bench::trained(out, "all_moe", m, prompts));
+      const std::vector<int> unseen = ms::tokenizer::byte::encode(ms::read_text(text));
+      bench::early_exit(out, m, unseen);
+      worst = std::min(worst, bench::trained(out, "all_moe", m, bench::prompts_of(unseen, 8, 64)));
     }
     {
       ms::model<bench::in_memory, bench::weights_in_bf16> m(bench::in_memory_shape, ms::seed{1});

@@ -48,6 +48,7 @@
 #include "moeskip/decode/exit_rule/patience.hpp"
 #include "moeskip/decode/exit_rule/per_layer.hpp"
 #include "moeskip/decode/exit_rule/position_decay.hpp"
+#include "moeskip/decode/batch_session.hpp"
 #include "moeskip/decode/generate.hpp"
 #include "moeskip/decode/missing_kv/copy.hpp"
 #include "moeskip/decode/missing_kv/recompute.hpp"

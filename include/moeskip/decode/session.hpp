@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <any>
 #include <array>
+#include <chrono>
 #include <deque>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -60,6 +62,18 @@ struct decode_stats {
   double acceptance_rate() const { return drafted ? double(accepted) / drafted : 0; }
 };
 
+/// Who runs the model for a session that shares it with others (decode/batch_session.hpp). A call returns when its rows are done.
+template <class T> struct shared_calls {
+  virtual void run(int first, int last, mat<T> x, const token_rows& rows) = 0;
+  virtual void logits(mat<T> out, mat<const T> x, int exit_layer, int slot) = 0;
+  virtual void propagate(int first, mat<const T> x, const token_rows& rows) = 0;
+  /// Seconds that `slot` spent working: on its own, and its share of what was done for several.
+  virtual double seconds(int slot) const = 0;
+
+ protected:
+  ~shared_calls() = default;
+};
+
 template <class V, class B> class session {
  public:
   using model_type = moeskip::model<V, B>;
@@ -70,17 +84,27 @@ template <class V, class B> class session {
   /// Calls of up to this many rows give each row the same bits as a call of its own.
   static constexpr int invariant_rows = 16;
 
-  explicit session(model_type& m)
+  /// With a cache of its own.
+  explicit session(model_type& m) : session(m, std::make_shared<kv_cache<T>>(cache_for(m, 1)), 0, nullptr) {}
+  /// One of those that share a cache of several slots, and calls.
+  session(model_type& m, std::shared_ptr<kv_cache<T>> kv, int slot, shared_calls<T>* calls)
       : model_(m),
-        kv_(m.layers(), 1, m.sizes().context, m.sizes().kv_groups() * m.sizes().head_size(),
-            follows_previous<typename V::router> ? V::router::experts_per_token : 0),
+        kv_(std::move(kv)),
+        slot_number_(slot),
+        calls_(calls),
         tape_(memory_, m.sizes(), router::active_experts(m.configuration().router), segment_length<typename V::router>),
-        slot_(std::size_t(m.sizes().context), 0),
+        slot_(std::size_t(m.sizes().context), slot),
         position_(std::size_t(m.sizes().context)),
         token_(std::size_t(m.sizes().context)) {
     for (std::size_t i = 0; i < position_.size(); ++i) position_[i] = int(i);
   }
   session(const session&) = delete;
+
+  static kv_cache<T> cache_for(const model_type& m, int slots) {
+    const moeskip::sizes& s = m.sizes();
+    return {m.layers(), slots, s.context, s.kv_groups() * s.head_size(),
+            follows_previous<typename V::router> ? V::router::experts_per_token : 0};
+  }
 
   /// Forgets everything and runs the prompt but for its last token. Throws config_error for an empty prompt, one longer
   /// than the context, or an id outside the vocabulary.
@@ -103,12 +127,12 @@ template <class V, class B> class session {
       mat<T> x = memory_.template take<T>(count, model_.sizes().dim);
       model_.embed(x, {all.data() + first, count});
       std::copy_n(all.begin() + first, count, token_.begin() + first);
-      model_.run_layers(0, model_.layers(), x, kv_, rows(first, count), tape_);
+      model_.run_layers(0, model_.layers(), x, *kv_, rows(first, count), tape_);
     }
     tokens_ = std::move(all);
   }
 
-  int context() const { return kv_.capacity(); }
+  int context() const { return kv_->capacity(); }
   int position() const { return int(tokens_.size()) - 1; }  // of the pending token
   /// Throws config_error before the first prefill.
   int pending() const {
@@ -126,14 +150,23 @@ template <class V, class B> class session {
     tokens_.resize(std::size_t(count));
   }
   /// Keys and values (1, C, G·d) of a layer: those before the pending token's position are valid.
-  kv_layer<T> keys_values(int layer) { return kv_.layer(layer); }
+  kv_layer<T> keys_values(int layer) {
+    const kv_layer<T> all = kv_->layer(layer);
+    const auto mine = [&](auto c) {
+      if (c.size()) c = {c.plane(slot_number_).data(), 1, c.rows(), c.cols()};
+      return c;
+    };
+    return {mine(all.keys), mine(all.values), mine(all.experts)};
+  }
 
   /// Layers [first, last) on x (N, D): rows at consecutive positions from `at`. Throws config_error for layers that the
   /// model does not have, and for positions outside the context.
   mat<T> run(int first, int last, mat<T> x, int at) {
     for (index_t n = 0; n < x.rows(); n += invariant_rows) {
       const index_t count = std::min<index_t>(invariant_rows, x.rows() - n);
-      model_.run_layers(first, last, x.rows(n, count), kv_, rows(at + int(n), int(count)), tape_);
+      const token_rows part = rows(at + int(n), int(count));
+      if (calls_) calls_->run(first, last, x.rows(n, count), part);
+      else model_.run_layers(first, last, x.rows(n, count), *kv_, part, tape_);
       stats.layer_steps += count * (last - first);
     }
     return x;
@@ -149,6 +182,7 @@ template <class V, class B> class session {
   void embed(mat<T> x) { embed(x, pending(), position()); }
   /// logits (N, V) of the streams x (N, D).
   void logits(mat<T> out, mat<const T> x, int exit_layer) {
+    if (calls_) return calls_->logits(out, x, exit_layer, slot_number_);
     const auto scope = memory_.scope();
     mat<T> normed = memory_.template take<T>(std::min<index_t>(x.rows(), invariant_rows), x.cols());
     for (index_t n = 0; n < x.rows(); n += invariant_rows) {
@@ -158,7 +192,13 @@ template <class V, class B> class session {
   }
   /// Fills keys and values of layers [first, L) for rows that exited with streams x (N, D) at positions from `at`.
   void propagate(int first, mat<const T> x, int at) {
-    model_.propagate(first, model_.layers(), x, kv_, rows(at, int(x.rows())), memory_);
+    if (calls_) return calls_->propagate(first, x, rows(at, int(x.rows())));
+    model_.propagate(first, model_.layers(), x, *kv_, rows(at, int(x.rows())), memory_);
+  }
+  /// A clock for policies that weigh costs.
+  double seconds() const {
+    if (calls_) return calls_->seconds(slot_number_);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
   model_type& model() { return model_; }
@@ -182,11 +222,13 @@ template <class V, class B> class session {
   }
 
   model_type& model_;
-  kv_cache<T> kv_;
+  std::shared_ptr<kv_cache<T>> kv_;
+  int slot_number_;
+  shared_calls<T>* calls_;  // null: this session runs the model by itself
   arena memory_;
   routing_meter tape_;
   std::vector<int> tokens_;
-  std::vector<int> slot_, position_;  // 0, 0, 0 … and 0, 1, 2 …: rows are windows of them
+  std::vector<int> slot_, position_;  // s, s, s … and 0, 1, 2 …: rows are windows of them
   std::vector<int> token_;            // the vocabulary id last embedded for each position
   std::deque<std::any> learned_;      // one of a type; a deque, since others hold references
 };

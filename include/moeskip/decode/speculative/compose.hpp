@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -60,12 +59,12 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
       speculation_round report;
 
       draft_.begin(s, room);  // what it makes up for is not this round's
-      const double start = now();
+      const double start = s.seconds();
       const int dropped = propose(s, draw_from, roll, q, rest, room);
       const int drafted = int(tokens_.size()) - 1;
-      const double verifying = now();
+      const double verifying = s.seconds();
       draft_.verify(s, tokens_, logits.rows(0, drafted + 1));
-      report.draft_seconds = verifying - start, report.verify_seconds = now() - verifying;
+      report.draft_seconds = verifying - start, report.verify_seconds = s.seconds() - verifying;
 
       int kept = 0;
       for (;; ++kept) {
@@ -138,9 +137,6 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
 
     bool accepts(vec<const T> p, vec<const T> q, int token, double u) const {
       return acceptance_.template accepts<T>(p, q, token, u);
-    }
-    static double now() {
-      return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
     }
     static const DraftLength& checked(const DraftLength& o) {
       MOESKIP_CHECK(config_error, o.longest() >= 1, "num_speculations must be at least 1, got ", o.longest());
