@@ -57,6 +57,15 @@ void compare(ms::sizes s, int sequences, int length) {
   const auto half = step<ms::cpu<ms::bf16>>(c, weights, sequences, length);
   CHECK(single.loss == doctest::Approx(exact.loss).epsilon(1e-5));
   CHECK(half.loss == doctest::Approx(exact.loss).epsilon(1e-5));
+  // Products of factors rounded to bf16, 8 bits of them, attention's too: near, all in all, and not nearer.
+  const auto rounded = step<ms::cpu<float, ms::isa::native, ms::bf16>>(c, weights, sequences, length);
+  CHECK(rounded.loss == doctest::Approx(exact.loss).epsilon(1e-2));
+  double off = 0, all = 0;
+  for (std::size_t i = 0; i < exact.gradient.size(); ++i)
+    off += std::pow(rounded.gradient[i] - exact.gradient[i], 2), all += std::pow(exact.gradient[i], 2);
+  CAPTURE(std::sqrt(off / all));
+  CHECK(off < 0.05 * 0.05 * all);
+  CHECK(off > 1e-4 * 1e-4 * all);
   for (const ms::tensor_info& t : drawn.tensors()) {
     double error = 0, error_half = 0, square = 0;
     for (std::size_t i = std::size_t(t.offset); i < std::size_t(t.offset + t.size); ++i) {

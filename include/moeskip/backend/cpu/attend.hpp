@@ -34,11 +34,11 @@ struct attention_tile {
 };
 
 /// p (count, keys) = softmax of the tile's scores; 0 where a row may not look.
-template <class A> void tile_probabilities(float* p, const attention_tile& t, mat<const float> q, mat<const float> keys,
+template <class A, class P> void tile_probabilities(float* p, const attention_tile& t, mat<const float> q, mat<const float> keys,
                                            const token_rows& rows, const attention_shape& s) {
   const factor<float> a{q.row(t.first).data() + t.q_offset, q.cols()};
   const factor<float> b{keys.data() + t.kv_offset, keys.cols(), true};
-  gemm<A>(product{.data = p, .stride = t.keys, .alpha = s.scale}, a, b, {0, t.count, 0, t.keys}, s.head_dim);
+  gemm<A, P>(product{.data = p, .stride = t.keys, .alpha = s.scale}, a, b, {0, t.count, 0, t.keys}, s.head_dim);
   for (index_t r = 0; r < t.count; ++r) {
     float* row = p + r * t.keys;
     const index_t visible = rows.position[t.first + r] + 1;
@@ -77,8 +77,8 @@ template <> struct kernel<attend_t, on_cpu> {
       k::for_tiles(run, int(task % s.heads), rows, s, [&](const k::attention_tile& t) {
         struct scores;
         float* p = k::thread_scratch<scores>(k::query_tile * t.keys);
-        k::tile_probabilities<A>(p, t, q, kv.keys.plane(slot), rows, s);
-        k::gemm<A>(k::product{.data = &out(t.first, t.q_offset), .stride = out.cols()}, k::factor<float>{p, t.keys},
+        k::tile_probabilities<A, P>(p, t, q, kv.keys.plane(slot), rows, s);
+        k::gemm<A, P>(k::product{.data = &out(t.first, t.q_offset), .stride = out.cols()}, k::factor<float>{p, t.keys},
                    k::factor<float>{kv.values.plane(slot).data() + t.kv_offset, kv.values.cols()},
                    {0, t.count, 0, s.head_dim}, t.keys);
       });
@@ -127,13 +127,13 @@ template <> struct kernel<attend_backward_t, on_cpu> {
       const int group = int(task % s.kv_heads), shared = s.heads / s.kv_heads;
       for (int h = group * shared; h < (group + 1) * shared; ++h)
         k::for_tiles(run, h, rows, s, [&](const k::attention_tile& t) {
-          tile<A>(t, rows.slot[run.first], dq, dkv, dout, q, kv, rows, s);
+          tile<A, P>(t, rows.slot[run.first], dq, dkv, dout, q, kv, rows, s);
         });
     });
   }
 
  private:
-  template <class A> static void tile(const cpu_kernels::attention_tile& t, int slot, mat<float> dq,
+  template <class A, class P> static void tile(const cpu_kernels::attention_tile& t, int slot, mat<float> dq,
                                       kv_layer<float> dkv, mat<const float> dout, mat<const float> q,
                                       kv_layer<float> kv, const token_rows& rows, const attention_shape& s) {
     namespace k = cpu_kernels;
@@ -144,13 +144,13 @@ template <> struct kernel<attend_backward_t, on_cpu> {
     const index_t kv_dim = kv.keys.cols(), q_dim = q.cols();
     const float *keys = kv.keys.plane(slot).data() + t.kv_offset, *values = kv.values.plane(slot).data() + t.kv_offset;
     const factor queries{&q(t.first, t.q_offset), q_dim}, dy{&dout(t.first, t.q_offset), q_dim};
-    k::tile_probabilities<A>(p, t, q, kv.keys.plane(slot), rows, s);
+    k::tile_probabilities<A, P>(p, t, q, kv.keys.plane(slot), rows, s);
     // dvalues += pᵀ dy;  dp = dy valuesᵀ
     const auto transposed = [](factor f) { return f.transposed = true, f; };
     const factor probabilities{p, t.keys}, scores_gradient{dp, t.keys};
-    k::gemm<A>(k::product{.data = dkv.values.plane(slot).data() + t.kv_offset, .stride = kv_dim, .accumulate = true},
+    k::gemm<A, P>(k::product{.data = dkv.values.plane(slot).data() + t.kv_offset, .stride = kv_dim, .accumulate = true},
                transposed(probabilities), dy, {0, t.keys, 0, s.head_dim}, t.count);
-    k::gemm<A>(k::product{.data = dp, .stride = t.keys}, dy, transposed(factor{values, kv_dim}),
+    k::gemm<A, P>(k::product{.data = dp, .stride = t.keys}, dy, transposed(factor{values, kv_dim}),
                {0, t.count, 0, t.keys}, s.head_dim);
     for (index_t r = 0; r < t.count; ++r) {  // through the softmax: p (dp − Σ p dp) · scale
       float *pr = p + r * t.keys, *dr = dp + r * t.keys;
@@ -159,9 +159,9 @@ template <> struct kernel<attend_backward_t, on_cpu> {
         k::store<A>(dr + i, k::load<A>(pr + i, n) * (k::load<A>(dr + i, n) - mean) * scale, n);
       });
     }
-    k::gemm<A>(k::product{.data = &dq(t.first, t.q_offset), .stride = q_dim}, scores_gradient, factor{keys, kv_dim},
+    k::gemm<A, P>(k::product{.data = &dq(t.first, t.q_offset), .stride = q_dim}, scores_gradient, factor{keys, kv_dim},
                {0, t.count, 0, s.head_dim}, t.keys);
-    k::gemm<A>(k::product{.data = dkv.keys.plane(slot).data() + t.kv_offset, .stride = kv_dim, .accumulate = true},
+    k::gemm<A, P>(k::product{.data = dkv.keys.plane(slot).data() + t.kv_offset, .stride = kv_dim, .accumulate = true},
                transposed(scores_gradient), queries, {0, t.keys, 0, s.head_dim}, t.count);
   }
 };
