@@ -69,14 +69,14 @@ void check_alone(const ms::config<V>& c, const Decoder& decoder, const ms::gener
   CAPTURE(seed);
   ms::model<V, B> m(c, ms::seed{seed});
   for (auto& w : m.block()) w = ms::to<ms::weight_t<B>>(2 * float(ms::real_part(w)));  // exits differ in what they say
-  const auto prompts = prompts_for(c.sizes, 7, seed);
+  const auto prompts = prompts_for(c.sizes, 5, seed);
   std::vector<std::vector<int>> alone;
   for (const auto& prompt : prompts)
     alone.push_back(ms::generate(m, prompt, options, decoder, [](const ms::emitted&) {}).ids());
   for (const int slots : {1, 3, 20}) {
     CAPTURE(slots);
     ms::batch_session batch(m, slots);
-    for (int again = 0; again < 2; ++again) {
+    for (int again = 0; again < (slots == 3 ? 2 : 1); ++again) {
       std::vector<std::vector<int>> streamed(prompts.size());
       const auto together = batch.generate(prompts, options, decoder, [&](std::size_t i, const ms::emitted& e) {
         streamed[i].push_back(e.token);
@@ -112,7 +112,7 @@ template <class V, class B> void check_decoders(const ms::config<V>& c, std::uin
 }
 
 template <class B> void check_variants() {
-  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 2; ++seed) {
     const ms::sizes s = random_sizes(seed);
     check_decoders<plain, B>({.sizes = s, .exits = ms::exits_every(1, s.layers)}, seed);
     check_decoders<following, B>({.sizes = s, .exits = ms::exits_every(1, s.layers)}, seed);

@@ -12,7 +12,6 @@ using study::skipping;
 struct plain : ms::variant {};
 struct skip : ms::variant {
   using layer_dropout = ms::layer_dropout::exponential;
-  using curriculum = ms::curriculum::rotational;
 };
 struct dropping_experts : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;

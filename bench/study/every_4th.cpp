@@ -8,7 +8,6 @@ struct plain : ms::variant {};
 struct everything : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
   using layer_dropout = ms::layer_dropout::exponential;
-  using curriculum = ms::curriculum::rotational;
 };
 
 const study::known recipes[] = {
