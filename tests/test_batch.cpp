@@ -100,6 +100,8 @@ template <class V, class B> void check_decoders(const ms::config<V>& c, std::uin
   check_alone<V, B>(c, compose<>{}, greedy, seed);
   check_alone<V, B>(c, compose<draft::lookup, acceptance::exact, fixed>{}, greedy, seed);
   check_alone<V, B>(c, compose<draft::either<>>{}, greedy, seed);
+  check_alone<V, B>(c, compose<draft::self, acceptance::exact, fixed>{.draft = {.vocabulary = 2}}, greedy, seed);
+  check_alone<V, B>(c, compose<draft::fewer_experts, acceptance::exact, fixed>{}, greedy, seed);
   using rule = exit_rule::max_probability;
   check_alone<V, B>(c, decoder::early_exit<rule>{.rule = {.threshold = 0.3f}}, greedy, seed);
   check_alone<V, B>(c, decoder::early_exit<rule, missing_kv::recompute>{.rule = {.threshold = 0.3f}}, greedy, seed);

@@ -369,3 +369,53 @@ TEST_CASE("drafts and acceptances that cannot work are refused") {
             "typical.delta must be between 0 and 1, both excluded: the speculative decoder cannot use this acceptance");
   }
 }
+
+TEST_CASE("with fewer experts, a token visits its best ones, and their gates add up as before") {
+  // A model whose second expert of each token changes nothing drafts perfectly with the first alone.
+  struct one_of_two : ms::variant {
+    using router = ms::router::top_k<2>;
+  };
+  ms::config<one_of_two> c{.sizes = tiny_sizes};
+  c.sizes.moe_every = 1;
+  ms::model<one_of_two, ms::cpu<float>> m(c, ms::seed{4});
+  ms::session s(m);
+  const std::vector<int> prompt = random_tokens(10, c.sizes.vocab, 3);
+  using decoder = speculative<ms::draft::fewer_experts>;
+  const auto run = [&](int experts) {
+    return ms::generate(s, prompt, {.max_new_tokens = 20}, decoder{{.experts = experts}, {.num_speculations = 3}}, ignore);
+  };
+  const auto all = run(2), one = run(1);
+  CHECK(all.stats.acceptance_rate() == 1);  // with all its experts the draft is the model
+  CHECK(one.ids() == all.ids());
+  CHECK(one.stats.drafted > 0);
+  // All experts of a layer alike: which are visited makes no difference, so long as the gates add up.
+  for (const ms::tensor_info& t : m.tensors())
+    for (const char* part : {"gate_proj", "up_proj", "down_proj"})
+      if (t.name.find("mlp.experts.") != std::string::npos && t.name.find(part) != std::string::npos &&
+          t.name.find("experts.0.") == std::string::npos)
+        for (const ms::tensor_info& first : m.tensors()) {
+          const std::size_t at = t.name.find("experts.") + 8;
+          std::string name = t.name;
+          name.replace(at, name.find('.', at) - at, "0");
+          if (first.name == name) std::copy_n(m.block().data() + first.offset, t.size, m.block().data() + t.offset);
+        }
+  CHECK(run(1).stats.acceptance_rate() == 1);
+  CHECK_THROWS_AS(run(0), ms::config_error);
+}
+
+TEST_CASE("a draft of a reduced vocabulary proposes its first ids only, and refuses numbers that mean nothing") {
+  ms::model<small, ms::cpu<float>> m(random_config<small>(9), ms::seed{4});
+  spread(m);
+  ms::session s(m);
+  const std::vector<int> prompt = random_tokens(10, m.sizes().vocab, 3);
+  using decoder = speculative<self>;
+  const auto run = [&](int vocabulary, int length) {
+    const decoder d{{.exit_layer = 1, .vocabulary = vocabulary}, {.num_speculations = length}};
+    return ms::generate(s, prompt, {.max_new_tokens = 30, .sampling = warm}, d, ignore);
+  };
+  for (const ms::emitted& e : run(2, 4).tokens)
+    if (e.drafted) CHECK(e.token < 2);
+  CHECK(run(0, 4).ids() == run(m.sizes().vocab, 4).ids());
+  CHECK_THROWS_AS(run(-1, 4), ms::config_error);
+  CHECK_THROWS_AS(run(m.sizes().vocab + 1, 4), ms::config_error);
+}

@@ -49,13 +49,15 @@ template <class B> class prompts {
     }
     return decoders;
   }
-  static constexpr int decoder_count = 20;
+  static constexpr int decoder_count = 28;
 
  private:
   template <class F> static void each_decoder(small_model& drafting, int layers, std::uint64_t p, F&& f) {
     const ms::draft::self shallow{.exit_layer = random_between(1, layers - 1, p, 2)};
     each_length(ms::draft::self{}, p, f);  // where the length chooses the exit, too
     each_length(shallow, p, f);
+    each_length(ms::draft::self{.vocabulary = 2}, p, f);
+    each_length(ms::draft::fewer_experts{.exit_layer = random_between(0, layers, p, 4)}, p, f);
     each_length(ms::draft::lookup{}, p, f);
     each_length(ms::draft::small_model<small_model>{&drafting}, p, f);
     each_length(ms::draft::either<ms::draft::lookup, ms::draft::self>{.second = shallow}, p, f);

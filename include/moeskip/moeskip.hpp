@@ -53,6 +53,7 @@
 #include "moeskip/decode/missing_kv/copy.hpp"
 #include "moeskip/decode/missing_kv/recompute.hpp"
 #include "moeskip/decode/speculative/either.hpp"
+#include "moeskip/decode/speculative/fewer_experts.hpp"
 #include "moeskip/decode/speculative/lookup.hpp"
 #include "moeskip/decode/speculative/small_model.hpp"
 #include "moeskip/eval/calibration.hpp"

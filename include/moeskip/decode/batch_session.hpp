@@ -88,7 +88,14 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
     mat<T> x;
     mat<T> out{};
     token_rows rows{};
+    int most_experts = expert_set::capacity;
+
     index_t count() const { return x.rows(); }
+    /// Whether one call can serve both.
+    bool joins(const request& other) const {
+      return what == other.what && layer == other.layer && out.cols() == other.out.cols() &&
+             most_experts == other.most_experts;
+    }
   };
   /// A slot at work.
   struct lane {
@@ -106,6 +113,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   class shared_tape : public no_tape {
    public:
     shared_tape(arena& memory, batch_session& b) : no_tape(memory), batch_(b) {}
+    int most_experts() const { return batch_.most_experts_; }
     template <class R> void routed(int layer, const R& r, const token_rows& rows) {
       expert_set read;
       for (const int e : r.chosen) read.insert(e);
@@ -124,8 +132,8 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
 
   // ---- inside a fibre ----
 
-  void run(int first, int last, mat<T> x, const token_rows& rows) override {
-    wait(rows.slot[0], {kind::layers, first, last, x, {}, rows});
+  void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) override {
+    wait(rows.slot[0], {kind::layers, first, last, x, {}, rows, most_experts});
   }
   void logits(mat<T> out, mat<const T> x, int exit_layer, int slot) override {
     wait(slot, {kind::head, exit_layer, exit_layer, changeable(x), out});
@@ -159,21 +167,23 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
     for (const lane& l : lanes_)
       if (l.waits && (!lowest || before(*l.waits, *lowest))) lowest = l.waits;
     if (!lowest) return false;
-    const kind what = lowest->what;
-    const int layer = lowest->layer;
+    const request first = *lowest;
+    const kind what = first.what;
+    const int layer = first.layer;
     int stop = model_.layers();
     group_.clear();
     index_t rows = 0;
     for (lane& l : lanes_) {
       if (!l.waits) continue;
       request& r = *l.waits;
-      if (r.what == what && r.layer == layer) group_.push_back(&l), rows += r.count(), stop = std::min(stop, r.last);
+      if (r.joins(first)) group_.push_back(&l), rows += r.count(), stop = std::min(stop, r.last);
       else if (r.layer > layer) stop = std::min(stop, r.layer);
     }
     const double start = now();
     const auto scope = memory_.scope();
     if (what == kind::head) stop = layer;
     if (what == kind::fill) stop = model_.layers();
+    most_experts_ = first.most_experts;
     for_parts([&](mat<T> x, mat<T> out, const token_rows& at) {
       if (what == kind::head) {
         model_.head(out, memory_.template take<T>(x.rows(), x.cols()), x, layer);
@@ -198,7 +208,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
 
   /// Calls f(x, out, rows) for the rows of the group, as many at a time as keep their bits.
   template <class F> void for_parts(F&& f) {
-    const index_t D = model_.sizes().dim, V_ = model_.sizes().vocab;
+    const index_t D = model_.sizes().dim;
     std::size_t g = 0;
     index_t at = 0;  // row of the g-th request
     while (g < group_.size()) {
@@ -208,7 +218,8 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
         count += group_[h]->waits->count() - (h == g ? at : 0);
       count = std::min<index_t>(count, session_type::invariant_rows);
       const bool heads = group_[g]->waits->what == kind::head;
-      const mat<T> x = memory_.template take<T>(count, D), out = memory_.template take<T>(heads ? count : 0, V_);
+      const mat<T> x = memory_.template take<T>(count, D);
+      const mat<T> out = memory_.template take<T>(heads ? count : 0, group_[g]->waits->out.cols());
       const std::size_t first_group = g;
       const index_t first_at = at;
       each_row(g, at, count, [&](const request& r, index_t from, index_t to) {
@@ -246,6 +257,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   std::vector<lane> lanes_;                              // by slot
   std::vector<lane*> group_, done_;                      // of one call
   std::vector<int> slot_, position_, token_;             // of its rows
+  int most_experts_ = expert_set::capacity;              // that these visit
 };
 
 }  // namespace moeskip

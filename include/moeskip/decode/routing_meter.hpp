@@ -32,9 +32,21 @@ class routing_meter : public no_tape {
     expert_set read;
     for (const int e : r.chosen) read.insert(e);
     experts_read_ += read.size();
-    if (!learning_) return;
+    if (!learning_ || most_experts_ < expert_set::capacity) return;
     layer_runs& l = layers_[std::size_t(layer)];
     for (index_t n = 0; n < rows.size(); ++n) learn(l, rows.position[n], r.chosen.row(n));
+  }
+
+  /// How many of its experts a token visits, the best ones; by default all that its router chooses.
+  int most_experts() const { return most_experts_; }
+  struct [[nodiscard]] limit_scope {
+    routing_meter& meter;
+    ~limit_scope() { meter.most_experts_ = expert_set::capacity; }
+  };
+  /// While the scope lasts.
+  limit_scope limit_experts(int most) {
+    most_experts_ = most;
+    return {*this};
   }
 
   /// From now on tokens are learned from; this costs about a microsecond for each.
@@ -85,7 +97,7 @@ class routing_meter : public no_tape {
 
   int experts_;
   double per_token_;
-  int phases_;
+  int phases_, most_experts_ = expert_set::capacity;
   bool learning_ = false;
   long long experts_read_ = 0;
   std::vector<layer_runs> layers_;

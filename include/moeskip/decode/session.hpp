@@ -64,7 +64,7 @@ struct decode_stats {
 
 /// Who runs the model for a session that shares it with others (decode/batch_session.hpp). A call returns when its rows are done.
 template <class T> struct shared_calls {
-  virtual void run(int first, int last, mat<T> x, const token_rows& rows) = 0;
+  virtual void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) = 0;
   virtual void logits(mat<T> out, mat<const T> x, int exit_layer, int slot) = 0;
   virtual void propagate(int first, mat<const T> x, const token_rows& rows) = 0;
   /// Seconds that `slot` spent working: on its own, and its share of what was done for several.
@@ -165,7 +165,7 @@ template <class V, class B> class session {
     for (index_t n = 0; n < x.rows(); n += invariant_rows) {
       const index_t count = std::min<index_t>(invariant_rows, x.rows() - n);
       const token_rows part = rows(at + int(n), int(count));
-      if (calls_) calls_->run(first, last, x.rows(n, count), part);
+      if (calls_) calls_->run(first, last, x.rows(n, count), part, tape_.most_experts());
       else model_.run_layers(first, last, x.rows(n, count), *kv_, part, tape_);
       stats.layer_steps += count * (last - first);
     }
@@ -180,7 +180,7 @@ template <class V, class B> class session {
   void embed(mat<T> x, int token, int at) { embed(x, vec<const int>(&token, 1), at); }
   /// That of the pending token, at its position.
   void embed(mat<T> x) { embed(x, pending(), position()); }
-  /// logits (N, V) of the streams x (N, D).
+  /// logits (N, n) of the streams x (N, D), for the first n ids of the vocabulary.
   void logits(mat<T> out, mat<const T> x, int exit_layer) {
     if (calls_) return calls_->logits(out, x, exit_layer, slot_number_);
     const auto scope = memory_.scope();
@@ -202,6 +202,7 @@ template <class V, class B> class session {
   }
 
   model_type& model() { return model_; }
+  const model_type& model() const { return model_; }
   arena& memory() { return memory_; }
   routing_meter& meter() { return tape_; }
   decode_stats stats;

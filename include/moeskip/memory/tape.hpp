@@ -25,8 +25,10 @@ class no_tape {
   template <class T> mat<T> successor(mat<T> x) { return x; }
   template <class Record> void save(const Record&) {}
 
-  // What an observer overrides (eval/routing.hpp): the experts that may be chosen, and what was chosen.
+  // What an observer overrides (eval/routing.hpp, decode/routing_meter.hpp): the experts that may be chosen, how many of
+  // the chosen ones a token visits, and what was chosen.
   static expert_set living(int, int count) { return expert_set::first(count); }
+  static constexpr int most_experts() { return expert_set::capacity; }
   template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
 
  private:

@@ -92,10 +92,14 @@ template <class V, class B> class model {
     scatter_rows(backend_, dx, few, part.selected);
   }
 
-  /// logits (N, V) of the residual stream x (N, D) after exit_layer layers; normed (N, D) keeps what is projected.
+  /// logits (N, n) of the residual stream x (N, D) after exit_layer layers, for the first n ids of the vocabulary; normed
+  /// (N, D) keeps what is projected. Throws config_error where there is no such exit, or n is more than there are.
   void head(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
     check_exit(exit_layer);
-    const head_weights<const W> w = weights_.head(exit_layer);
+    head_weights<const W> w = weights_.head(exit_layer);
+    MOESKIP_CHECK(config_error, logits.cols() <= sizes().vocab && logits.cols() >= w.down.rows(), "head: expected logits for ",
+                  w.down.rows(), " to ", sizes().vocab, " ids, got ", logits.cols());
+    w.projection = w.projection.rows(0, logits.cols());
     if (w.down.empty()) return norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
     rms_norm(backend_, normed, x, w.norm, sizes().norm_eps);
     const mat<T> middle(logits.data(), x.rows(), w.down.rows());  // the logits' memory has room, and is free until then

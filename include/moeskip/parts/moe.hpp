@@ -88,6 +88,8 @@ template <class V, class B> struct moe {
     const routing_call<T> call = call_of(layer, kv, rows, tape);
     const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
     route(b, r, logits, policy, call, memory);
+    if constexpr (!Tape::records)
+      if (tape.most_experts() < K) keep_best(r, tape.most_experts());
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
     const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
@@ -163,6 +165,19 @@ template <class V, class B> struct moe {
       call.alive = {set};
     }
     return call;
+  }
+
+  /// Leaves each row the first `most` of its experts, with all that its gates add up to.
+  static void keep_best(const routing<T>& r, int most) {
+    for (index_t n = 0; n < r.chosen.rows(); ++n) {
+      T all{}, kept{};
+      for (int k = 0; k < K; ++k) {
+        all += r.gate(n, k);
+        if (k < most) kept += r.gate(n, k);
+        else r.chosen(n, k) = -1, r.gate(n, k) = T{};
+      }
+      for (int k = 0; k < most; ++k) r.gate(n, k) = r.gate(n, k) * all / kept;
+    }
   }
 
   /// The routing with the weights that the experts' outputs have: the gates, unless expert dropout masks outputs. The

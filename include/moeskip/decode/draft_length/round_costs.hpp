@@ -42,6 +42,7 @@ class round_costs {
   template <class V> void describe(const config<V>& c, const routing_meter& meter) {
     const int L = c.sizes.layers;
     head_ = head_weights_read(c.sizes);
+    if (!described()) draft_head_ = head_;
     draft_.resize(std::size_t(L) + 1);
     read_.resize(std::size_t(meter.phases() * (most_rows + 1) * (L + 1)));
     for (int phase = 0; phase < meter.phases(); ++phase)
@@ -51,6 +52,8 @@ class round_costs {
                                 layer_weights_read(c, l, c.sizes.is_moe(l) ? meter.distinct(l, phase, n) : 0);
   }
   bool described() const { return !read_.empty(); }
+  /// The part of the head's weights that a proposal reads.
+  void set_head_share(double share) { draft_head_ = share * head_; }
   /// Where the coming round begins: its position modulo the router's segment length.
   void set_phase(int phase) { phase_ = phase; }
 
@@ -59,10 +62,10 @@ class round_costs {
     const int e = r.exit_layer, rows = std::min(r.verified + 1, most_rows);
     const bool early = r.proposed > 0 && watched_exit > 0 && watched_exit <= e;  // asked while drafting
     if (r.proposed > 0)
-      draft_[std::size_t(e)].record(r.draft_seconds / (r.proposed * draft_weights(e) + (early ? head_ : 0)));
+      draft_[std::size_t(e)].record(r.draft_seconds / (r.proposed * draft_weights(e) + (early ? draft_head_ : 0)));
     const int fresh = e ? std::max(0, r.verified + 1 - r.proposed) : 0;
     verify_[rows].record(r.verify_seconds /
-                         (fresh * at(1, e) + verify_weights(e, rows) + (watched_exit && !early ? head_ : 0)));
+                         (fresh * at(1, e) + verify_weights(e, rows) + (watched_exit && !early ? draft_head_ : 0)));
   }
 
   /// Whether a plain step was measured: nothing can be said before.
@@ -70,14 +73,15 @@ class round_costs {
   double plain() const { return verify_weights(0, 1) * verify_[1].value(); }
   /// Of proposing one more token, where the layers it needs anyway are not counted.
   double propose(int exit_layer) const {
-    return exit_layer ? head_ * per_draft_weight(exit_layer) : per_draft_weight(0);
+    return exit_layer ? draft_head_ * per_draft_weight(exit_layer) : per_draft_weight(0);
   }
   /// Of verifying `rows` rows instead of one fewer.
   double verify_one_more(int exit_layer, int rows) const {
     const double shallow = exit_layer ? at(1, exit_layer) * per_draft_weight(exit_layer) : 0;
     return shallow + std::max(0.0, verify(exit_layer, rows) - verify(exit_layer, rows - 1));
   }
-  double head() const { return head_ * verify_[1].value(); }
+  /// Of asking another exit.
+  double head() const { return draft_head_ * verify_[1].value(); }
 
  private:
   std::size_t index(int phase, int rows, int layer) const {
@@ -86,7 +90,7 @@ class round_costs {
   double& at(int phase, int rows, int layer) { return read_[index(phase, rows, layer)]; }
   double at(int rows, int layer) const { return read_[index(phase_, rows, layer)]; }
   double verify_weights(int e, int rows) const { return at(rows, int(draft_.size()) - 1) - at(rows, e) + head_; }
-  double draft_weights(int e) const { return e ? at(1, e) + head_ : 1; }
+  double draft_weights(int e) const { return e ? at(1, e) + draft_head_ : 1; }
   double per_draft_weight(int e) const {
     const steady_average& measured = draft_[std::size_t(e)];
     return measured.known() ? measured.value() : e ? verify_[1].value() : 0;
@@ -97,7 +101,7 @@ class round_costs {
     return verify_weights(e, rows) * verify_[measured].value();
   }
 
-  double head_ = 0;                       // weights
+  double head_ = 0, draft_head_ = 0;      // weights
   std::vector<double> read_;              // [phase][rows][layer]: weights of the layers below it
   std::vector<steady_average> draft_;     // [exit layer]: seconds per weight
   steady_average verify_[most_rows + 1];  // [rows]: seconds per weight

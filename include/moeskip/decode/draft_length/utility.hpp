@@ -79,10 +79,11 @@ struct utility {
 
   template <class Session, class Draft> class on {
    public:
-    on(const utility& o, Session& s, Draft&) : most_(o.num_speculations), mind_(s.template learned<learned<Draft>>()) {
+    on(const utility& o, Session& s, Draft& draft) : most_(o.num_speculations), mind_(s.template learned<learned<Draft>>()) {
       if (mind_.costs.described()) return;
       s.meter().learn();
       mind_.costs.describe(s.model().configuration(), s.meter());
+      if constexpr (requires { draft.head_share(s); }) mind_.costs.set_head_share(draft.head_share(s));
       mind_.accepted.resize(std::size_t(s.model().layers()) + 1);
       mind_.worths.resize(std::size_t(s.meter().phases()) * mind_.accepted.size());
     }

@@ -3,6 +3,8 @@
 //                                                                     LayerSkip, arXiv:2404.16710, section 4.3
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -13,7 +15,10 @@ namespace moeskip::draft {
 
 struct self {
   static constexpr std::string_view name = "self";
-  int exit_layer = 0;  // E; 0: the deepest exit at half depth or earlier
+  int exit_layer = 0;  // E; 0: the deepest exit at half depth or earlier, unless the length chooses another
+  // Only the first `vocabulary` ids are proposed, and only their rows of the unembedding are read: with a vocabulary as
+  // byte-pair encoding leaves it, the frequent ones. 0: all.        after FR-Spec, arXiv:2502.14856
+  int vocabulary = 0;
 
   template <class Session> struct on {
     using T = typename Session::T;
@@ -21,6 +26,9 @@ struct self {
     on(const self& options, Session& s) {
       auto& m = s.model();
       exit_ = options.exit_layer ? options.exit_layer : default_exit(m);
+      vocabulary_ = options.vocabulary ? options.vocabulary : m.sizes().vocab;
+      MOESKIP_CHECK(config_error, vocabulary_ >= 1 && vocabulary_ <= m.sizes().vocab, "draft.vocabulary must be from 1 to ",
+                    m.sizes().vocab, " ids, or 0 for all of them, got ", options.vocabulary);
       MOESKIP_CHECK(config_error, exit_ < m.layers(), "exit layer ", exit_,
                     " is out of range: a draft must leave below "
                     "the full depth of ",
@@ -32,6 +40,8 @@ struct self {
       if (exits_.empty()) exits_.push_back(exit_);
     }
     int exit_layer() const { return exit_; }
+    /// The part of the unembedding that a proposal reads.
+    double head_share(const Session& s) const { return double(vocabulary_) / s.model().sizes().vocab; }
 
     /// Exits that a draft may leave at: the trained ones, from layer 2 on. Only the chosen one where a user chose.
     std::span<const int> exits() const { return exits_; }
@@ -51,7 +61,7 @@ struct self {
     /// Runs `token`, the next of the round, through the first E layers; logits (V) are the draft's.
     bool next(Session& s, int token, vec<T> logits) {
       const mat<T> x = shallow(s, {&token, 1});
-      s.logits({logits.data(), 1, logits.size()}, x, exit_);
+      propose(s, logits, x, exit_);
       return true;
     }
     /// logits (n, V) of the full model for the n tokens of the round; those that next() has not seen run first.
@@ -73,11 +83,16 @@ struct self {
       count_ += N;
       return x;
     }
+    /// logits (V) from the stream x (1, D).
+    void propose(Session& s, vec<T> logits, mat<const T> x, int exit_layer) const {
+      s.logits({logits.data(), 1, vocabulary_}, x, exit_layer);
+      std::fill(logits.begin() + vocabulary_, logits.end(), -std::numeric_limits<T>::infinity());
+    }
     /// Layers [first, last) on x (N, D), with a stop at the watched exit if the round's first token is among the rows.
     void run(Session& s, int first, int last, mat<T> x, int at) {
       if (at == at_ && first < watch_ && watch_ <= last) {
         s.run(first, watch_, x, at);
-        s.logits({watched_.data(), 1, watched_.size()}, x.rows(0, 1), watch_);
+        propose(s, watched_, x.rows(0, 1), watch_);
         first = watch_;
       }
       s.run(first, last, x, at);
@@ -92,7 +107,7 @@ struct self {
           "this model has no exit at half depth or earlier to draft from: give it one (config.exits), or decode with "
           "ms::decoder::autoregressive");
     }
-    int exit_ = 0, watch_ = 0, count_ = 0, at_ = 0;
+    int exit_ = 0, vocabulary_ = 0, watch_ = 0, count_ = 0, at_ = 0;
     std::vector<int> exits_;
     mat<T> states_;   // (d + 1, D) streams after layer E
     vec<T> watched_;  // (V) or empty
