@@ -78,9 +78,8 @@ void check_alone(const ms::config<V>& c, const Decoder& decoder, const ms::gener
     ms::batch_session batch(m, slots);
     for (int again = 0; again < (slots == 3 ? 2 : 1); ++again) {
       std::vector<std::vector<int>> streamed(prompts.size());
-      const auto together = batch.generate(prompts, options, decoder, [&](std::size_t i, const ms::emitted& e) {
-        streamed[i].push_back(e.token);
-      });
+      const auto together = batch.generate(
+          prompts, options, decoder, [&](std::size_t i, const ms::emitted& e) { streamed[i].push_back(e.token); });
       for (std::size_t i = 0; i < prompts.size(); ++i) {
         CAPTURE(i);
         CHECK(together[i].ids() == alone[i]);
@@ -175,7 +174,9 @@ TEST_CASE("what fails in a batch names the prompt and leaves the batch usable") 
   struct refusal {};
   int seen = 0;
   CHECK_THROWS_AS(batch.generate(prompts, options, fixed_length{},
-                                 [&](std::size_t, const ms::emitted&) { if (++seen == 11) throw refusal{}; }),
+                                 [&](std::size_t, const ms::emitted&) {
+                                   if (++seen == 11) throw refusal{};
+                                 }),
                   refusal);
   const auto again = batch.generate(prompts, options, fixed_length{});
   for (std::size_t i = 0; i < prompts.size(); ++i) CHECK(again[i].ids() == good[i].ids());

@@ -173,7 +173,8 @@ TEST_CASE("the meter counts what consecutive tokens visit together, apart for ea
   // Segments of two share their experts {0, 1}, {2, 3}, {0, 1} …: two tokens visit 2 from an even position, 4 from an odd one.
   constexpr int tokens = 1200;
   std::vector<int> chosen(2 * tokens), position(tokens), slot(tokens);
-  for (int n = 0; n < tokens; ++n) position[n] = n, chosen[2 * n] = n / 2 % 2 * 2, chosen[2 * n + 1] = n / 2 % 2 * 2 + 1;
+  for (int n = 0; n < tokens; ++n)
+    position[n] = n, chosen[2 * n] = n / 2 % 2 * 2, chosen[2 * n + 1] = n / 2 % 2 * 2 + 1;
   for (int n = 0; n < tokens; n += 3) {
     const ms::routing<float> r{{}, {chosen.data() + 2 * n, 3, 2}, {}, {}};
     meter.routed(0, r, {{slot.data() + n, 3}, {position.data() + n, 3}});

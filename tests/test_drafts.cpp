@@ -382,7 +382,8 @@ TEST_CASE("with fewer experts, a token visits its best ones, and their gates add
   const std::vector<int> prompt = random_tokens(10, c.sizes.vocab, 3);
   using decoder = speculative<ms::draft::fewer_experts>;
   const auto run = [&](int experts) {
-    return ms::generate(s, prompt, {.max_new_tokens = 20}, decoder{{.experts = experts}, {.num_speculations = 3}}, ignore);
+    return ms::generate(s, prompt, {.max_new_tokens = 20}, decoder{{.experts = experts}, {.num_speculations = 3}},
+                        ignore);
   };
   const auto all = run(2), one = run(1);
   CHECK(all.stats.acceptance_rate() == 1);  // with all its experts the draft is the model

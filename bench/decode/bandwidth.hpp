@@ -45,7 +45,8 @@ inline void verify(report& out, ms::model<in_memory, weights_in_bf16>& m) {
   for (int i = 0; i <= at; ++i) prompt.push_back(i * 37 % m.sizes().vocab);
   for (int n = 0; n < 8; ++n) next.push_back(prompt[std::size_t(n)] + 11 * n);
   s.prefill(prompt);
-  const ms::mat<float> x = s.memory().take<float>(8, m.sizes().dim), logits = s.memory().take<float>(8, m.sizes().vocab);
+  const ms::mat<float> x = s.memory().take<float>(8, m.sizes().dim),
+                       logits = s.memory().take<float>(8, m.sizes().vocab);
   const auto call = [&](int rows) {
     return time_of([&] {
       s.embed(x.rows(0, rows), {next.data(), rows}, at);

@@ -51,8 +51,7 @@ double greedy_share(ms::model<V, B>& m, const std::vector<std::vector<int>>& tex
 }  // namespace detail
 
 /// Calibrated on the first half of the text, measured on the second.
-template <class V>
-void early_exit(report& out, ms::model<V, weights_in_bf16>& m, const std::vector<int>& text) {
+template <class V> void early_exit(report& out, ms::model<V, weights_in_bf16>& m, const std::vector<int>& text) {
   constexpr std::size_t calibrated_on = 200, measured_on = 50, prompt_length = 64;
   const std::size_t length = std::size_t(m.sizes().context) + 1;
   const auto middle = text.begin() + std::ptrdiff_t(text.size() / 2);
@@ -77,14 +76,16 @@ void early_exit(report& out, ms::model<V, weights_in_bf16>& m, const std::vector
     }
     out.line(ms::text("early_exit.", name, ".generated_agreement"), detail::greedy_share(m, written, prompt_length),
              "ratio", "tokens", "that the full depth would have written there, too");
-    out.line(ms::text("early_exit.", name, ".layers_per_token"), double(all.sum.layer_steps) / all.sum.tokens, "layers");
+    out.line(ms::text("early_exit.", name, ".layers_per_token"), double(all.sum.layer_steps) / all.sum.tokens,
+             "layers");
     out.line(ms::text("early_exit.", name, ".speedup"), all.speedup(), "ratio", "plain decoding",
              ms::text("half of the pairs from ", all.quantile(0.25), " to ", all.quantile(0.75)));
     return all.speedup();
   };
   using propagate = ms::decoder::early_exit<ms::exit_rule::max_probability, ms::missing_kv::propagate>;
   using recompute = ms::decoder::early_exit<ms::exit_rule::max_probability, ms::missing_kv::recompute>;
-  const double faster = std::max(timed("propagate", propagate{.rule = rule}), timed("recompute", recompute{.rule = rule}));
+  const double faster =
+      std::max(timed("propagate", propagate{.rule = rule}), timed("recompute", recompute{.rule = rule}));
   out.line("early_exit.speedup", faster, "ratio", "plain decoding", "the faster of the two");
 }
 

@@ -62,8 +62,9 @@ struct replayed_self {
     void begin(Session& s, int room) {
       draft_.begin(s, room);
       at_ = s.position(), proposed_ = 0;
-      if (watching_) say({watched_.data(), ms::index_t(watched_.size())}, from_.predicted(at_, watching_),
-                         from_.confidence(at_, watching_));
+      if (watching_)
+        say({watched_.data(), ms::index_t(watched_.size())}, from_.predicted(at_, watching_),
+            from_.confidence(at_, watching_));
     }
     bool next(Session& s, int token, ms::vec<T> logits) {
       if (!draft_.next(s, token, logits)) return false;
@@ -86,9 +87,7 @@ struct replayed_self {
 };
 
 /// V, following a trace.
-template <class V> struct following : V {
-  using router = replayed<typename V::router>;
-};
+template <class V> struct following : V { using router = replayed<typename V::router>; };
 
 /// The variant's model, `scale` times as wide everywhere but in what the trace has: layers, experts, choices.
 template <class V> ms::config<following<V>> enlarged(const ms::config<V>& c, int scale, const trace& t) {

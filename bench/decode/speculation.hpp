@@ -71,8 +71,7 @@ inline double write(report& out, const std::string& name, const std::string& fac
 }
 
 /// Random weights, whose exits disagree and whose probabilities spread.
-template <class V>
-double random_weights(report& out, const std::string& name, const ms::config<V>& c, int tokens) {
+template <class V> double random_weights(report& out, const std::string& name, const ms::config<V>& c, int tokens) {
   ms::model<V, weights_in_bf16> m(c, ms::seed{1});
   for (auto& w : m.block()) w = ms::bf16(1.5f * float(w));
   std::vector<std::vector<int>> prompts(3);

@@ -13,9 +13,9 @@ namespace bench {
 namespace ms = moeskip;
 
 struct trace {
-  std::vector<int> text;        // (N + 1)
-  ms::exit_readings readings;   // of tokens 0 … N−1: predicted and confidence at every exit
-  std::vector<int> experts;     // (N, L, K); -1 where a layer is dense
+  std::vector<int> text;       // (N + 1)
+  ms::exit_readings readings;  // of tokens 0 … N−1: predicted and confidence at every exit
+  std::vector<int> experts;    // (N, L, K); -1 where a layer is dense
   int layers = 0, per_token = 0;
 
   int tokens() const { return int(text.size()) - 1; }

@@ -1,5 +1,6 @@
 // Every layer MoE: the baseline, LayerSkip's losses and dropout, expert dropout, all of it with routing locality; and as
 // yardsticks a model of half the depth and a dense one of equal active size, both trained alone.
+#include "../../examples/models/models.hpp"
 #include "study.hpp"
 
 namespace {
@@ -16,10 +17,6 @@ struct skip : ms::variant {
 struct dropping_experts : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
 };
-struct everything : skip {
-  using router = ms::router::segment<ms::router::top_k<2>, 4, 1>;
-  using expert_dropout = ms::expert_dropout::bernoulli;
-};
 
 const study::known recipes[] = {
     {"baseline", [] { return baseline<plain>(all_moe); }},
@@ -30,12 +27,7 @@ const study::known recipes[] = {
        p.model.expert_dropout = {.p = 0.1f};
        return p;
      }},
-    {"everything",
-     [] {
-       plan<everything> p = skipping<everything>(all_moe);
-       p.model.expert_dropout = {.p = 0.1f};
-       return p;
-     }},
+    {"everything", [] { return study::everything<models::all_moe>(all_moe); }},
     {"half_depth",
      [] {
        ms::sizes s = all_moe;

@@ -86,6 +86,15 @@ template <class V> plan<V> skipping(const ms::sizes& s) {
   return p;
 }
 
+/// All of it: one expert fewer, of as many weights as the shared one has.
+template <class V> plan<V> everything(ms::sizes s) {
+  --s.experts;
+  plan<V> p = skipping<V>(s);
+  p.model.router.renormalise = false;  // or the gate of a single expert would be 1, and the router learn nothing
+  p.model.expert_dropout = {.p = 0.1f};
+  return p;
+}
+
 /// Fewer layers, experts and steps.
 template <class V> void shrink(plan<V>& p) {
   p.model.sizes.layers = std::min(p.model.sizes.layers, 4), p.model.sizes.dim = 16, p.model.sizes.heads = 2;

@@ -38,6 +38,7 @@
 #include "moeskip/parts/shared_expert/swiglu.hpp"
 
 #include "moeskip/decode/acceptance/typical.hpp"
+#include "moeskip/decode/batch_session.hpp"
 #include "moeskip/decode/draft_length/adaptive.hpp"
 #include "moeskip/decode/draft_length/confidence.hpp"
 #include "moeskip/decode/draft_length/fixed.hpp"
@@ -48,7 +49,6 @@
 #include "moeskip/decode/exit_rule/patience.hpp"
 #include "moeskip/decode/exit_rule/per_layer.hpp"
 #include "moeskip/decode/exit_rule/position_decay.hpp"
-#include "moeskip/decode/batch_session.hpp"
 #include "moeskip/decode/generate.hpp"
 #include "moeskip/decode/missing_kv/copy.hpp"
 #include "moeskip/decode/missing_kv/recompute.hpp"

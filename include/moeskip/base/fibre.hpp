@@ -32,7 +32,8 @@ class fibre {
 
   /// Nothing runs before the first resume(). Throws error where the system has no room for a stack.
   explicit fibre(std::function<void()> body) : body_(std::move(body)), page_(std::size_t(sysconf(_SC_PAGESIZE))) {
-    void* p = mmap(nullptr, stack_bytes + page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    void* p =
+        mmap(nullptr, stack_bytes + page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     MOESKIP_CHECK(error, p != MAP_FAILED, "no memory for the stack of a fibre: ", stack_bytes, " bytes");
     memory_ = static_cast<char*>(p);
     mprotect(memory_, page_, PROT_NONE);  // stacks grow down: who overruns one stops here
@@ -71,7 +72,8 @@ class fibre {
       inside_.uc_stack.ss_sp = memory_ + page_, inside_.uc_stack.ss_size = stack_bytes;
       inside_.uc_link = nullptr;
       const auto self = reinterpret_cast<std::uintptr_t>(this);  // makecontext passes ints
-      makecontext(&inside_, reinterpret_cast<void (*)()>(&enter), 2, unsigned(self), unsigned(std::uint64_t(self) >> 32));
+      makecontext(&inside_, reinterpret_cast<void (*)()>(&enter), 2, unsigned(self),
+                  unsigned(std::uint64_t(self) >> 32));
     }
     void* caller_fake_stack = nullptr;
     before_switch(&caller_fake_stack, memory_ + page_, stack_bytes);

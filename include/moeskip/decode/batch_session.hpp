@@ -41,9 +41,9 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   /// Continues every prompt as generate() does, in any order; sink(i, emitted) gets the tokens of prompt i as they are
   /// settled, and can end its generation by returning false. What fails, fails all of them: throws config_error that names
   /// the prompt, and the batch can be used again.
-  template <class Decoder, class Sink>
-  std::vector<generated> generate(std::span<const std::vector<int>> prompts, const generation& options,
-                                  const Decoder& decoder, Sink&& sink) {
+  template <class Decoder, class Sink> std::vector<generated> generate(std::span<const std::vector<int>> prompts,
+                                                                       const generation& options,
+                                                                       const Decoder& decoder, Sink&& sink) {
     const double start = now();
     stats = {};
     std::vector<generated> out(prompts.size());
@@ -65,14 +65,12 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
     }};
     for (lane& l : lanes_)
       if (l.work) resume(l);
-    while (serve_lowest()) {
-    }
+    while (serve_lowest()) {}
     stats.seconds = now() - start;
     return out;
   }
-  template <class Decoder>
-  std::vector<generated> generate(std::span<const std::vector<int>> prompts, const generation& options,
-                                  const Decoder& decoder) {
+  template <class Decoder> std::vector<generated> generate(std::span<const std::vector<int>> prompts,
+                                                           const generation& options, const Decoder& decoder) {
     return generate(prompts, options, decoder, [](std::size_t, const emitted&) {});
   }
 
@@ -228,7 +226,10 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
         slot_[std::size_t(to)] = r.rows.slot[from], position_[std::size_t(to)] = r.rows.position[from];
         token_[std::size_t(to)] = r.rows.token[from];
       });
-      f(x, out, token_rows{{slot_.data(), heads ? 0 : count}, {position_.data(), heads ? 0 : count}, {token_.data(), heads ? 0 : count}});
+      f(x, out,
+        token_rows{{slot_.data(), heads ? 0 : count},
+                   {position_.data(), heads ? 0 : count},
+                   {token_.data(), heads ? 0 : count}});
       g = first_group, at = first_at;
       each_row(g, at, count, [&](request& r, index_t from, index_t to) {
         if (heads) std::ranges::copy(out.row(to), r.out.row(from).begin());

@@ -26,7 +26,11 @@ class routing_meter : public no_tape {
   static constexpr int longest = 16;  // tokens of a run
 
   routing_meter(arena& memory, const sizes& s, double per_token, int segment_length)
-      : no_tape(memory), experts_(s.experts), per_token_(per_token), phases_(segment_length), layers_(std::size_t(s.layers)) {}
+      : no_tape(memory),
+        experts_(s.experts),
+        per_token_(per_token),
+        phases_(segment_length),
+        layers_(std::size_t(s.layers)) {}
 
   template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
     expert_set read;
@@ -67,15 +71,15 @@ class routing_meter : public no_tape {
   void reset_experts_read() { experts_read_ = 0; }
 
  private:
-  static constexpr int every = 3;                   // tokens between those that are learned from: no divisor of usual segments
+  static constexpr int every = 3;  // tokens between those that are learned from: no divisor of usual segments
   static constexpr double prior = 1, memory_of = 200;  // observations
   struct average {
     double value = 0, count = 0;
   };
   struct layer_runs {
-    std::vector<average> mean;     // (phases, longest)
-    expert_set at[longest];        // experts of the token at a position modulo `longest`
-    int position[longest] = {};    // that position plus one; 0: none yet
+    std::vector<average> mean;   // (phases, longest)
+    expert_set at[longest];      // experts of the token at a position modulo `longest`
+    int position[longest] = {};  // that position plus one; 0: none yet
     int until_next = every;
   };
 

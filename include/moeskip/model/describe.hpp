@@ -20,7 +20,8 @@ template <class V, class B> model_footprint footprint(const model<V, B>& m) {
   model_footprint f;
   for (const tensor_info& t : m.tensors()) f.parameters += t.size;
   double active = head_weights_read(s);
-  for (int l = 0; l < s.layers; ++l) active += layer_weights_read(m.configuration(), l, router::active_experts(m.configuration().router));
+  for (int l = 0; l < s.layers; ++l)
+    active += layer_weights_read(m.configuration(), l, router::active_experts(m.configuration().router));
   f.active_parameters = index_t(active);
   f.bytes_per_token = (f.active_parameters + s.dim) * index_t(sizeof(weight_t<B>));
   return f;

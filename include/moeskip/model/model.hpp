@@ -97,8 +97,8 @@ template <class V, class B> class model {
   void head(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
     check_exit(exit_layer);
     head_weights<const W> w = weights_.head(exit_layer);
-    MOESKIP_CHECK(config_error, logits.cols() <= sizes().vocab && logits.cols() >= w.down.rows(), "head: expected logits for ",
-                  w.down.rows(), " to ", sizes().vocab, " ids, got ", logits.cols());
+    MOESKIP_CHECK(config_error, logits.cols() <= sizes().vocab && logits.cols() >= w.down.rows(),
+                  "head: expected logits for ", w.down.rows(), " to ", sizes().vocab, " ids, got ", logits.cols());
     w.projection = w.projection.rows(0, logits.cols());
     if (w.down.empty()) return norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
     rms_norm(backend_, normed, x, w.norm, sizes().norm_eps);

@@ -34,8 +34,9 @@ struct attention_tile {
 };
 
 /// p (count, keys) = softmax of the tile's scores; 0 where a row may not look.
-template <class A, class P> void tile_probabilities(float* p, const attention_tile& t, mat<const float> q, mat<const float> keys,
-                                           const token_rows& rows, const attention_shape& s) {
+template <class A, class P> void tile_probabilities(float* p, const attention_tile& t, mat<const float> q,
+                                                    mat<const float> keys, const token_rows& rows,
+                                                    const attention_shape& s) {
   const factor<float> a{q.row(t.first).data() + t.q_offset, q.cols()};
   const factor<float> b{keys.data() + t.kv_offset, keys.cols(), true};
   gemm<A, P>(product{.data = p, .stride = t.keys, .alpha = s.scale}, a, b, {0, t.count, 0, t.keys}, s.head_dim);
@@ -79,8 +80,8 @@ template <> struct kernel<attend_t, on_cpu> {
         float* p = k::thread_scratch<scores>(k::query_tile * t.keys);
         k::tile_probabilities<A, P>(p, t, q, kv.keys.plane(slot), rows, s);
         k::gemm<A, P>(k::product{.data = &out(t.first, t.q_offset), .stride = out.cols()}, k::factor<float>{p, t.keys},
-                   k::factor<float>{kv.values.plane(slot).data() + t.kv_offset, kv.values.cols()},
-                   {0, t.count, 0, s.head_dim}, t.keys);
+                      k::factor<float>{kv.values.plane(slot).data() + t.kv_offset, kv.values.cols()},
+                      {0, t.count, 0, s.head_dim}, t.keys);
       });
     });
   }
@@ -134,8 +135,8 @@ template <> struct kernel<attend_backward_t, on_cpu> {
 
  private:
   template <class A, class P> static void tile(const cpu_kernels::attention_tile& t, int slot, mat<float> dq,
-                                      kv_layer<float> dkv, mat<const float> dout, mat<const float> q,
-                                      kv_layer<float> kv, const token_rows& rows, const attention_shape& s) {
+                                               kv_layer<float> dkv, mat<const float> dout, mat<const float> q,
+                                               kv_layer<float> kv, const token_rows& rows, const attention_shape& s) {
     namespace k = cpu_kernels;
     using factor = k::factor<float>;
     struct scores;
@@ -149,9 +150,9 @@ template <> struct kernel<attend_backward_t, on_cpu> {
     const auto transposed = [](factor f) { return f.transposed = true, f; };
     const factor probabilities{p, t.keys}, scores_gradient{dp, t.keys};
     k::gemm<A, P>(k::product{.data = dkv.values.plane(slot).data() + t.kv_offset, .stride = kv_dim, .accumulate = true},
-               transposed(probabilities), dy, {0, t.keys, 0, s.head_dim}, t.count);
+                  transposed(probabilities), dy, {0, t.keys, 0, s.head_dim}, t.count);
     k::gemm<A, P>(k::product{.data = dp, .stride = t.keys}, dy, transposed(factor{values, kv_dim}),
-               {0, t.count, 0, t.keys}, s.head_dim);
+                  {0, t.count, 0, t.keys}, s.head_dim);
     for (index_t r = 0; r < t.count; ++r) {  // through the softmax: p (dp − Σ p dp) · scale
       float *pr = p + r * t.keys, *dr = dp + r * t.keys;
       const simd::lanes<A> mean(k::dot<A>(pr, dr, t.keys)), scale(s.scale);
@@ -160,9 +161,9 @@ template <> struct kernel<attend_backward_t, on_cpu> {
       });
     }
     k::gemm<A, P>(k::product{.data = &dq(t.first, t.q_offset), .stride = q_dim}, scores_gradient, factor{keys, kv_dim},
-               {0, t.count, 0, s.head_dim}, t.keys);
+                  {0, t.count, 0, s.head_dim}, t.keys);
     k::gemm<A, P>(k::product{.data = dkv.keys.plane(slot).data() + t.kv_offset, .stride = kv_dim, .accumulate = true},
-               transposed(scores_gradient), queries, {0, t.keys, 0, s.head_dim}, t.count);
+                  transposed(scores_gradient), queries, {0, t.keys, 0, s.head_dim}, t.count);
   }
 };
 

@@ -48,8 +48,8 @@ class round_costs {
     for (int phase = 0; phase < meter.phases(); ++phase)
       for (int n = 1; n <= most_rows; ++n)
         for (int l = 0; l < L; ++l)
-          at(phase, n, l + 1) = at(phase, n, l) +
-                                layer_weights_read(c, l, c.sizes.is_moe(l) ? meter.distinct(l, phase, n) : 0);
+          at(phase, n, l + 1) =
+              at(phase, n, l) + layer_weights_read(c, l, c.sizes.is_moe(l) ? meter.distinct(l, phase, n) : 0);
   }
   bool described() const { return !read_.empty(); }
   /// The part of the head's weights that a proposal reads.

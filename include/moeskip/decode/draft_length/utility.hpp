@@ -79,7 +79,8 @@ struct utility {
 
   template <class Session, class Draft> class on {
    public:
-    on(const utility& o, Session& s, Draft& draft) : most_(o.num_speculations), mind_(s.template learned<learned<Draft>>()) {
+    on(const utility& o, Session& s, Draft& draft)
+        : most_(o.num_speculations), mind_(s.template learned<learned<Draft>>()) {
       if (mind_.costs.described()) return;
       s.meter().learn();
       mind_.costs.describe(s.model().configuration(), s.meter());
@@ -91,8 +92,7 @@ struct utility {
     int plan(Session& s, Draft& draft, int room) {
       ++mind_.rounds, trying_ = false, survival_ = 1, draft_ = &draft;
       mind_.costs.set_phase(phase_ = s.position() % s.meter().phases());
-      if (mind_.rounds % describe_every == describe_first)
-        mind_.costs.describe(s.model().configuration(), s.meter());
+      if (mind_.rounds % describe_every == describe_first) mind_.costs.describe(s.model().configuration(), s.meter());
       watch_another(draft);
       if (!mind_.costs.known() || mind_.rounds <= warm_up || mind_.rounds - mind_.last_plain >= plain_every) return 0;
       if (mind_.resting > 0) {

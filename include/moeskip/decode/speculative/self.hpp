@@ -27,8 +27,9 @@ struct self {
       auto& m = s.model();
       exit_ = options.exit_layer ? options.exit_layer : default_exit(m);
       vocabulary_ = options.vocabulary ? options.vocabulary : m.sizes().vocab;
-      MOESKIP_CHECK(config_error, vocabulary_ >= 1 && vocabulary_ <= m.sizes().vocab, "draft.vocabulary must be from 1 to ",
-                    m.sizes().vocab, " ids, or 0 for all of them, got ", options.vocabulary);
+      MOESKIP_CHECK(config_error, vocabulary_ >= 1 && vocabulary_ <= m.sizes().vocab,
+                    "draft.vocabulary must be from 1 to ", m.sizes().vocab, " ids, or 0 for all of them, got ",
+                    options.vocabulary);
       MOESKIP_CHECK(config_error, exit_ < m.layers(), "exit layer ", exit_,
                     " is out of range: a draft must leave below "
                     "the full depth of ",
