@@ -260,3 +260,85 @@ TEST_CASE("numbers of rules that mean nothing") {
   refused(rule::position_decay<rule::margin>{.temperature = -1},
           "position_decay.temperature must be 0 or more, and finite, got -1");
 }
+
+namespace {
+
+std::vector<std::vector<int>> random_texts(int count, std::uint64_t seed) {
+  std::vector<std::vector<int>> texts;
+  for (std::uint64_t i = 0; i < std::uint64_t(count); ++i) texts.push_back(random_tokens(40, sizes.vocab, seed + i));
+  return texts;
+}
+
+/// Mean log-loss of a probe on texts, and that of saying the exit's mean agreement, over the exits below the top.
+struct log_losses {
+  double probe = 0, constant = 0, mean_believed = 0, mean_agreed = 0;
+};
+log_losses judge(ms::model<small, B>& m, const rule::probe& p, const std::vector<std::vector<int>>& texts) {
+  ms::arena memory;
+  ms::no_tape watch(memory);
+  ms::exit_readings r;
+  r.exits = ms::exits_of("test", m);
+  const std::size_t E = r.exits.size();
+  std::vector<double> agreed(E);
+  double tokens = 0;
+  log_losses sum;
+  for (const auto& text : texts) {
+    ms::read_exits(m, p, text, r, watch);
+    for (std::size_t n = 0; n < r.targets.size(); ++n, ++tokens)
+      for (std::size_t e = 0; e + 1 < E; ++e) {
+        const bool same = r.predicted[n * E + e] == r.predicted[n * E + E - 1];
+        const double c = r.confidence[n * E + e];
+        agreed[e] += same, sum.probe -= std::log(same ? c : 1 - c), sum.mean_believed += c;
+      }
+  }
+  for (std::size_t e = 0; e + 1 < E; ++e) {
+    const double a = agreed[e] / tokens;
+    sum.constant -= tokens * (a * std::log(a) + (1 - a) * std::log(1 - a)), sum.mean_agreed += agreed[e];
+  }
+  const double all = tokens * double(E - 1);
+  return {sum.probe / all, sum.constant / all, sum.mean_believed / all, sum.mean_agreed / all};
+}
+
+}  // namespace
+
+TEST_CASE("a trained probe tells when an exit agrees with the full depth, on texts it has not seen") {
+  auto m = sharp();
+  const auto p = ms::fit_probe(m, random_texts(300, 1000));
+  const log_losses held_out = judge(m, p, random_texts(40, 9000));
+  CAPTURE(held_out.probe);
+  CAPTURE(held_out.constant);
+  CHECK(held_out.probe < 0.985 * held_out.constant);
+  CHECK(held_out.mean_believed == doctest::Approx(held_out.mean_agreed).epsilon(0.1));
+}
+
+TEST_CASE("a probe decodes, and leaves where its confidence reaches the threshold") {
+  auto m = sharp();
+  auto p = ms::fit_probe(m, random_texts(30, 1000));
+  const auto plain = ms::generate(m, prompt, {.max_new_tokens = 20}, ms::decoder::autoregressive{}, ignore);
+  p.threshold = 2;
+  CHECK(run(p).ids() == plain.ids());
+  p.threshold = 0.5f;
+  const auto left = run(p);
+  CHECK(left.stats.layer_steps < plain.stats.layer_steps);
+  p.threshold = 1e-6f;
+  for (const ms::emitted& e : run(p).tokens) CHECK(e.exit_layer == 1);
+  // A calibrated one keeps its weights.
+  const ms::calibration c = ms::calibrate(m, random_texts(80, 5000), {.tolerance = 0.3}, p);
+  CHECK(c.rule == "probe");
+  CHECK(c.as(p).weights == p.weights);
+  CHECK(c.as(p).threshold == c.threshold);
+}
+
+TEST_CASE("a probe by hand; one that does not fit is refused") {
+  rule::probe p{.threshold = 0.5f, .dim = 2, .weights = {0, 0, 0, 3, -1, 0.5f}};
+  const std::vector<double> stream{1, 7};  // rms 5
+  const double score = (3 * 1 - 7) / 5.0 + 0.5;
+  CHECK(p.confidence<double>({.stream = as_vec(stream), .exit_layer = 1}) ==
+        doctest::Approx(1 / (1 + std::exp(-score))));
+  CHECK_THROWS_AS(run(p), ms::config_error);              // of two layers and width 2
+  CHECK_THROWS_AS(run(rule::probe{}), ms::config_error);  // never trained
+  auto m = sharp();
+  CHECK_THROWS_AS(ms::fit_probe(m, {}), ms::config_error);
+  CHECK_THROWS_AS(ms::fit_probe(m, random_texts(2, 1), {.rate = 0}), ms::config_error);
+  CHECK_THROWS_AS(ms::fit_probe(m, std::vector<std::vector<int>>{{1, sizes.vocab}}), ms::config_error);
+}

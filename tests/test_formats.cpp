@@ -20,6 +20,7 @@
 #include <doctest/doctest.h>
 
 #include "moeskip/base/rng.hpp"
+#include "moeskip/eval/probe_file.hpp"
 #include "moeskip/formats/arrays.hpp"
 #include "moeskip/formats/atomic_file.hpp"
 #include "moeskip/formats/mmap.hpp"
@@ -875,4 +876,20 @@ TEST_CASE("safetensors: a file cut short anywhere, or changed anywhere, gives a 
   }
   CHECK(sound > 100);  // changes of data, names and metadata
   CHECK(refused > 1000);
+}
+
+TEST_CASE("exit probes: saved and read back, and refused where a file holds none") {
+  const std::filesystem::path path = std::filesystem::temp_directory_path() / "moeskip_test_probe.safetensors";
+  const ms::exit_rule::probe p{.threshold = 0.7f, .dim = 2, .weights = {1, 2, 3, 4, 5, 6.5f}};
+  ms::save(p, path);
+  const ms::exit_rule::probe back = ms::load_probe(path);
+  CHECK(back.threshold == p.threshold);
+  CHECK(back.dim == p.dim);
+  CHECK(back.weights == p.weights);
+  CHECK_THROWS_AS(ms::save(ms::exit_rule::probe{}, path), ms::config_error);
+  ms::safetensors_writer other;
+  other.add("something", {1}, std::span<const float>(p.weights).first(1));
+  other.write(path);
+  CHECK_THROWS_WITH_AS(ms::load_probe(path), doctest::Contains("expected a tensor exit_probe.weights"), ms::file_error);
+  std::filesystem::remove(path);
 }

@@ -19,8 +19,7 @@ agreement agreement_on(ms::model<V, B>& m, const std::vector<std::vector<int>>& 
   ms::arena memory;
   ms::no_tape watch(memory);
   ms::exit_readings r;
-  for (int e = 1; e <= m.layers(); ++e)
-    if (e == m.layers() || m.configuration().exits.contains(e)) r.exits.push_back(e);
+  r.exits = ms::exits_of("bench", m);
   const std::size_t E = r.exits.size();
   agreement sum;
   double tokens = 0;

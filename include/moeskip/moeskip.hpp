@@ -57,6 +57,7 @@
 #include "moeskip/decode/speculative/lookup.hpp"
 #include "moeskip/decode/speculative/small_model.hpp"
 #include "moeskip/eval/calibration.hpp"
+#include "moeskip/eval/fit_probe.hpp"
 #include "moeskip/eval/perplexity.hpp"
 #include "moeskip/eval/routing.hpp"
 #include "moeskip/eval/validation.hpp"

@@ -41,9 +41,8 @@ struct calibration {
   double mean_loss = 0, layers_per_token = 0;  // at this threshold, of the texts that it was chosen on
 
   /// The rule with this threshold. Throws config_error where another one was calibrated.
-  template <ThresholdRule Rule = exit_rule::max_probability> Rule as() const {
+  template <ThresholdRule Rule = exit_rule::max_probability> Rule as(Rule calibrated = {}) const {
     MOESKIP_CHECK(config_error, rule == Rule::name, "exit calibration: rule: expected ", Rule::name, ", got ", rule);
-    Rule calibrated{};
     calibrated.threshold = threshold;
     return calibrated;
   }
@@ -86,7 +85,8 @@ inline double text_loss(const exit_readings& r, float threshold, calibration_los
 /// voids the guarantee. Throws config_error for options that mean nothing, a text that does not fit the model, and fewer
 /// texts than could ever pass.
 template <ThresholdRule Rule = exit_rule::max_probability, class V, class B>
-calibration calibrate(model<V, B>& m, std::span<const std::vector<int>> texts, const calibration_options& o = {}) {
+calibration calibrate(model<V, B>& m, std::span<const std::vector<int>> texts, const calibration_options& o = {},
+                      const Rule& rule = {}) {
   MOESKIP_CHECK(config_error, o.tolerance > 0 && o.tolerance < 1,
                 "calibration_options.tolerance must be between 0 and 1, got ", o.tolerance);
   MOESKIP_CHECK(config_error, o.confidence > 0 && o.confidence < 1,
@@ -95,14 +95,7 @@ calibration calibrate(model<V, B>& m, std::span<const std::vector<int>> texts, c
   MOESKIP_CHECK(config_error, double(texts.size()) >= least, "calibrate: expected at least ", least,
                 " texts, since fewer prove nothing at tolerance ", o.tolerance, " and confidence ", o.confidence,
                 ", got ", texts.size());
-  for (std::size_t i = 0; i < texts.size(); ++i) {
-    MOESKIP_CHECK(config_error, texts[i].size() >= 2 && int(texts[i].size()) <= m.sizes().context + 1,
-                  "calibrate: texts[", i, "]: expected from 2 to ", m.sizes().context + 1, " tokens, got ",
-                  texts[i].size());
-    for (const int token : texts[i])
-      MOESKIP_CHECK(config_error, token >= 0 && token < m.sizes().vocab, "calibrate: texts[", i, "]: token id ", token,
-                    " is outside the vocabulary of ", m.sizes().vocab);
-  }
+  expect_texts("calibrate", m, texts);
   std::vector<float> grid = o.grid;
   for (int i = 50; o.grid.empty() && i >= 1; --i) grid.push_back(float(i) / 50);
   for (std::size_t i = 0; i < grid.size(); ++i) {
@@ -112,17 +105,14 @@ calibration calibrate(model<V, B>& m, std::span<const std::vector<int>> texts, c
                   grid[i - (i > 0)]);
   }
   exit_readings readings;
-  for (int e = 1; e <= m.layers(); ++e)
-    if (e == m.layers() || m.configuration().exits.contains(e)) readings.exits.push_back(e);
-  MOESKIP_CHECK(config_error, readings.exits.size() > 1, "calibrate: this model has no exits below its full depth of ",
-                m.layers(), " layers: expected some in config.exits");
+  readings.exits = exits_of("calibrate", m);
 
   arena memory;
   no_tape watch(memory);
   std::vector<double> total(grid.size()), layers(grid.size()), p_values(grid.size());
   double tokens = 0;
   for (const std::vector<int>& text : texts) {
-    read_exits(m, Rule{}, text, readings, watch);
+    read_exits(m, rule, text, readings, watch);
     for (std::size_t g = 0; g < grid.size(); ++g) total[g] += detail::text_loss(readings, grid[g], o.loss, layers[g]);
     tokens += double(readings.targets.size());
   }

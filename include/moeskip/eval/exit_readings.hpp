@@ -29,6 +29,28 @@ struct exit_readings {
   }
 };
 
+/// All exits of a model, the full depth last. Throws config_error where there is no other.
+template <class V, class B> std::vector<int> exits_of(std::string_view who, const model<V, B>& m) {
+  std::vector<int> exits;
+  for (int e = 1; e <= m.layers(); ++e)
+    if (e == m.layers() || m.configuration().exits.contains(e)) exits.push_back(e);
+  MOESKIP_CHECK(config_error, exits.size() > 1, who, ": this model has no exits below its full depth of ", m.layers(),
+                " layers: expected some in config.exits");
+  return exits;
+}
+
+/// Throws config_error for a text that the model cannot read in one pass.
+template <class V, class B>
+void expect_texts(std::string_view who, const model<V, B>& m, std::span<const std::vector<int>> texts) {
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    MOESKIP_CHECK(config_error, texts[i].size() >= 2 && int(texts[i].size()) <= m.sizes().context + 1, who, ": texts[",
+                  i, "]: expected from 2 to ", m.sizes().context + 1, " tokens, got ", texts[i].size());
+    for (const int token : texts[i])
+      MOESKIP_CHECK(config_error, token >= 0 && token < m.sizes().vocab, who, ": texts[", i, "]: token id ", token,
+                    " is outside the vocabulary of ", m.sizes().vocab);
+  }
+}
+
 /// One pass over a text: every layer sees the true keys and values of all tokens before. `watch`, a tape of inference, may
 /// look on.
 template <class V, class B, class Rule, class Tape>
