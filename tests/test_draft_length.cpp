@@ -11,13 +11,16 @@ using namespace tests;
 namespace {
 
 struct small : ms::variant {};
+struct in_segments : ms::variant {
+  using router = ms::router::segment<ms::router::top_k<2>, 4>;
+};
 using B = ms::cpu<float>;
-using session = ms::session<small, B>;
 
 /// 12 layers; memory-bound, if nothing else is said: a weight takes a nanosecond.
-constexpr ms::config<small> shape{
-    .sizes = {.layers = 12, .dim = 16, .heads = 2, .ffn = 16, .experts = 16, .vocab = 8, .context = 16},
+template <class V> constexpr ms::config<V> shape_of{
+    .sizes = {.layers = 12, .dim = 16, .heads = 2, .ffn = 16, .experts = 16, .vocab = 8, .context = 8192},
     .exits = ms::exits_every(2, 12)};
+constexpr const auto& shape = shape_of<small>;
 
 /// Stands for draft::self: exits without a model behind them.
 struct exits_only {
@@ -36,9 +39,12 @@ struct world {
   std::function<double(int)> growth = [](int) { return 1.0; };  // of a verify's time beyond its bytes, by rows
   std::uint64_t slow_round = ~0ull;
   std::function<double(double)> believed = [](double p) { return p; };  // the draft's confidence, by chance
-  double read(int first, int last, double rows) const {
+  int segment = 1;                                                      // tokens that share their experts
+  /// phase: of the first row in its segment.
+  double read(int first, int last, int rows, int phase = 0) const {
+    const double choices = (phase + rows - 1) / segment + 1;
     double sum = 0;
-    for (int l = first; l < last; ++l) sum += ms::layer_weights_read(shape, l, ms::independent_union(16, 2, rows));
+    for (int l = first; l < last; ++l) sum += ms::layer_weights_read(shape, l, ms::independent_union(16, 2, choices));
     return sum * 1e-9;
   }
   double head() const { return ms::head_weights_read(shape.sizes) * 1e-9; }
@@ -46,7 +52,9 @@ struct world {
   /// Tokens a second of drafting d tokens at exit e, over those of plain decoding.
   double speedup(int e, int d) const {
     const double a = chance(e), shallow = read(0, e, 1);
-    const double cost = d * (shallow + head()) + shallow + (read(e, 12, d + 1) + head()) * growth(d + 1);
+    double deep = 0;
+    for (int phase = 0; phase < segment; ++phase) deep += read(e, 12, d + 1, phase) / segment;
+    const double cost = d * (shallow + head()) + shallow + (deep + head()) * growth(d + 1);
     return (1 - std::pow(a, d + 1)) / (1 - a) * plain() / cost;
   }
   double best_speedup() const {
@@ -57,18 +65,35 @@ struct world {
   }
 };
 
+/// Tells the session's meter of tokens up to position `end` whose segments choose experts as they like.
+template <class Session> void route(Session& s, const world& w, int& known, int end, const ms::draws& draw) {
+  for (; known < end; ++known)
+    for (int l = 0; l < 12; ++l) {
+      int chosen[2], slot = 0;
+      chosen[0] = int(draw.below(16, std::uint64_t(known / w.segment), std::uint64_t(l), 7));
+      chosen[1] = (chosen[0] + 1 + int(draw.below(15, std::uint64_t(known / w.segment), std::uint64_t(l), 8))) % 16;
+      const ms::routing<float> r{{}, {chosen, 1, 2}, {}, {}};
+      s.meter().routed(l, r, {{&slot, 1}, {&known, 1}});
+    }
+}
+
 /// Decodes `tokens` tokens in that world; returns plain decoding's time over the policy's.
-double live(const world& w, int tokens, std::uint64_t from) {
+template <class V = small> double live(const world& w, int tokens, std::uint64_t from) {
   using draft_length = ms::draft_length::utility;
-  static ms::model<small, B> m(shape, ms::seed{1});
+  using session = ms::session<V, B>;
+  static ms::model<V, B> m(shape_of<V>, ms::seed{1});
   session s(m);
+  s.prefill(std::vector<int>{0});
   exits_only draft;
-  draft_length::on<session, exits_only> length(draft_length{}, s, draft);
+  typename draft_length::on<session, exits_only> length(draft_length{}, s, draft);
+  int known = 0;
   const ms::draws draw{{from}, ms::stream::user};
   double time = 0;
   int made = 0;
   for (std::uint64_t round = 0; made < tokens; ++round) {
     draft.watch_next = 0;
+    route(s, w, known, s.position() + 1, draw);
+    const int phase = s.position() % w.segment;
     const int room = length.plan(s, draft, 12), e = draft.exit_layer();
     std::vector<ms::proposal> all;
     ms::speculation_round r{.exit_layer = e};
@@ -88,11 +113,12 @@ double live(const world& w, int tokens, std::uint64_t from) {
     r.judged = std::span<const ms::proposal>(all).first(std::min(all.size(), std::size_t(r.accepted) + 1));
     r.draft_seconds = r.proposed * (w.read(0, e, 1) + w.head());
     r.verify_seconds = (r.verified + 1 - r.proposed) * w.read(0, e, 1) +
-                       (w.read(e, 12, r.verified + 1) + w.head()) * w.growth(r.verified + 1);
+                       (w.read(e, 12, r.verified + 1, phase) + w.head()) * w.growth(r.verified + 1);
     if (draft.watch_next) r.watched = propose(draft.watch_next, 99), r.verify_seconds += w.head();
     length.observe(r);
     if (round == w.slow_round) r.verify_seconds += 60 * w.plain();  // the machine was elsewhere
     time += r.draft_seconds + r.verify_seconds, made += r.accepted + 1;
+    for (int i = 0; i <= r.accepted; ++i) s.push(0);
   }
   return made * w.plain() / time;
 }
@@ -112,6 +138,20 @@ TEST_CASE("utility reaches most of what the best fixed exit and length would gai
     const double best = w.best_speedup(), reached = live(w, 3000, i);
     CAPTURE(best);
     CHECK(reached > 0.98 + 0.75 * (best - 1));
+  }
+}
+
+TEST_CASE(
+    "utility learns where segments end, and there is about as good as the best fixed exit and length, learning "
+    "included") {
+  for (const double chance : {0.7, 0.85, 0.95}) {
+    CAPTURE(chance);
+    const world w{.chance = [=](int e) { return chance + (0.99 - chance) * e / 12; }, .segment = 4};
+    const double best = w.best_speedup(), reached = live<in_segments>(w, 3000, 5);
+    CAPTURE(best);
+    CHECK(reached > 1 + 0.9 * (best - 1));
+    // Without a look at the routing it would take them for independent tokens, and draft less.
+    CHECK(reached > live({.chance = w.chance}, 3000, 5));
   }
 }
 
