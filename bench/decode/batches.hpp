@@ -1,0 +1,36 @@
+// Several sequences at once against one after the other: weights that rows of a call share are read once, so on a model
+// larger than the caches a batch makes more tokens a second, the fewer experts its sequences share the less.
+#pragma once
+
+#include "speculation.hpp"
+
+namespace bench {
+
+template <class V> void batches(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m,
+                                const std::vector<std::vector<int>>& prompts, int tokens) {
+  const ms::generation options{.max_new_tokens = tokens};
+  ms::session<V, weights_in_bf16> alone(m);
+  const auto one_by_one = [&] {
+    return time_of([&] {
+      for (const std::vector<int>& prompt : prompts)
+        ms::generate(alone, prompt, options, ms::decoder::autoregressive{}, [](const ms::emitted&) {});
+    });
+  };
+  const int slots = int(prompts.size());
+  const auto line = [&](const std::string& what, const auto& decoder) {
+    ms::batch_session together(m, slots);
+    std::vector<double> ratios;
+    for (int repeat = -1; repeat < 5; ++repeat) {
+      const double before = one_by_one();
+      const double batch = time_of([&] { together.generate(prompts, options, decoder); });
+      const double after = one_by_one();
+      if (repeat >= 0) ratios.push_back((before + after) / 2 / batch);  // else warm-up
+    }
+    out.line(ms::text("batch_", slots, ".", name, ".", what), median(ratios), "ratio", "one by one, plainly",
+             ms::text(double(together.stats.rows) / double(together.stats.calls), " rows a call"));
+  };
+  line("plain", ms::decoder::autoregressive{});
+  line("default", typename V::decoder{});
+}
+
+}  // namespace bench
