@@ -427,6 +427,7 @@ TEST_CASE("cpu ops: route, route_backward, balance_loss") {
   compare_router(expert_choice<4>{});
   compare_router(segment<top_k<2>, 4>{});
   compare_router(segment<top_k<3>, 2, 1>{});
+  compare_router(segment_group<top_k<2>, 4, 4>{});
   compare_router(sticky<top_k<2>>{.bonus = 0.3f});
 }
 

@@ -401,6 +401,7 @@ TEST_CASE("op gradients: routers, gates and auxiliary losses, with and without m
   SUBCASE("experts choose") { check_router(expert_choice<3>{}); }
   SUBCASE("segments") { check_router(segment<top_k<2>, 2>{}); }
   SUBCASE("segments with a free expert") { check_router(segment<top_k<3>, 3, 1>{}); }
+  SUBCASE("segments of groups") { check_router(segment_group<top_k<2>, 2, 3>{}); }
   SUBCASE("sticky") { check_router(sticky<sigmoid_top_k<2>>{.bonus = 0.1f}); }
 }
 

@@ -43,6 +43,10 @@ TEST_CASE("model gradients: segments, with and without a free expert") {
   CHECK(error_with(segment<top_k<2>, 3>{.base = {.balance_loss = 0.3f, .z_loss = 0.2f}}) < 1e-9);
   CHECK(error_with(segment<top_k<3>, 2, 1>{.base = {.renormalise = false}, .from_layer = 1}) < 1e-9);
 }
+TEST_CASE("model gradients: segments of groups") {
+  CHECK(error_with(segment_group<top_k<2>, 3, 3>{.base = {.balance_loss = 0.3f, .z_loss = 0.2f}, .from_layer = 1}) <
+        1e-9);
+}
 TEST_CASE("model gradients: sticky and smooth") {
   CHECK(error_with(smooth<sticky<top_k<2>>>{.base = {.bonus = 0.2f}, .change_loss = 0.7f}) < 1e-9);
 }

@@ -15,6 +15,7 @@ using ms::router::biased;
 using ms::router::expert_choice;
 using ms::router::noisy_top_k;
 using ms::router::segment;
+using ms::router::segment_group;
 using ms::router::sigmoid_top_k;
 using ms::router::smooth;
 using ms::router::sticky;
@@ -182,6 +183,40 @@ TEST_CASE("segments share the choice of their first token, and weigh it by thems
   CHECK(below.chosen() == std::vector<int>{0, 1, 3, 2, 3, 2, 0, 1, 1, 2});
 }
 
+TEST_CASE("segments of groups: the first token chooses a group, each chooses in it") {
+  const one_sequence s(4);
+  ms::routing_call<double> call;
+  call.rows = s.rows();
+  const std::vector<double> logits{0, 1, 5, 2, 4, 0,   // leads: expert 2 is best, so experts 0 to 2, of these 2 and 1
+                                   9, 1, 0, 9, 9, 9,   // follows: 0 and 1, whatever the others say
+                                   0, 0, 0, 1, 2, 3,   // leads: 5 is best, so 3 to 5
+                                   9, 9, 9, 2, 1, 0};  // follows
+  const segment_group<top_k<2>, 2, 3> router{};
+  CHECK(routed<segment_group<top_k<2>, 2, 3>>(router, logits, 6, call).chosen() ==
+        std::vector<int>{2, 1, 0, 1, 5, 4, 3, 4});
+  call.layer = 1;
+  CHECK(routed<segment_group<top_k<2>, 2, 3>>({.from_layer = 2}, logits, 6, call).chosen() ==
+        routed<top_k<2>>({}, logits, 6, call).chosen());
+  // Where dropout leaves a group too few, its tokens choose freely.
+  ms::expert_set alive = ms::expert_set::first(6);
+  alive.erase(1).erase(2);
+  int chosen[2];
+  double probability[6], gate[2];
+  const int before[] = {0, 3};
+  ms::routed_token<double> token{logits.data() + 6, probability, chosen, gate, 6, &alive};
+  token.previous = before, token.position = 1;
+  router.choose(token);
+  CHECK(chosen[0] == 0);
+  CHECK(chosen[1] == 3);
+
+  struct grouped : ms::variant {
+    using router = segment_group<top_k<2>, 2, 3>;
+  };
+  CHECK(ms::problem(ms::config<grouped>{.sizes = tiny_sizes}) ==
+        "sizes.experts must be a multiple of the router's group size");
+  CHECK(ms::variant_name<grouped>().find("router=segment_group<2, groups of 3, top_k<2>>") == 0);
+}
+
 TEST_CASE("sticky: the experts of the token before have a bonus") {
   const one_sequence s(3);
   ms::routing_call<double> call;
@@ -293,6 +328,9 @@ TEST_CASE_TEMPLATE("routers with memory: speculation gives the tokens of plain d
                    ms::cpu<ms::bf16>, ms::reference<double>) {
   check_speculation<with<segment<top_k<2>, 4>>, B>({.sizes = tiny_sizes});
   check_speculation<with<segment<top_k<2>, 3, 1>>, B>({.sizes = tiny_sizes, .router = {.from_layer = 1}});
+  ms::sizes six = tiny_sizes;
+  six.experts = 6;
+  check_speculation<with<segment_group<top_k<2>, 4, 3>>, B>({.sizes = six});
   check_speculation<with<sticky<biased<sigmoid_top_k<2>>>, ms::shared_expert::gated>, B>({.sizes = tiny_sizes});
   check_speculation<with<ms::router::hash<2>, ms::shared_expert::always>, B>({.sizes = tiny_sizes});
 }
