@@ -101,6 +101,11 @@ template <class V, class B> void check_decoders(const ms::config<V>& c, std::uin
   check_alone<V, B>(c, compose<draft::either<>>{}, greedy, seed);
   check_alone<V, B>(c, compose<draft::self, acceptance::exact, fixed>{.draft = {.vocabulary = 2}}, greedy, seed);
   check_alone<V, B>(c, compose<draft::fewer_experts, acceptance::exact, fixed>{}, greedy, seed);
+  ms::config<plain> drafting{.sizes = random_sizes(seed + 50)};
+  drafting.sizes.vocab = c.sizes.vocab;
+  ms::model<plain, B> small(drafting, ms::seed{seed});
+  check_alone<V, B>(c, compose<draft::small_model<ms::model<plain, B>>, acceptance::exact, fixed>{.draft = {&small}},
+                    greedy, seed);
   using rule = exit_rule::max_probability;
   check_alone<V, B>(c, decoder::early_exit<rule>{.rule = {.threshold = 0.3f}}, greedy, seed);
   check_alone<V, B>(c, decoder::early_exit<rule, missing_kv::recompute>{.rule = {.threshold = 0.3f}}, greedy, seed);
@@ -138,14 +143,66 @@ TEST_CASE("rows of a batch share calls, and experts are read once for all of the
   ms::batch_session batch(m, 5);
   const std::vector<std::vector<int>> same(5, prompt);
   const auto together = batch.generate(same, options, ms::decoder::autoregressive{});
-  CHECK(batch.stats.calls == tokens);
-  CHECK(batch.stats.rows == 5 * tokens);
+  CHECK(batch.stats.layer_calls == tokens * 4);
+  CHECK(batch.stats.layer_rows == 5 * tokens * 4);
   CHECK(batch.stats.experts_read == tokens * 2 * 2);  // two MoE layers, two experts each: those of one sequence
   for (const ms::generated& g : together) CHECK(g.stats.layer_steps == alone.stats.layer_steps);
   // Where rows leave early, the others' calls have fewer rows: work shrinks with the layers run.
   const ms::decoder::early_exit<ms::exit_rule::fixed> half{.rule = {.exit_layer = 2}};
   batch.generate(same, options, half);
   CHECK(batch.stats.experts_read == tokens * 2);
+  CHECK(batch.stats.layer_rows == 5 * tokens * 2);
+}
+
+TEST_CASE("time in a batch: sequences share it, and none counts what it waited") {
+  ms::model<plain, ms::cpu<float>> m(shape, ms::seed{3});
+  ms::batch_session batch(m, 5);
+  const std::vector<std::vector<int>> prompts(10, random_tokens(9, 17, 5));
+  double sum = 0;
+  for (const ms::generated& g : batch.generate(prompts, {.max_new_tokens = 20}, fixed_length{})) {
+    CHECK(g.stats.seconds > 0);
+    CHECK(g.stats.draft_seconds + g.stats.verify_seconds <= g.stats.seconds);
+    sum += g.stats.seconds;
+  }
+  CHECK(sum <= batch.stats.seconds);
+}
+
+namespace {
+
+/// Leaves after the layer that its prompt begins with.
+struct leaves_by_prompt {
+  static constexpr std::string_view name = "leaves_by_prompt";
+  template <class Session> struct on {
+    on(const leaves_by_prompt&, Session&) {}
+    template <class Sink> void round(Session& s, ms::sampler& draw_from, int, Sink&& sink) {
+      using T = typename Session::T;
+      const auto scope = s.memory().scope();
+      const int depth = s.tokens().front();
+      const ms::mat<T> x = s.memory().template take<T>(1, s.model().sizes().dim);
+      const ms::mat<T> logits = s.memory().template take<T>(1, s.model().sizes().vocab);
+      s.embed(x);
+      s.run(0, depth, x, s.position());
+      s.propagate(depth, x, s.position());
+      s.logits(logits, x, depth);
+      ms::emit_next<T>(s, draw_from, logits.row(0), depth, sink);
+    }
+  };
+};
+
+}  // namespace
+
+TEST_CASE("who goes deep is not passed over for ever") {
+  ms::model<plain, ms::cpu<float>> m(shape, ms::seed{3});
+  ms::batch_session batch(m, 2);
+  std::vector<std::vector<int>> prompts(40, {1, 5});
+  prompts[0] = {4, 5};  // all four layers; the others, one after the other in the second slot, one
+  std::vector<std::size_t> ended;
+  std::vector<int> made(prompts.size());
+  batch.generate(prompts, {.max_new_tokens = 12}, leaves_by_prompt{}, [&](std::size_t i, const ms::emitted&) {
+    if (++made[i] == 12) ended.push_back(i);
+  });
+  CHECK(ended.size() == prompts.size());
+  CHECK(ended.back() != 0);
 }
 
 TEST_CASE("a sequence of a batch can be ended without the others") {
@@ -180,5 +237,12 @@ TEST_CASE("what fails in a batch names the prompt and leaves the batch usable") 
                   refusal);
   const auto again = batch.generate(prompts, options, fixed_length{});
   for (std::size_t i = 0; i < prompts.size(); ++i) CHECK(again[i].ids() == good[i].ids());
+  prompts[1] = {9, 9};  // nine layers of four
+  CHECK_THROWS_WITH_AS(batch.generate(prompts, options, leaves_by_prompt{}), doctest::Contains("prompts["),
+                       ms::config_error);
+  CHECK_THROWS_WITH_AS(
+      batch.generate(prompts, options, fixed_length{},
+                     [&](std::size_t, const ms::emitted&) { batch.generate(prompts, options, fixed_length{}); }),
+      doctest::Contains("this batch is at work"), ms::config_error);
   CHECK_THROWS_AS((ms::batch_session<plain, ms::cpu<float>>(m, 0)), ms::config_error);
 }

@@ -359,10 +359,13 @@ TEST_CASE("routers with memory: one token at a time routes as the whole text at 
 
 using segment_of_four = segment<top_k<2>, 4, 1>;
 
+using segment_of_group = segment_group<top_k<2>, 4, 3>;
+
 TEST_CASE_TEMPLATE("routers with memory: long prompts, sessions used again, truncation", R, segment_of_four,
-                   sticky<top_k<2>>) {
+                   segment_of_group, sticky<top_k<2>>) {
   using V = with<R>;
   ms::config<V> c{.sizes = tiny_sizes, .exits = ms::exits_after(2)};
+  c.sizes.experts = 6;
   c.sizes.context = 400;
   ms::model<V, ms::cpu<float>> m(c, ms::seed{6});
   const std::vector<int> prompt = random_tokens(300, c.sizes.vocab, 2), other = random_tokens(170, c.sizes.vocab, 3);

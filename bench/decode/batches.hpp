@@ -18,16 +18,18 @@ template <class V> void batches(report& out, const std::string& name, ms::model<
   };
   const int slots = int(prompts.size());
   const auto line = [&](const std::string& what, const auto& decoder) {
-    ms::batch_session together(m, slots);
     std::vector<double> ratios;
+    double rows = 0;
     for (int repeat = -1; repeat < 5; ++repeat) {
+      ms::batch_session together(m, slots);  // a new one: what was learned before does not help
       const double before = one_by_one();
       const double batch = time_of([&] { together.generate(prompts, options, decoder); });
       const double after = one_by_one();
+      rows = double(together.stats.layer_rows) / double(together.stats.layer_calls);
       if (repeat >= 0) ratios.push_back((before + after) / 2 / batch);  // else warm-up
     }
     out.line(ms::text("batch_", slots, ".", name, ".", what), median(ratios), "ratio", "one by one, plainly",
-             ms::text(double(together.stats.rows) / double(together.stats.calls), " rows a call"));
+             ms::text(rows, " rows a call"));
   };
   line("plain", ms::decoder::autoregressive{});
   line("default", typename V::decoder{});

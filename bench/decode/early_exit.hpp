@@ -59,7 +59,8 @@ template <class V> void early_exit(report& out, ms::model<V, weights_in_bf16>& m
   const ms::calibration c = ms::calibrate(m, known, {.tolerance = 0.05, .confidence = 0.95});
   const detail::agreement held_out = detail::agreement_on(m, prompts_of(unseen, measured_on, length), c.threshold);
   out.line("early_exit.threshold", c.threshold, "probability");
-  out.line("early_exit.agreement", held_out.same, "ratio", "tokens", "tolerance 0.05, confidence 0.95");
+  out.line("early_exit.agreement", held_out.same, "ratio", "tokens",
+           "tolerance 0.05, confidence 0.95; calibrated on windows of one text, which are not independent");
   out.line("early_exit.layers_per_token", held_out.layers, "layers", "", ms::text("of ", m.layers()));
 
   const auto rule = c.as<ms::exit_rule::max_probability>();

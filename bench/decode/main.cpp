@@ -1,4 +1,4 @@
-// Decoding, timed: bandwidth, early exit, speculation.
+// Decoding, timed: bandwidth, batches, early exit, speculation.
 //   ./run bench decode [--model FILE --text FILE] [--json FILE]     FILE: a model of examples/models, and text for its prompts
 #include "moeskip/formats/text.hpp"
 #include "moeskip/model/checkpoint.hpp"

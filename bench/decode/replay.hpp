@@ -89,12 +89,13 @@ struct replayed_self {
 /// V, following a trace.
 template <class V> struct following : V { using router = replayed<typename V::router>; };
 
-/// The variant's model, `scale` times as wide everywhere but in what the trace has: layers, experts, choices.
+/// The variant's model, `scale` times as wide everywhere, its vocabulary included; layers, experts and choices are those of
+/// the trace. So each part has the same share of a token's weights.
 template <class V> ms::config<following<V>> enlarged(const ms::config<V>& c, int scale, const trace& t) {
   ms::config<following<V>> out;
   out.sizes = c.sizes, out.exits = c.exits, out.exit_head = c.exit_head;
   out.sizes.dim *= scale, out.sizes.ffn *= scale, out.sizes.dense_ffn *= scale, out.sizes.shared_ffn *= scale;
-  out.sizes.heads *= scale, out.sizes.kv_heads *= scale;
+  out.sizes.heads *= scale, out.sizes.kv_heads *= scale, out.sizes.vocab *= scale;
   out.router = {c.router, &t};
   return out;
 }

@@ -57,8 +57,7 @@ template <class V, class B> trace record(ms::model<V, B>& m, std::span<const int
   const auto made = ms::generate(m, prompt, {}, ms::decoder::autoregressive{}, [](const ms::emitted&) {});
   for (const int id : made.ids()) t.text.push_back(id);
   t.experts.assign(std::size_t(t.tokens() * t.layers * t.per_token), -1);
-  for (int e = 1; e <= m.layers(); ++e)
-    if (e == m.layers() || (m.configuration().exits.contains(e) && m.has_exit(e))) t.readings.exits.push_back(e);
+  t.readings.exits = ms::exits_of("replay", m);
   ms::arena memory;
   routing_recorder watch(memory, t);
   ms::read_exits(m, ms::exit_rule::max_probability{}, t.text, t.readings, watch);

@@ -1,4 +1,4 @@
-// Every layer MoE: the baseline, LayerSkip's losses and dropout, expert dropout, all of it with routing locality; and as
+// Every layer MoE: the baseline, exit losses and layer dropout, expert dropout, all of it with a shared expert; and as
 // yardsticks a model of half the depth and a dense one of equal active size, both trained alone.
 #include "../../examples/models/models.hpp"
 #include "study.hpp"

@@ -1,4 +1,4 @@
-// MoE every 4th layer, the others dense: the baseline, and LayerSkip's losses and dropout with expert dropout; and a model
+// MoE every 4th layer, the others dense: the baseline, and exit losses with all dropout and a shared expert; and a model
 // small enough to draft for either.
 #include "../../examples/models/models.hpp"
 #include "study.hpp"

@@ -36,9 +36,12 @@ class fibre {
         mmap(nullptr, stack_bytes + page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     MOESKIP_CHECK(error, p != MAP_FAILED, "no memory for the stack of a fibre: ", stack_bytes, " bytes");
     memory_ = static_cast<char*>(p);
-    mprotect(memory_, page_, PROT_NONE);  // stacks grow down: who overruns one stops here
+    const bool guarded = mprotect(memory_, page_, PROT_NONE) == 0;  // stacks grow down: who overruns one stops here
+    if (!guarded) munmap(memory_, stack_bytes + page_);
+    MOESKIP_CHECK(error, guarded, "the stack of a fibre cannot be guarded: too many mappings?");
   }
   fibre(const fibre&) = delete;
+  fibre& operator=(const fibre&) = delete;
   /// One that has begun and not ended is unwound: its pause() throws, so that what it holds is given back.
   ~fibre() {
     if (begun_ && !done_) {
@@ -56,6 +59,7 @@ class fibre {
   }
   /// From inside the body: back to whoever resumed it.
   void pause() {
+    if (unwinding_) throw unwound{};
     before_switch(&fake_stack_, caller_bottom_, caller_size_);
     swapcontext(&inside_, &outside_);
     after_switch(fake_stack_);
@@ -125,3 +129,5 @@ class fibre {
 };
 
 }  // namespace moeskip
+
+#undef MOESKIP_ASAN

@@ -18,8 +18,8 @@ namespace moeskip {
 
 /// What the calls of a batch had in common.
 struct batch_stats {
-  long long calls = 0, rows = 0;  // of run(): calls of the model, and rows in them
-  long long experts_read = 0;     // distinct experts of each call and layer
+  long long layer_calls = 0, layer_rows = 0;  // calls of single layers, and the rows in them
+  long long experts_read = 0;                 // distinct experts of each call and layer
   double seconds = 0;
 };
 
@@ -44,10 +44,15 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   template <class Decoder, class Sink> std::vector<generated> generate(std::span<const std::vector<int>> prompts,
                                                                        const generation& options,
                                                                        const Decoder& decoder, Sink&& sink) {
+    for (const lane& l : lanes_)
+      MOESKIP_CHECK(config_error, !l.work, "this batch is at work: a sink cannot start another generation in it");
     const double start = now();
     stats = {};
     std::vector<generated> out(prompts.size());
     std::size_t next = 0;
+    const at_end clear{[&] {  // unwinds what an exception left waiting
+      for (lane& l : lanes_) l = {};
+    }};
     for (std::size_t s = 0; s < std::min(lanes_.size(), prompts.size()); ++s)
       lanes_[s] = {std::make_unique<fibre>([&, s] {
         while (next < prompts.size()) {
@@ -60,9 +65,6 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
           }
         }
       })};
-    const at_end clear{[&] {  // unwinds what an exception left waiting
-      for (lane& l : lanes_) l = {};
-    }};
     for (lane& l : lanes_)
       if (l.work) resume(l);
     while (serve_lowest()) {}
@@ -77,6 +79,8 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   batch_stats stats;
 
  private:
+  static constexpr int patience = 64;  // calls: more than a round of drafts and heads of all of them
+
   enum class kind { head, fill, layers };  // in this order at the same layer: what sets others free goes first
 
   /// A call that a fibre waits for.
@@ -87,6 +91,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
     mat<T> out{};
     token_rows rows{};
     int most_experts = expert_set::capacity;
+    int passed_over = 0;  // times that others were served instead
 
     index_t count() const { return x.rows(); }
     /// Whether one call can serve both.
@@ -131,12 +136,15 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   // ---- inside a fibre ----
 
   void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) override {
+    model_.check_layers(first, last);
     wait(rows.slot[0], {kind::layers, first, last, x, {}, rows, most_experts});
   }
   void logits(mat<T> out, mat<const T> x, int exit_layer, int slot) override {
+    model_.check_head(exit_layer, out.cols());
     wait(slot, {kind::head, exit_layer, exit_layer, changeable(x), out});
   }
   void propagate(int first, mat<const T> x, const token_rows& rows) override {
+    model_.check_layers(first, model_.layers());
     wait(rows.slot[0], {kind::fill, first, model_.layers(), changeable(x), {}, rows});
   }
   double seconds(int slot) const override { return now() - lanes_[std::size_t(slot)].idle; }
@@ -156,10 +164,13 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   }
 
   /// Runs the requests that stand at the lowest layer, as far as the next layer where others wait, and sets free those
-  /// that are done. Shallow work first: drafts are finished before verifications, which so come together.
+  /// that are done. Shallow work first: drafts are finished before verifications,
+  /// which so come together. But nobody is passed over for ever.
   bool serve_lowest() {
     request* lowest = nullptr;
     const auto before = [](const request& a, const request& b) {
+      const bool a_late = a.passed_over > patience, b_late = b.passed_over > patience;
+      if (a_late != b_late) return a_late;
       return a.layer != b.layer ? a.layer < b.layer : a.what < b.what;
     };
     for (const lane& l : lanes_)
@@ -175,7 +186,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
       if (!l.waits) continue;
       request& r = *l.waits;
       if (r.joins(first)) group_.push_back(&l), rows += r.count(), stop = std::min(stop, r.last);
-      else if (r.layer > layer) stop = std::min(stop, r.layer);
+      else if (++r.passed_over; r.layer > layer) stop = std::min(stop, r.layer);
     }
     const double start = now();
     const auto scope = memory_.scope();
@@ -189,7 +200,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
         model_.propagate(layer, stop, x, *kv_, at, memory_);
       } else {
         model_.run_layers(layer, stop, x, *kv_, at, tape_);
-        ++stats.calls, stats.rows += x.rows();
+        stats.layer_calls += stop - layer, stats.layer_rows += (stop - layer) * x.rows();
       }
     });
     const double took = now() - start;
@@ -198,9 +209,13 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
       request& r = *l->waits;
       l->idle += now() - l->since - took * double(r.count()) / double(rows);
       l->since = now();
+      r.passed_over = 0;
       if ((r.layer = stop) >= r.last) l->waits = nullptr, done_.push_back(l);
     }
-    for (lane* l : done_) resume(*l);
+    for (lane* l : done_) {
+      l->idle += now() - l->since;
+      resume(*l);
+    }
     return true;
   }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -89,10 +88,10 @@ template <class V, class B, class Decoder, class Sink> generated generate(sessio
     for (const int token : options.stop)
       if (going && e.token == token) going = false, out.reason = finish::stop_token;
   };
-  const auto start = std::chrono::steady_clock::now();
+  const double start = s.seconds();
   while (going && int(out.tokens.size()) < most) rounds.round(s, draw_from, most - int(out.tokens.size()), receive);
   if constexpr (requires { rounds.finish(s); }) rounds.finish(s);
-  s.stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  s.stats.seconds = s.seconds() - start;
   // A round may have settled more tokens than were taken: neither the session nor the statistics keep them.
   s.truncate(length + int(out.tokens.size()));
   s.stats.count(out.tokens);

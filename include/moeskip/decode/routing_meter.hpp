@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 #include <vector>
 
 #include "moeskip/concepts/router.hpp"
@@ -29,7 +31,7 @@ class routing_meter : public no_tape {
       : no_tape(memory),
         experts_(s.experts),
         per_token_(per_token),
-        phases_(segment_length),
+        phases_(std::min(segment_length, most_phases)),
         layers_(std::size_t(s.layers)) {}
 
   template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
@@ -53,10 +55,15 @@ class routing_meter : public no_tape {
     return {*this};
   }
 
-  /// From now on tokens are learned from; this costs about a microsecond for each.
+  /// From now on tokens are learned from, one in three of them: up to `longest` unions of sets each.
   void learn() {
     learning_ = true;
+    while (std::gcd(every_, phases_) > 1) ++every_;
     for (layer_runs& l : layers_) l.mean.resize(std::size_t(phases_ * longest));
+  }
+  /// Another text begins: its tokens do not follow those seen.
+  void forget_tokens() {
+    for (layer_runs& l : layers_) std::fill(std::begin(l.position), std::end(l.position), 0);
   }
   int phases() const { return phases_; }
   double distinct(int layer, int phase, int tokens) const {
@@ -71,7 +78,7 @@ class routing_meter : public no_tape {
   void reset_experts_read() { experts_read_ = 0; }
 
  private:
-  static constexpr int every = 3;  // tokens between those that are learned from: no divisor of usual segments
+  static constexpr int most_phases = 64;               // what is learned of longer segments is a mean over them
   static constexpr double prior = 1, memory_of = 200;  // observations
   struct average {
     double value = 0, count = 0;
@@ -80,7 +87,7 @@ class routing_meter : public no_tape {
     std::vector<average> mean;   // (phases, longest)
     expert_set at[longest];      // experts of the token at a position modulo `longest`
     int position[longest] = {};  // that position plus one; 0: none yet
-    int until_next = every;
+    int until_next = 1;
   };
 
   void learn(layer_runs& l, int position, vec<const int> chosen) {
@@ -88,7 +95,7 @@ class routing_meter : public no_tape {
     for (const int e : chosen) mine.insert(e);
     l.position[position % longest] = position + 1;
     if (--l.until_next > 0) return;
-    l.until_next = every;
+    l.until_next = every_;
     expert_set all;
     for (int n = 1, from = position; n <= longest && from >= 0; ++n, --from) {
       if (l.position[from % longest] != from + 1) break;
@@ -103,6 +110,7 @@ class routing_meter : public no_tape {
   double per_token_;
   int phases_, most_experts_ = expert_set::capacity;
   bool learning_ = false;
+  int every_ = 3;  // tokens from one that is learned from to the next: all phases have their turn
   long long experts_read_ = 0;
   std::vector<layer_runs> layers_;
 };

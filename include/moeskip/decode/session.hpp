@@ -33,7 +33,7 @@ struct decode_stats {
   std::array<int, positions> drafted_at{}, accepted_at{};  // the same for the 1st, 2nd … token of a draft
   long long layer_steps = 0;                               // layers run, summed over tokens
   long long experts_read = 0;                              // distinct experts of each call and layer
-  double seconds = 0;                                      // from after the prefill to the end, deferred work included
+  double seconds = 0;                                      // from after the prefill to the end; in a batch its share
   double draft_seconds = 0, verify_seconds = 0;            // of these; plain steps count as verification
 
   void count(const speculation_round& r) {
@@ -120,6 +120,7 @@ template <class V, class B> class session {
     all.reserve(std::size_t(context()) + 1);
     all.assign(prompt.begin(), prompt.end());
     tokens_.clear();
+    tape_.forget_tokens();
     const int known = int(all.size()) - 1;
     for (int first = 0; first < known; first += prefill_chunk) {
       const auto scope = memory_.scope();

@@ -80,7 +80,7 @@ void read_exits(model<V, B>& m, const Rule& rule, std::span<const int> text, exi
       if (Rule::reads_logits) seen.logits = logits.row(row);
       if (Rule::reads_streams && e > 0) seen.previous_stream = before.row(n);
       out.predicted[std::size_t(n * E + e)] = argmax<T>(logits.row(row));
-      out.confidence[std::size_t(n * E + e)] = rule.template confidence<T>(seen);
+      if (e + 1 < E) out.confidence[std::size_t(n * E + e)] = rule.template confidence<T>(seen);
     }
   }
 }

@@ -95,10 +95,8 @@ template <class V, class B> class model {
   /// logits (N, n) of the residual stream x (N, D) after exit_layer layers, for the first n ids of the vocabulary; normed
   /// (N, D) keeps what is projected. Throws config_error where there is no such exit, or n is more than there are.
   void head(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
-    check_exit(exit_layer);
+    check_head(exit_layer, logits.cols());
     head_weights<const W> w = weights_.head(exit_layer);
-    MOESKIP_CHECK(config_error, logits.cols() <= sizes().vocab && logits.cols() >= w.down.rows(),
-                  "head: expected logits for ", w.down.rows(), " to ", sizes().vocab, " ids, got ", logits.cols());
     w.projection = w.projection.rows(0, logits.cols());
     if (w.down.empty()) return norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
     rms_norm(backend_, normed, x, w.norm, sizes().norm_eps);
@@ -152,12 +150,20 @@ template <class V, class B> class model {
                        " layers has exits after ", names, layers());
   }
 
- private:
+  /// Throws config_error unless this exit can give logits for the first `ids` ids.
+  void check_head(int exit_layer, index_t ids) const {
+    check_exit(exit_layer);
+    const index_t rank = weights_.head(exit_layer).down.rows();
+    MOESKIP_CHECK(config_error, ids >= rank && ids <= sizes().vocab, "exit layer ", exit_layer,
+                  ": expected logits for ", rank, " to ", sizes().vocab, " ids, got ", ids);
+  }
+  /// Throws config_error unless these are layers of this model.
   void check_layers(int first, int last) const {
     MOESKIP_CHECK(config_error, 0 <= first && first <= last && last <= layers(), "layers [", first, ", ", last,
                   ") are not in this model of ", layers(), " layers");
   }
 
+ private:
   /// Which rows a layer worked on while training; the others passed by.
   struct participation {
     bool everyone;

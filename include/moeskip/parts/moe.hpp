@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "moeskip/concepts/expert_dropout.hpp"
 #include "moeskip/memory/tape.hpp"
@@ -167,15 +168,20 @@ template <class V, class B> struct moe {
     return call;
   }
 
-  /// Leaves each row the first `most` of its experts, with all that its gates add up to.
+  /// Leaves each row the `most` experts with the largest gates, with all that its gates add up to.
   static void keep_best(const routing<T>& r, int most) {
     for (index_t n = 0; n < r.chosen.rows(); ++n) {
       T all{}, kept{};
-      for (int k = 0; k < K; ++k) {
-        all += r.gate(n, k);
+      for (int k = 0; k < K; ++k) all += r.gate(n, k);
+      for (int k = 0; k < K; ++k) {  // a router may choose in another order
+        int best = k;
+        for (int j = k + 1; j < K; ++j)
+          if (real_part(r.gate(n, j)) > real_part(r.gate(n, best))) best = j;
+        std::swap(r.gate(n, k), r.gate(n, best)), std::swap(r.chosen(n, k), r.chosen(n, best));
         if (k < most) kept += r.gate(n, k);
         else r.chosen(n, k) = -1, r.gate(n, k) = T{};
       }
+      if (kept == T{}) continue;
       for (int k = 0; k < most; ++k) r.gate(n, k) = r.gate(n, k) * all / kept;
     }
   }

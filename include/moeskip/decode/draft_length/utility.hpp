@@ -74,19 +74,24 @@ struct utility {
     double elapsed = 0, lead = 0;            // seconds, in all and gained over plain decoding
     double watching = 0;                     // seconds that may go into asking other exits
     long rounds = 0, last_plain = 0, resting = 0;
-    std::size_t next_watched = 0, next_computed = 0;
+    std::size_t next_watched = 0;
+    std::vector<long> visits;  // [phase]: rounds that began there
+    long kind = 0;             // of the draft that all this was learned of
   };
 
   template <class Session, class Draft> class on {
    public:
     on(const utility& o, Session& s, Draft& draft)
         : most_(o.num_speculations), mind_(s.template learned<learned<Draft>>()) {
+      if constexpr (requires { draft.kind(); })
+        if (mind_.kind != draft.kind()) mind_ = {}, mind_.kind = draft.kind();
       if (mind_.costs.described()) return;
       s.meter().learn();
       mind_.costs.describe(s.model().configuration(), s.meter());
       if constexpr (requires { draft.head_share(s); }) mind_.costs.set_head_share(draft.head_share(s));
       mind_.accepted.resize(std::size_t(s.model().layers()) + 1);
       mind_.worths.resize(std::size_t(s.meter().phases()) * mind_.accepted.size());
+      mind_.visits.resize(std::size_t(s.meter().phases()));
     }
 
     int plan(Session& s, Draft& draft, int room) {
@@ -129,7 +134,7 @@ struct utility {
     }
 
    private:
-    static constexpr long warm_up = 2, beginning = 16, compute_every = 4;  // rounds
+    static constexpr long warm_up = 2, first_rounds = 16, compute_every = 4;  // rounds
     static constexpr long plain_every = 64, try_every = 64, rest = 64;
     static constexpr long describe_every = 64, describe_first = 1;  // the prompt has been routed by then
     // Speculation may be behind plain decoding by this many tokens and this share of all time, but then it rests.
@@ -162,14 +167,17 @@ struct utility {
     /// worth of the one in use is computed anew, and that of another in turn.
     void choose(Draft& draft) {
       exit_ = draft.exit_layer();
-      const bool again = mind_.rounds % compute_every == 0 || mind_.rounds < beginning;
+      const bool beginning = mind_.rounds < first_rounds;
+      const long visit =
+          mind_.visits[std::size_t(phase_)]++;  // positions and plain rounds rise in step: count each phase
+      const bool again = visit % compute_every == 0 || beginning;
       if (again || !worth_of(exit_).known()) compute(exit_);
       const auto better = [&](int e) {
         if (worth_of(e)(0, 1) > worth_of(exit_)(0, 1)) exit_ = e;
       };
       if constexpr (can_watch) {
         const auto exits = draft.exits();
-        if (again) compute(exits[mind_.next_computed++ % exits.size()]);
+        if (again) compute(exits[std::size_t(beginning ? visit : visit / compute_every) % exits.size()]);
         for (const int e : exits) better(e);
         draft.leave_at(exit_);
       } else {

@@ -25,7 +25,10 @@ struct probe {
                   " numbers, as ms::fit_probe makes them for a model of ", layers, " layers, got ", weights.size());
   }
 
+  /// Throws config_error for a stream of another width.
   template <class T> double confidence(const exit_evidence<T>& seen) const {
+    MOESKIP_CHECK(config_error, seen.stream.size() == dim, name, ".dim: expected ", seen.stream.size(),
+                  ", the model's, got ", dim);
     return 1 / (1 + std::exp(-score(seen.stream, &weights[std::size_t(seen.exit_layer) * std::size_t(dim + 1)])));
   }
   template <class T> bool leaves(const exit_evidence<T>& seen, state&) const {

@@ -28,6 +28,8 @@ struct fewer_experts {
     }
     /// None of the model's layers as they are.
     static int exit_layer() { return 0; }
+    /// What is learned of one kind of draft says nothing of another.
+    long kind() const { return long(depth_) * expert_set::capacity + experts_; }
 
     void begin(Session& s, int) { at_ = s.position(); }
     bool next(Session& s, int token, vec<T> logits) {

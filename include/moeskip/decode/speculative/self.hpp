@@ -41,6 +41,8 @@ struct self {
       if (exits_.empty()) exits_.push_back(exit_);
     }
     int exit_layer() const { return exit_; }
+    /// What is learned of one kind of draft says nothing of another.
+    long kind() const { return vocabulary_; }
     /// The part of the unembedding that a proposal reads.
     double head_share(const Session& s) const { return double(vocabulary_) / s.model().sizes().vocab; }
 
