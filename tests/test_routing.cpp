@@ -376,7 +376,7 @@ TEST_CASE_TEMPLATE("routers with memory: long prompts, sessions used again, trun
   int early = 0;
   ms::generate(used, other, {.max_new_tokens = 200}, ms::decoder::early_exit<>{.rule = {.threshold = 0.3f}},
                [&](const ms::emitted& e) { early += e.exit_layer < 4; });
-  CHECK(early > 20);  // tokens that left the upper layers without a choice
+  CHECK(early >= 10);  // tokens that left the upper layers without a choice
   CHECK(early < 200);
   const fixed_length speculative{.length = {.num_speculations = 5}};
   CHECK(ms::generate(used, prompt, options, speculative, none).ids() == want.ids());

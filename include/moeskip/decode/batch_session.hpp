@@ -79,7 +79,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   batch_stats stats;
 
  private:
-  static constexpr int patience = 64;  // calls: more than a round of drafts and heads of all of them
+  static constexpr int patience = 32;  // calls: more than a long draft and its heads take
 
   enum class kind { head, fill, layers };  // in this order at the same layer: what sets others free goes first
 
@@ -150,7 +150,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   double seconds(int slot) const override { return now() - lanes_[std::size_t(slot)].idle; }
 
   void wait(int slot, request r) {
-    if (r.count() == 0 || (r.what == kind::layers && r.layer == r.last)) return;
+    if (r.count() == 0 || (r.what != kind::head && r.layer == r.last)) return;
     lane& l = lanes_[std::size_t(slot)];
     l.waits = &r, l.since = now();
     l.work->pause();
