@@ -143,7 +143,7 @@ class Plot:
 
 def ticks(low, high, count=6):
     step = 10 ** len(str(int((high - low) / count))) if high - low > count else 1
-    for candidate in (0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5):
+    for candidate in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5):
         if (high - low) / candidate <= count:
             step = candidate
             break
