@@ -27,9 +27,7 @@ void print_depth(const ms::report::report_data& d) {
     const ms::exit_judged& x = d.exits[e];
     rows.push_back({ms::text("layer ", x.exit_layer), fixed(x.bits, 4), percent(x.correct), percent(x.agreement),
                     percent(double(d.histogram[e]) / double(d.tokens_read)),
-                    e < d.reliability.size()
-                        ? fixed(ms::calibration_error(d.reliability[e], &ms::confidence_bin::agreement), 3)
-                        : "–"});
+                    e < d.reliability.size() ? fixed(ms::calibration_error(d.reliability[e]), 3) : "–"});
   }
   print(table(rows));
   print(ms::text("\nLeaving at confidence ", d.threshold, " (", d.threshold_from, "): ",
@@ -75,7 +73,7 @@ action declare_eval(CLI::App& app) {
   app.footer(
       "right: the most likely next byte is the text's. as full depth: it is the one that all layers would say. ECE: "
       "mean distance "
-      "between an exit's confidence and how often it says what the full depth says.\n"
+      "between an exit's confidence and how often it is right.\n"
       "MaxVio: load of the busiest expert over a fair one, less 1. CV: deviation of loads over their mean. entropy: 1 "
       "is perfect "
       "balance. dead: experts with under a hundredth of a fair load. overload: by how much 4 devices with a quarter of "

@@ -25,6 +25,19 @@ void name(report_data& d, const model_facts& f, const std::string& text_name, co
              {"weights", f.weights},     {"bytes read per token", ms::grouped(f.footprint.bytes_per_token)}};
   d.parameters = double(f.footprint.parameters), d.active_parameters = double(f.footprint.active_parameters);
   d.layers = s.layers;
+  d.token_names = byte_names();
+}
+
+/// How a reader sees a byte.
+std::vector<std::string> byte_names() {
+  std::vector<std::string> names;
+  for (int id = 0; id < 256; ++id)
+    names.push_back(id == ' '                ? "␣"
+                    : id == '\n'             ? "↵"
+                    : id == '\t'             ? "⇥"
+                    : id > 0x20 && id < 0x7F ? std::string(1, char(id))
+                                             : ms::text("#", id));
+  return names;
 }
 
 void depth(report_data& d, any_model& m, const texts& all, const threshold_option& threshold) {
@@ -56,7 +69,7 @@ nlohmann::json depth_json(const report_data& d) {
         {"exit_layer", x.exit_layer}, {"bits_per_byte", x.bits}, {"correct", x.correct}, {"agreement", x.agreement}};
     if (e < d.histogram.size()) one["tokens_leaving"] = d.histogram[e];
     if (e < d.reliability.size()) {
-      one["calibration_error"] = ms::calibration_error(d.reliability[e], &ms::confidence_bin::agreement);
+      one["calibration_error"] = ms::calibration_error(d.reliability[e]);
       for (const ms::confidence_bin& b : d.reliability[e])
         one["reliability"].push_back(
             {{"tokens", b.tokens}, {"confidence", b.confidence}, {"correct", b.correct}, {"agreement", b.agreement}});

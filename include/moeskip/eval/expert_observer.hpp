@@ -1,5 +1,5 @@
 // Watches the routing of inference passes as routing_observer does, and counts besides which experts meet in a token and
-// which ids they see.
+// which ids they see, and keeps the choices of the first tokens.
 #pragma once
 
 #include <array>
@@ -14,14 +14,17 @@ namespace moeskip {
 /// What a MoE layer's tokens chose.
 struct expert_counts {
   int layer = 0;
-  expert_pairs within;     // (E, E) both in this layer; of the diagonal, an expert with itself
-  expert_pairs before;     // (E', E) one in the MoE layer before, the other in this one; of the first layer empty
+  expert_pairs within;  // (E, E) both in this layer; of the diagonal, an expert with itself
+  expert_pairs before;  // (E', E) one in the MoE layer before, the other in this one; of the first layer empty
+  std::vector<int> first_tokens{}, first_choices{};  // (n), (n, K) of the first n = expert_observer::traced rows
   token_experts ids[2]{};  // of sequences with even and with odd slots: one half predicts the other
 };
 
 /// A tape for run_layers. Passes must run the layers of a call in order, all with the same rows, as evaluate() does.
 class expert_observer : public routing_observer {
  public:
+  static constexpr std::size_t traced = 72;  // tokens whose choices are kept
+
   expert_observer(arena& memory, int vocab) : routing_observer(memory), vocab_(vocab) {}
 
   template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
@@ -39,6 +42,10 @@ class expert_observer : public routing_observer {
       const vec<const int> chosen = r.chosen.row(n);
       c.within.add(chosen, chosen);
       if (has_before) c.before.add({last_.data() + n * last_cols_, last_cols_}, chosen);
+      if (rows.token.size() && c.first_tokens.size() < traced) {
+        c.first_tokens.push_back(rows.token[n]);
+        c.first_choices.insert(c.first_choices.end(), chosen.begin(), chosen.end());
+      }
       if (rows.token.size()) c.ids[rows.slot[n] % 2].add(rows.token[n], chosen);
     }
     last_layer_ = layer, last_rows_ = rows.size(), last_cols_ = K;

@@ -36,6 +36,7 @@ class token_experts {
   int vocab() const { return int(of_token_.size()); }
   int experts() const { return experts_; }
   long long choices(int token) const { return of_token_[std::size_t(token)]; }
+  long long count(int token, int e) const { return count_[index(token, e)]; }
   double share(int token, int e) const {
     return choices(token) ? double(count_[index(token, e)]) / double(choices(token)) : 0;
   }

@@ -86,7 +86,7 @@ struct heat_map {
   std::function<cell(int, int)> of{};
 
   std::string draw() const {
-    const double left = row_label ? 44 : 14, top = col_label ? 34 : 16;
+    const double left = row_label ? 44 : 0, top = col_label ? 34 : 16;
     svg out(left + cols * cell_width + 2, top + rows * cell_height + 2, what);
     if (!col_name.empty()) out.write(left, 11, col_name, "class=\"m\"");
     if (!row_name.empty()) out.write(0, row_label ? top - 7 : top + 10, row_name, "class=\"m\"");

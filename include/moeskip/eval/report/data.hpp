@@ -55,6 +55,7 @@ struct report_data {
 
   std::vector<layer_routing> routing{};  // of MoE layers
   std::vector<expert_counts> experts{};
+  std::vector<std::string> token_names{};  // by id, as a reader knows them
 
   std::vector<decoded_text> texts{};
   std::vector<decoder_speed> speeds{};

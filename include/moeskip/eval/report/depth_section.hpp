@@ -54,37 +54,32 @@ inline std::string where_tokens_leave(const report_data& d) {
                 bar_chart({.what = "exit histogram", .x_label = "exit layer", .y_label = "% of tokens"}, bars));
 }
 
-inline std::string trade_off(const report_data& d) {
-  series curve{.points = {}, .dots = true};
+/// What is lost and won on the way from running few layers to running all; `of_threshold` and `of_exit` say the same thing
+/// of tokens that leave by confidence and of those that all leave at one exit.
+inline std::string trade_off(const report_data& d, std::string_view title, std::string_view caption, const char* label,
+                             double threshold_judged::*of_threshold, double exit_judged::*of_exit, double scale) {
+  series by_token{.points = {}, .dots = true};
+  series by_exit{.colour = "#8a929d", .points = {}, .dots = true, .attributes = "stroke-dasharray=\"2 4\""};
   extent xs, ys;
-  const auto add = [&](const threshold_judged& t) { xs.add(t.mean_exit), ys.add(t.bits); };
   for (const threshold_judged& t : d.trade_off) {
-    add(t);
-    curve.points.push_back({t.mean_exit,
-                            t.bits,
-                            text("confidence ", fixed(t.threshold, 2), ": ", fixed(t.mean_exit, 2), " layers, ",
-                                 fixed(t.bits, 3), " bits per byte, agrees on ", fixed(100 * t.agreement, 1), " %"),
-                            {}});
+    xs.add(t.mean_exit), ys.add(scale * (t.*of_threshold));
+    by_token.points.push_back({t.mean_exit,
+                               scale * (t.*of_threshold),
+                               text("confidence ", fixed(t.threshold, 2), ": ", fixed(t.mean_exit, 2), " layers, ",
+                                    fixed(t.bits, 3), " bits per byte, agrees on ", fixed(100 * t.agreement, 1), " %"),
+                               {}});
   }
-  series fixed_exits{.points = {}, .dots = true, .line = true, .attributes = "stroke-dasharray=\"2 4\""};
-  fixed_exits.colour = "#8a929d";
   for (const exit_judged& e : d.exits) {
-    if (e.bits > ys.high + 0.5 * (ys.high - ys.low) + 0.05 && e.exit_layer < xs.low)
-      continue;  // it would flatten the rest
-    xs.add(e.exit_layer), ys.add(e.bits);
-    fixed_exits.points.push_back(
-        {double(e.exit_layer),
-         e.bits,
-         text("all tokens leave after layer ", e.exit_layer, ": ", fixed(e.bits, 3), " bits per byte"),
-         {}});
+    xs.add(e.exit_layer), ys.add(scale * (e.*of_exit));
+    by_exit.points.push_back({double(e.exit_layer),
+                              scale * (e.*of_exit),
+                              text("all leave after layer ", e.exit_layer, ": ", fixed(e.bits, 3),
+                                   " bits per byte, agree on ", fixed(100 * e.agreement, 1), " %"),
+                              {}});
   }
-  return figure(
-      "What skipping costs",
-      "Blue: each token leaves where its confidence reaches a threshold. Grey: all leave at the same layer. The "
-      "gap is what it brings to choose token by token.",
-      line_chart(
-          {.what = "bits per byte against layers run", .x_label = "layers run, mean", .y_label = "bits per byte"},
-          {fixed_exits, curve}, xs.padded(), ys.padded()));
+  return figure(title, caption,
+                line_chart({.what = std::string(title), .x_label = "layers run, mean", .y_label = label},
+                           {by_exit, by_token}, xs.padded(), ys.padded()));
 }
 
 inline std::string depth_against_surprise(const report_data& d) {
@@ -111,7 +106,7 @@ inline std::string depth_against_surprise(const report_data& d) {
                  {s}, {0.5, double(d.by_surprise.size()) + 0.5}, ys.padded(0.15), false, ticks));
 }
 
-/// One exit: share of tokens in each bin that agree with the full depth, the area of a dot its number of tokens.
+/// One exit: shares of tokens in each bin that agree with the full depth, the area of a dot their number, and that are right.
 inline std::string reliability_picture(const std::vector<confidence_bin>& bins, int exit_layer, int layers) {
   const chart c{.width = 190,
                 .height = 178,
@@ -123,8 +118,7 @@ inline std::string reliability_picture(const std::vector<confidence_bin>& bins, 
   const extent unit{0, 1};
   svg out(c.width, c.height, c.what);
   out.write(0, 11, text("after layer ", exit_layer), "class=\"v\"");
-  out.write(c.width - 10, 11, text("ECE ", fixed(calibration_error(bins, &confidence_bin::agreement), 3)),
-            "text-anchor=\"end\" class=\"m\"");
+  out.write(c.width - 10, 11, text("ECE ", fixed(calibration_error(bins), 3)), "text-anchor=\"end\" class=\"m\"");
   for (const double t : {0.0, 0.5, 1.0}) {
     out.line(c.left, c.y(t, unit), c.width - c.right, c.y(t, unit), "class=\"grid\"");
     out.write(c.left - 6, c.y(t, unit) + 4, fixed(t, t == 0.5 ? 1 : 0), "text-anchor=\"end\" class=\"m\"");
@@ -134,10 +128,14 @@ inline std::string reliability_picture(const std::vector<confidence_bin>& bins, 
   double most = 1;
   for (const confidence_bin& b : bins) most = std::max(most, double(b.tokens));
   const std::string colour = depth_colour(exit_layer, layers);
-  std::string path;
-  for (const confidence_bin& b : bins)
-    if (b.tokens) path += text(path.empty() ? "M" : "L", at(c.x(b.confidence, unit)), " ", at(c.y(b.agreement, unit)));
-  if (!path.empty()) out.path(path, text("fill=\"none\" stroke-width=\"1.5\" stroke=\"", colour, "\""));
+  const auto curve = [&](double confidence_bin::*share, std::string_view attributes) {
+    std::string path;
+    for (const confidence_bin& b : bins)
+      if (b.tokens) path += text(path.empty() ? "M" : "L", at(c.x(b.confidence, unit)), " ", at(c.y(b.*share, unit)));
+    if (!path.empty()) out.path(path, text("fill=\"none\" ", attributes));
+  };
+  curve(&confidence_bin::correct, text("stroke-width=\"1.5\" stroke=\"", colour, "\" stroke-opacity=\".55\""));
+  curve(&confidence_bin::agreement, text("stroke-width=\"2\" stroke=\"", colour, "\""));
   for (const confidence_bin& b : bins)
     if (b.tokens)
       out.circle(c.x(b.confidence, unit), c.y(b.agreement, unit), 2 + 5 * std::sqrt(double(b.tokens) / most),
@@ -151,20 +149,32 @@ inline std::string confidence_pictures(const report_data& d) {
   std::string body = "<div class=\"multiples\">";
   for (std::size_t e = 0; e < d.reliability.size(); ++e)
     body += reliability_picture(d.reliability[e], d.exits[e].exit_layer, d.layers);
-  return figure(
-      "Can confidence be trusted?",
-      "Confidence of an exit (across) and how often it then says what the full depth says (up); the larger a dot, "
-      "the more tokens. Above the diagonal an exit is too modest, below it too bold. ECE: mean distance from the "
-      "diagonal.",
-      body + "</div>", true);
+  return figure("Can confidence be trusted?",
+                "Confidence of an exit (across) against how often it says what the full depth says (dots, the larger "
+                "the more tokens) and "
+                "what the text says (thin line). ECE: mean distance of the thin line from the diagonal, where "
+                "confidence means what it says. "
+                "How far the dots lie above is what early exit wins beyond that.",
+                body + "</div>", true);
 }
 
 inline std::string depth_section(const report_data& d) {
   if (d.exits.empty()) return {};
   std::string figures = bits_by_exit(d) + agreement_by_exit(d);
   if (!d.histogram.empty()) figures += where_tokens_leave(d);
-  if (d.trade_off.size() > 1) figures += trade_off(d);
   if (!d.by_surprise.empty()) figures += depth_against_surprise(d);
+  if (d.trade_off.size() > 1)
+    figures +=
+        trade_off(
+            d, "Agreement for layers",
+            "Line: each token leaves where its confidence reaches a threshold. Dotted: all leave at the same layer. "
+            "What lies between is what choosing token by token brings to the text that is generated.",
+            "% as full depth", &threshold_judged::agreement, &exit_judged::agreement, 100) +
+        trade_off(
+            d, "Bits for layers",
+            "The same in bits per byte. Leaving early costs probability even where the most likely token stays the "
+            "same, so the dotted line may be the better one here.",
+            "bits per byte", &threshold_judged::bits, &exit_judged::bits, 1);
   if (!d.reliability.empty()) figures += confidence_pictures(d);
   return section(
       "Depth",

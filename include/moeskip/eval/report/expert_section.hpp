@@ -10,6 +10,7 @@
 #include "moeskip/eval/expert_parallel.hpp"
 #include "moeskip/eval/report/charts.hpp"
 #include "moeskip/eval/report/data.hpp"
+#include "moeskip/eval/report/expert_words.hpp"
 #include "moeskip/eval/report/page.hpp"
 
 namespace moeskip::report {
@@ -23,7 +24,7 @@ inline cell ratio_cell(double ratio, double full, std::string said) {
 inline std::string load_map(const report_data& d) {
   int experts = 0;
   for (const layer_routing& l : d.routing) experts = std::max(experts, l.experts);
-  const double wide = std::clamp(860.0 / std::max(1, experts), 7.0, 44.0);
+  const double wide = std::clamp(980.0 / std::max(1, experts), 7.0, 64.0);
   const int every = experts <= 24 ? 1 : experts <= 64 ? 4 : 16;
   const heat_map map{
       .rows = int(d.routing.size()),
@@ -91,6 +92,12 @@ inline std::string layer_table(const report_data& d) {
 /// A small map of a pair of layers, or of one layer with itself.
 inline std::string pair_map(const expert_pairs& p, const std::string& title, bool with_itself) {
   const double side = std::clamp(150.0 / std::max(1, std::max(p.rows(), p.cols())), 3.0, 14.0);
+  const auto one = [&](int a, int b) -> cell {
+    if (with_itself && a == b) return {};
+    return ratio_cell(p.lift(a, b), 6,
+                      text("of the tokens of expert ", a, ", ", fixed(100 * p.given(a, b), 1), " % visit expert ", b,
+                           ": ", fixed(p.lift(a, b), 2), " times as many as by chance"));
+  };
   return heat_map{.rows = p.rows(),
                   .cols = p.cols(),
                   .cell_width = side,
@@ -98,15 +105,7 @@ inline std::string pair_map(const expert_pairs& p, const std::string& title, boo
                   .gap = side > 6 ? 1.0 : 0.5,
                   .what = title,
                   .col_name = title,
-                  .of = [&](int a, int b) -> cell {
-                    if (with_itself && a == b) return {};
-                    const double given = p.given(a, b);
-                    return {std::sqrt(given),
-                            "acc",
-                            text("of the tokens of expert ", a, ", ", fixed(100 * given, 1), " % visit expert ", b,
-                                 ": ", fixed(p.lift(a, b), 2), " times as many as by chance"),
-                            {}};
-                  }}
+                  .of = one}
       .draw();
 }
 
@@ -120,16 +119,17 @@ inline std::string pair_pictures(const report_data& d) {
   }
   std::string out;
   if (!within.empty())
-    out +=
-        figure("Experts that work together",
-               "Co-activation: of the tokens of one expert (down), how many visit another (across) in the same layer.",
-               "<div class=\"multiples\">" + within + "</div>", true);
+    out += figure("Experts that work together",
+                  "Co-activation: how often tokens of one expert (down) visit another one (across) in the same layer, "
+                  "against chance. "
+                  "Orange: more often, blue: less; full at six times and at a sixth.",
+                  "<div class=\"multiples\">" + within + "</div>", true);
   if (!between.empty())
-    out += figure(
-        "From one layer to the next",
-        "Of the tokens of an expert in one MoE layer (down), how many go on to each expert of the next (across). "
-        "Dark cells are paths that many tokens share: experts worth placing side by side.",
-        "<div class=\"multiples\">" + between + "</div>", true);
+    out += figure("From one layer to the next",
+                  "How often tokens of an expert in one MoE layer (down) go on to each expert of the next (across), "
+                  "against chance. "
+                  "Orange cells are paths that many tokens share: experts worth placing side by side.",
+                  "<div class=\"multiples\">" + between + "</div>", true);
   return out;
 }
 
@@ -144,7 +144,7 @@ inline std::string expert_section(const report_data& d) {
       text(all, " experts in ", d.routing.size(), " MoE layers, ", d.routing.front().per_token, " chosen per token; ",
            dead == 0 ? std::string("none is") : text(dead, dead == 1 ? " is" : " are"), " dead. The busiest has ",
            fixed(worst + 1, 2), " times its fair share."),
-      load_map(d) + layer_table(d) + pair_pictures(d));
+      load_map(d) + paths(d) + claims(d) + layer_table(d) + pair_pictures(d));
 }
 
 }  // namespace moeskip::report

@@ -26,7 +26,7 @@ inline std::string tiles(const report_data& d) {
   if (!d.histogram.empty())
     out += tile(fixed(d.at_threshold.mean_exit, 1), text("of ", d.layers, " layers"),
                 text("at confidence ", fixed(d.threshold, 2), ", agreeing on ",
-                     fixed(100 * d.at_threshold.agreement, 0), " %"));
+                     fixed(100 * d.at_threshold.agreement, 1), " %"));
   if (!d.routing.empty()) {
     int dead = 0, all = 0;
     for (const layer_routing& l : d.routing) dead += l.dead(), all += l.experts;

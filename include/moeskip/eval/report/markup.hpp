@@ -34,7 +34,7 @@ inline std::string fixed(double value, int digits) {
   if (!std::isfinite(value)) return "–";
   char out[400];
   std::snprintf(out, sizeof out, "%.*f", digits, value);
-  return out;
+  return std::string_view(out).find_first_not_of("-0.") == std::string_view::npos && out[0] == '-' ? out + 1 : out;
 }
 /// A place in a picture, to a tenth of a pixel.
 inline std::string at(double value) {

@@ -32,26 +32,32 @@ p{margin:0 0 14px;color:var(--soft);max-width:76ch}
 .tile b small{font-size:14px;font-weight:500;color:var(--muted);letter-spacing:0}
 .tile span{font-size:13px;color:var(--soft)}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:16px;margin:18px 0}
-figure{margin:0;padding:16px 18px 12px;overflow-x:auto;min-width:0}
+figure{margin:0;padding:16px 18px 12px;overflow-x:auto;min-width:0;display:flex;flex-direction:column}
+figure>svg{margin-top:auto}figure table{margin-bottom:auto}
 figure.wide{grid-column:1/-1}
 figcaption{font-size:13px;line-height:1.45;color:var(--muted);margin:0 0 10px;max-width:88ch}
 svg{display:block;max-width:100%;height:auto;font:12px system-ui,-apple-system,"Segoe UI",Inter,Roboto,Arial,sans-serif}
 svg text{fill:var(--soft);font-variant-numeric:tabular-nums}
-svg text.m{fill:var(--muted)}svg text.v{fill:var(--fg);font-weight:600}
+svg text.code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:var(--fg)}svg text.m{fill:var(--muted)}svg text.v{fill:var(--fg);font-weight:600}
 .multiples{display:flex;flex-wrap:wrap;gap:14px 18px}
 .grid{stroke:var(--grid)}.axis{stroke:var(--line)}.ideal{stroke:var(--muted);stroke-dasharray:3 4}
 .over{fill:var(--over)}.under{fill:var(--under)}.acc{fill:var(--accent)}.cell{fill:var(--grid)}
+.chips{display:grid;grid-template-columns:repeat(auto-fill,minmax(225px,1fr));gap:3px 20px;font-size:13px;margin:2px 0 12px}
+.chips div{display:flex;gap:3px;align-items:baseline;overflow:hidden}
+.chips b{min-width:26px;text-align:right;margin-right:5px;color:var(--muted);font-weight:500}
+.chips code{background:var(--grid);border-radius:4px;padding:0 5px;white-space:pre}
 .accl{stroke:var(--accent);fill:none;stroke-width:2}
 .strip{padding:16px 18px;margin:14px 0}
 .strip pre{margin:10px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;font:13.5px/1.95 ui-monospace,"SF Mono",
 "Cascadia Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .strip pre .p{color:var(--muted)}
 .t{background:color-mix(in srgb,var(--c) var(--mix),transparent);box-shadow:inset 0 -2px 0 var(--c);padding:2px 0}
+.full{background:none;box-shadow:inset 0 -1px 0 var(--c)}
 .d{border-radius:3px}
 .legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;color:var(--soft);margin:4px 0 0}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;background:var(--c);margin-right:6px}
 table{border-collapse:collapse;width:100%;font-size:14px}
-th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line);white-space:nowrap}
+th,td{text-align:right;padding:6px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--muted);font-weight:500;font-size:13px}
 th:first-child,td:first-child{text-align:left;padding-left:0}td:last-child,th:last-child{padding-right:0}
 tr:last-child td{border-bottom:0}

@@ -44,19 +44,18 @@ inline std::string acceptance_by_position(const decoder_speed& s) {
 }
 
 inline std::string speed_table(const report_data& d) {
-  std::vector<std::vector<std::string>> rows{
-      {"decoder", "tokens/s", "speed", "exit", "layers/token", "accepted", "same text"}};
+  std::vector<std::vector<std::string>> rows{{"decoder", "tokens/s", "speed", "layers", "accepted", "same text"}};
   for (const decoder_speed& s : d.speeds)
-    rows.push_back({s.name, fixed(s.stats.tokens_per_second(), 0), fixed(s.relative, 2) + "×", fixed(s.mean_exit, 1),
+    rows.push_back({s.name, fixed(s.stats.tokens_per_second(), 0), fixed(s.relative, 2) + "×",
                     fixed(double(s.stats.layer_steps) / std::max(1, s.stats.tokens), 1),
                     s.stats.drafted ? fixed(100 * s.stats.acceptance_rate(), 0) + " %" : "–",
                     fixed(100 * s.same, 0) + " %"});
-  return figure(
-      "Speed",
-      text("The same prompts, greedy, one after the other: ", escape(d.machine),
-           ". Speed is relative to plain decoding in this process; same text: prompts continued token for token as "
-           "plain decoding does."),
-      table(rows));
+  return figure("Speed",
+                text("The same prompts, greedy, one after the other: ", escape(d.machine),
+                     ". Speed: against plain decoding in this process. Layers: run for each token, drafts included. "
+                     "Same text: prompts continued as "
+                     "plain decoding does."),
+                table(rows));
 }
 
 inline std::string text_section(const report_data& d) {

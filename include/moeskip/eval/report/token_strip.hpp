@@ -24,8 +24,12 @@ inline std::string token_strip(const decoded_text& t, int layers) {
   const auto flush = [&](const emitted& e) {
     if (run.empty()) return;
     const std::string_view how = e.drafted ? "drafted after layer " : "settled after layer ";
-    out += text("<span class=\"t", e.drafted ? " d" : "", "\" style=\"--c:", depth_colour(e.exit_layer, layers),
-                "\" title=\"", how, e.exit_layer, e.drafted ? ", accepted" : "", "\">", escape(run), "</span>");
+    out += text("<span class=\"t",
+                e.drafted                ? " d"
+                : e.exit_layer == layers ? " full"
+                                         : "",
+                "\" style=\"--c:", depth_colour(e.exit_layer, layers), "\" title=\"", how, e.exit_layer,
+                e.drafted ? ", accepted" : "", "\">", escape(run), "</span>");
     run.clear();
   };
   for (std::size_t i = 0; i < t.tokens.size(); ++i) {

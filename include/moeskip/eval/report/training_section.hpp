@@ -13,16 +13,14 @@
 
 namespace moeskip::report {
 
-/// At most `most` points, each the mean of those around it: curves of single batches are mostly noise.
-inline std::vector<std::pair<double, double>> smoothed(const std::vector<std::pair<double, double>>& raw,
-                                                       std::size_t most) {
-  const std::size_t groups = std::min(most, raw.size());
+/// Each point the mean of those around it, a twelfth of the curve: curves of single batches are mostly noise.
+inline std::vector<std::pair<double, double>> smoothed(const std::vector<std::pair<double, double>>& raw) {
   std::vector<std::pair<double, double>> out;
-  for (std::size_t g = 0; g < groups; ++g) {
-    const std::size_t first = g * raw.size() / groups, last = (g + 1) * raw.size() / groups;
-    double x = 0, y = 0;
-    for (std::size_t i = first; i < last; ++i) x += raw[i].first, y += raw[i].second;
-    out.push_back({x / double(last - first), y / double(last - first)});
+  for (std::size_t i = 0; i < raw.size(); ++i) {
+    const std::size_t half = std::min({raw.size() / 24, i, raw.size() - 1 - i});
+    double y = 0;
+    for (std::size_t j = i - half; j <= i + half; ++j) y += raw[j].second;
+    out.push_back({raw[i].first, y / double(2 * half + 1)});
   }
   return out;
 }
@@ -36,7 +34,7 @@ inline std::string training_section(const report_data& d) {
   for (const auto& [exit_layer, curve] : d.training.training) {
     exits.push_back(exit_layer);
     series s{.colour = depth_colour(exit_layer, d.layers), .points = {}};
-    for (const auto& [x, y] : smoothed(curve, 60)) s.points.push_back({x, y, {}, {}}), xs.add(x), values.push_back(y);
+    for (const auto& [x, y] : smoothed(curve)) s.points.push_back({x, y, {}, {}}), xs.add(x), values.push_back(y);
     all.push_back(s);
   }
   for (const auto& [exit_layer, curve] : d.training.validation) {
