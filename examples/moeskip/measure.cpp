@@ -10,6 +10,18 @@ namespace {
 
 using ms::report::report_data;
 
+/// How a reader sees a byte.
+std::vector<std::string> byte_names() {
+  std::vector<std::string> names;
+  for (int id = 0; id < 256; ++id)
+    names.push_back(id == ' '                ? "␣"
+                    : id == '\n'             ? "↵"
+                    : id == '\t'             ? "⇥"
+                    : id > 0x20 && id < 0x7F ? std::string(1, char(id))
+                                             : ms::text("#", id));
+  return names;
+}
+
 void name(report_data& d, const model_facts& f, const std::string& text_name, const ms::window_options& w,
           std::size_t windows) {
   const ms::sizes& s = f.sizes;
@@ -26,18 +38,6 @@ void name(report_data& d, const model_facts& f, const std::string& text_name, co
   d.parameters = double(f.footprint.parameters), d.active_parameters = double(f.footprint.active_parameters);
   d.layers = s.layers;
   d.token_names = byte_names();
-}
-
-/// How a reader sees a byte.
-std::vector<std::string> byte_names() {
-  std::vector<std::string> names;
-  for (int id = 0; id < 256; ++id)
-    names.push_back(id == ' '                ? "␣"
-                    : id == '\n'             ? "↵"
-                    : id == '\t'             ? "⇥"
-                    : id > 0x20 && id < 0x7F ? std::string(1, char(id))
-                                             : ms::text("#", id));
-  return names;
 }
 
 void depth(report_data& d, any_model& m, const texts& all, const threshold_option& threshold) {

@@ -75,6 +75,17 @@ texts prompts_of(std::span<const int> tokens, const options& o, int length) {
   return out;
 }
 
+/// Shows experts at work on the beginning of a prompt rather than on that of the text, which often is a title.
+void watch_experts(ms::report::report_data& d, any_model& m, const std::vector<int>& prompt) {
+  if (d.experts.empty() || prompt.size() < 2) return;
+  ms::arena memory;
+  ms::expert_observer watch(memory, m.facts().sizes.vocab);
+  m.evaluate(prompt, {.length = int(prompt.size()) - 1, .sequences = 1}, watch);
+  const std::vector<ms::expert_counts> seen = watch.counts();
+  for (std::size_t l = 0; l < d.experts.size(); ++l)
+    d.experts[l].first_tokens = seen[l].first_tokens, d.experts[l].first_choices = seen[l].first_choices;
+}
+
 void generation(ms::report::report_data& d, any_model& m, std::span<const int> tokens, const options& o) {
   const model_facts& f = m.facts();
   const int context = f.sizes.context, length = std::min(96, std::max(1, context / 4));
@@ -97,6 +108,7 @@ void generation(ms::report::report_data& d, any_model& m, std::span<const int> t
          "accepted.",
          {decoder_choice::speculative}});
   }
+  watch_experts(d, m, prompts.front());
   compete(m, all, prompts, count);
   for (const contestant& c : all) {
     d.speeds.push_back(speed(c, all.front()));

@@ -40,7 +40,7 @@ inline std::string load_map(const report_data& d) {
           [&](int r, int c) {
             const layer_routing& l = d.routing[std::size_t(r)];
             const double load = l.share(c) * l.experts;
-            cell one = ratio_cell(load, 4,
+            cell one = ratio_cell(load, 3,
                                   text("layer ", l.layer + 1, ", expert ", c, ": ", fixed(load, 2),
                                        " times its fair share, ", fixed(100 * l.share(c), 1), " % of choices"));
             if (load < 0.01) one.mark = "×";
@@ -50,8 +50,8 @@ inline std::string load_map(const report_data& d) {
   return figure(
       "Load of every expert",
       "Share of a layer's choices, relative to a fair one. <span style=\"color:var(--over)\">Orange</span>: more "
-      "than fair; <span style=\"color:var(--under)\">blue</span>: less; the colour is full at four times and at a "
-      "quarter. ×: dead, under a hundredth.",
+      "than fair; <span style=\"color:var(--under)\">blue</span>: less; the colour is full at three times and at a "
+      "third. ×: dead, under a hundredth.",
       map.draw(), true);
 }
 

@@ -19,7 +19,7 @@ inline std::string token_name(const report_data& d, int id) {
 inline std::string expert_colour(int e, int experts) {
   int step = std::max(1, experts * 3 / 8);
   while (experts > 1 && std::gcd(step, experts) != 1) ++step;
-  return text("hsl(", e * step % std::max(1, experts) * 360 / std::max(1, experts), " 52% 55%)");
+  return text("hsl(", e * step % std::max(1, experts) * 360 / std::max(1, experts), " 46% 58%)");
 }
 
 /// Tokens across, layers down, a cell in the colour of the expert that was chosen first.
@@ -48,7 +48,7 @@ inline std::string paths(const report_data& d) {
   }
   return figure(
       "Who works on what",
-      "The beginning of the text across, layers down; a colour is an expert of its layer (the first where several are "
+      "A piece of the text across, layers down; a colour is an expert of its layer (the first where several are "
       "chosen). Columns that look alike for the same letter show experts that go by the letter alone.",
       out.done(), true);
 }
