@@ -120,6 +120,8 @@ nlohmann::json speeds_json(const report_data& d) {
     nlohmann::json one{{"decoder", s.name},
                        {"tokens_per_second", s.stats.tokens_per_second()},
                        {"relative", s.relative},
+                       {"relative_lowest", s.lowest},
+                       {"relative_highest", s.highest},
                        {"mean_exit_layer", s.mean_exit},
                        {"layers_per_token", double(s.stats.layer_steps) / std::max(1, s.stats.tokens)},
                        {"same_text", s.same},

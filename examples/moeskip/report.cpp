@@ -43,7 +43,11 @@ void compete(any_model& m, std::vector<contestant>& all, const texts& prompts, i
 
 ms::report::decoder_speed speed(const contestant& c, const contestant& plain) {
   ms::report::decoder_speed s{.name = c.name, .stats = c.total};
-  s.relative = plain.total.seconds > 0 ? c.total.tokens_per_second() / plain.total.tokens_per_second() : 0;
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < c.out.size(); ++i)
+    ratios.push_back(c.out[i].stats.tokens_per_second() / std::max(1e-9, plain.out[i].stats.tokens_per_second()));
+  std::sort(ratios.begin(), ratios.end());
+  s.relative = ratios[ratios.size() / 2], s.lowest = ratios.front(), s.highest = ratios.back();
   double exits = 0, same = 0;
   for (std::size_t i = 0; i < c.out.size(); ++i) {
     for (const ms::emitted& e : c.out[i].tokens) exits += e.exit_layer;
@@ -122,8 +126,8 @@ void run(const options& o) {
   const std::vector<int> tokens = o.text.read();
   ms::report::training_curves training;
   if (!o.log.empty()) training = blaming("--log", [&] { return ms::report::read_training_log(o.log); });
-  for (const auto& [option, path] : {std::pair("--out", o.out), std::pair("--json", o.json)})
-    if (!path.empty()) blaming(option, [&] { ms::atomic_file attempt(path); });  // before minutes of work
+  blaming("--out", [&] { ms::atomic_file attempt(o.out); });  // before minutes of work
+  if (!o.json.empty()) blaming("--json", [&] { ms::atomic_file attempt(o.json); });
   const auto m = o.model.open();
   ms::report::report_data d = measure(*m, tokens, o.text.window_options(m->facts()), o.text.path, o.threshold);
   d.training = std::move(training);

@@ -26,7 +26,7 @@ struct decoded_text {
 struct decoder_speed {
   std::string name{};
   decode_stats stats{};
-  double relative = 1;  // speed, plain decoding being 1
+  double relative = 1, lowest = 1, highest = 1;  // speed, plain decoding being 1: median prompt and the extremes
   double mean_exit = 0;
   double same = 1;  // share of prompts continued token for token as plain decoding does
 };

@@ -22,6 +22,13 @@ inline std::string expert_colour(int e, int experts) {
   return text("hsl(", e * step % std::max(1, experts) * 360 / std::max(1, experts), " 46% 58%)");
 }
 
+/// Share of a token's choices in a layer that fall on an expert, over all of the text.
+inline double share_of(const expert_counts& c, int token, int e) {
+  const auto& [even, odd] = c.ids;
+  const long long n = even.choices(token) + odd.choices(token);
+  return n ? double(even.count(token, e) + odd.count(token, e)) / double(n) : 0;
+}
+
 /// Tokens across, layers down, a cell in the colour of the expert that was chosen first.
 inline std::string paths(const report_data& d) {
   std::size_t n = 0;
@@ -41,15 +48,19 @@ inline std::string paths(const report_data& d) {
     for (std::size_t i = 0; i < c.first_tokens.size(); ++i) {
       std::string all;
       for (std::size_t k = 0; k < K; ++k) all += text(k ? ", " : "", c.first_choices[i * K + k]);
-      const std::string fill = text("fill=\"", expert_colour(c.first_choices[i * K], c.within.rows()), "\"");
+      const int token = c.first_tokens[i], e = c.first_choices[i * K];
+      const double usual = share_of(c, token, e);
+      const std::string fill = text("fill=\"", expert_colour(e, c.within.rows()), "\" fill-opacity=\"",
+                                    fixed(0.12 + 0.88 * std::min(1.0, 1.5 * usual), 2), "\"");
       out.rect(left + double(i) * wide, top + double(r) * high, wide - 1, high - 1, fill,
-               text("layer ", c.layer + 1, ", “", token_name(d, c.first_tokens[i]), "”: expert ", all));
+               text("layer ", c.layer + 1, ", “", token_name(d, c.first_tokens[i]), "”: expert ", all, ", as for ",
+                    fixed(100 * usual, 0), " % of these tokens"));
     }
   }
   return figure(
       "Who works on what",
       "A piece of the text across, layers down; a colour is an expert of its layer (the first where several are "
-      "chosen). Columns that look alike for the same letter show experts that go by the letter alone.",
+      "chosen). Strong: the expert that this token usually gets, whatever stands around it. Faint: chosen by context.",
       out.done(), true);
 }
 
@@ -66,8 +77,7 @@ inline std::string claims_of(const report_data& d, const expert_counts& c) {
   for (int e = 0; e < even.experts(); ++e) {
     std::vector<claim> claims;
     for (int t = 0; t < even.vocab(); ++t)
-      if (const long long n = even.choices(t) + odd.choices(t); n >= seen_enough)
-        claims.push_back({t, double(even.count(t, e) + odd.count(t, e)) / double(n)});
+      if (even.choices(t) + odd.choices(t) >= seen_enough) claims.push_back({t, share_of(c, t, e)});
     std::stable_sort(claims.begin(), claims.end(), [](const claim& a, const claim& b) { return a.share > b.share; });
     if (claims.size() > shown) claims.resize(shown);
     out += text("<div><b>", e, "</b>");

@@ -46,15 +46,16 @@ inline std::string acceptance_by_position(const decoder_speed& s) {
 inline std::string speed_table(const report_data& d) {
   std::vector<std::vector<std::string>> rows{{"decoder", "tokens/s", "speed", "layers", "accepted", "same text"}};
   for (const decoder_speed& s : d.speeds)
-    rows.push_back({s.name, fixed(s.stats.tokens_per_second(), 0), fixed(s.relative, 2) + "×",
-                    fixed(double(s.stats.layer_steps) / std::max(1, s.stats.tokens), 1),
-                    s.stats.drafted ? fixed(100 * s.stats.acceptance_rate(), 0) + " %" : "–",
-                    fixed(100 * s.same, 0) + " %"});
+    rows.push_back(
+        {s.name, fixed(s.stats.tokens_per_second(), 0),
+         &s == &d.speeds.front() ? std::string("1×")
+                                 : text(fixed(s.relative, 2), "× (", fixed(s.lowest, 2), "–", fixed(s.highest, 2), ")"),
+         fixed(double(s.stats.layer_steps) / std::max(1, s.stats.tokens), 1),
+         s.stats.drafted ? fixed(100 * s.stats.acceptance_rate(), 0) + " %" : "–", fixed(100 * s.same, 0) + " %"});
   return figure("Speed",
                 text("The same prompts, greedy, one after the other: ", escape(d.machine),
-                     ". Speed: against plain decoding in this process. Layers: run for each token, drafts included. "
-                     "Same text: prompts continued as "
-                     "plain decoding does."),
+                     ". Speed: against plain decoding of the same prompt, median and extremes. Layers: run for each "
+                     "token, drafts included. Same text: prompts continued as plain decoding does."),
                 table(rows));
 }
 
