@@ -89,14 +89,15 @@ inline std::string layer_table(const report_data& d) {
       table(rows), true);
 }
 
-/// A small map of a pair of layers, or of one layer with itself.
-inline std::string pair_map(const expert_pairs& p, const std::string& title, bool with_itself) {
+/// A small map of a pair of layers, or of one layer with itself; `chance` is the lift of choices that know nothing of each
+/// other.
+inline std::string pair_map(const expert_pairs& p, const std::string& title, bool with_itself, double chance) {
   const double side = std::clamp(150.0 / std::max(1, std::max(p.rows(), p.cols())), 3.0, 14.0);
   const auto one = [&](int a, int b) -> cell {
     if (with_itself && a == b) return {};
-    return ratio_cell(p.lift(a, b), 6,
+    return ratio_cell(p.lift(a, b) / chance, 6,
                       text("of the tokens of expert ", a, ", ", fixed(100 * p.given(a, b), 1), " % visit expert ", b,
-                           ": ", fixed(p.lift(a, b), 2), " times as many as by chance"));
+                           ": ", fixed(p.lift(a, b) / chance, 2), " times as many as by chance"));
   };
   return heat_map{.rows = p.rows(),
                   .cols = p.cols(),
@@ -113,9 +114,10 @@ inline std::string pair_pictures(const report_data& d) {
   std::string within, between;
   for (std::size_t i = 0; i < d.experts.size(); ++i) {
     const expert_counts& c = d.experts[i];
-    if (d.routing[i].per_token > 1) within += pair_map(c.within, text("layer ", c.layer + 1), true);
+    const double K = d.routing[i].per_token, E = d.routing[i].experts;
+    if (K > 1) within += pair_map(c.within, text("layer ", c.layer + 1), true, (K - 1) / K * E / std::max(1.0, E - 1));
     if (c.before.tokens() && i > 0)
-      between += pair_map(c.before, text("layer ", d.experts[i - 1].layer + 1, " → ", c.layer + 1), false);
+      between += pair_map(c.before, text("layer ", d.experts[i - 1].layer + 1, " → ", c.layer + 1), false, 1);
   }
   std::string out;
   if (!within.empty())

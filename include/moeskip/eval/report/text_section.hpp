@@ -34,13 +34,17 @@ inline std::string acceptance_by_position(const decoder_speed& s) {
          {},
          text(s.stats.accepted_at[i], " of ", s.stats.drafted_at[i], " tokens drafted in place ", i + 1, " stand")});
   }
-  return figure(
-      "Acceptance by place in the draft",
-      text("Of the tokens drafted in each place, how many stand. ", fixed(100 * s.stats.acceptance_rate(), 0),
-           " % over all, ", fixed(double(s.stats.tokens) / std::max(1, s.stats.rounds), 2),
-           " tokens per pass of the full model."),
-      bar_chart({.what = "acceptance by draft position", .x_label = "place in the draft", .y_label = "% accepted"},
-                bars, 0, 112));
+  return figure("Acceptance by place in the draft",
+                text("Of the tokens drafted in each place, how many stand. ", fixed(100 * s.stats.acceptance_rate(), 0),
+                     " % over all, ", fixed(double(s.stats.tokens) / std::max(1, s.stats.rounds), 2),
+                     " tokens per pass of the full model."),
+                bar_chart({.width = 1040,
+                           .height = 220,
+                           .what = "acceptance by draft position",
+                           .x_label = "place in the draft",
+                           .y_label = "% accepted"},
+                          bars, 0, 112),
+                true);
 }
 
 inline std::string speed_table(const report_data& d) {
@@ -56,7 +60,7 @@ inline std::string speed_table(const report_data& d) {
                 text("The same prompts, greedy, one after the other: ", escape(d.machine),
                      ". Speed: against plain decoding of the same prompt, median and extremes. Layers: run for each "
                      "token, drafts included. Same text: prompts continued as plain decoding does."),
-                table(rows));
+                table(rows), true);
 }
 
 inline std::string text_section(const report_data& d) {
