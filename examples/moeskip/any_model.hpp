@@ -48,6 +48,7 @@ class any_model {
   /// All calls share a session: what a decoder learns of the machine, it keeps.
   virtual ms::generated generate(std::span<const int> prompt, const ms::generation& options, const decoder_choice& how,
                                  const std::function<void(const ms::emitted&)>& sink) = 0;
+  /// Keeps what else the file says of the model, but not the state of an unfinished training.
   virtual void save(const std::string& path, const ms::string_map& about) = 0;
 };
 

@@ -99,11 +99,11 @@ action declare_calibrate(CLI::App& app) {
       ->type_name("NAME");
   app.add_option("--save", o->save, "Write the checkpoint with its calibration into this file")->type_name("FILE");
   o->json.declare(app);
-  app.footer(
+  app.footer(wrapped(
       "The promise: whatever texts are drawn like these, the expected share of wrong tokens is within the tolerance, "
       "with "
       "the given confidence over the draw of the calibration texts (Learn then Test, arXiv:2110.01052). It needs texts "
-      "that are independent of each other and were not trained on, at least 29 for the default numbers.");
+      "that are independent of each other and were not trained on, at least 29 for the default numbers."));
   return [o] { run(*o); };
 }
 

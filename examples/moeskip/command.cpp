@@ -61,8 +61,7 @@ texts windows_of(std::span<const int> tokens, int length, int most) {
 void threshold_option::declare(CLI::App& app) {
   app.add_option(
          "--threshold", value,
-         "A token leaves at the first exit whose most likely next token has at least this probability (as calibrated "
-         "in the file, else 0.9)")
+         "Confidence at which a token leaves: the probability of its most likely next one (as calibrated, else 0.9)")
       ->check(within(0.0f, 2.0f))
       ->type_name("P");
 }
@@ -98,6 +97,20 @@ void write_file(std::string_view option, const std::string& path, std::string_vi
 std::string fixed(double value, int digits) {
   char out[400];
   std::snprintf(out, sizeof out, "%.*f", digits, value);
+  return out;
+}
+
+std::string wrapped(std::string_view text, std::size_t columns) {
+  std::string out;
+  std::size_t line = 0;  // bytes in it
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find_first_of(" \n"), text.size());
+    if (line > 0 && line + 1 + end > columns) out += '\n', line = 0;
+    else if (line > 0) out += ' ', ++line;
+    out += text.substr(0, end), line += end;
+    if (end < text.size() && text[end] == '\n') out += '\n', line = 0;
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
   return out;
 }
 

@@ -88,6 +88,8 @@ void write_file(std::string_view option, const std::string& path, std::string_vi
 
 /// "12.50"
 std::string fixed(double value, int digits);
+/// Lines of at most `columns` bytes, broken at spaces.
+std::string wrapped(std::string_view text, std::size_t columns = 100);
 /// Columns, the first one left, the others right.
 std::string table(const std::vector<std::vector<std::string>>& rows);
 inline void print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }

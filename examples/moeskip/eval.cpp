@@ -70,7 +70,7 @@ void run(const options& o) {
 action declare_eval(CLI::App& app) {
   const auto o = std::make_shared<options>();
   o->model.declare(app), o->text.declare(app), o->threshold.declare(app), o->json.declare(app);
-  app.footer(
+  app.footer(wrapped(
       "right: the most likely next byte is the text's. as full depth: it is the one that all layers would say. ECE: "
       "mean distance "
       "between an exit's confidence and how often it is right.\n"
@@ -80,7 +80,7 @@ action declare_eval(CLI::App& app) {
       "the experts "
       "each wait for the busiest. id decides: share of the choice's entropy that the byte explains. guessed: choices "
       "named right "
-      "by the counts of another half of the text.");
+      "by the counts of another half of the text."));
   return [o] { run(*o); };
 }
 

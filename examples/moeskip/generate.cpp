@@ -105,10 +105,10 @@ action declare_generate(CLI::App& app) {
       ->type_name("P");
   app.add_option("--seed", o->seed, "Draws come from it (0)")->type_name("N");
   o->json.declare(app);
-  app.footer(
+  app.footer(wrapped(
       "The text goes to standard output, what it took to standard error. With --json the output says of every token "
       "after "
-      "how many layers it was settled, and whether a draft proposed it.");
+      "how many layers it was settled, and whether a draft proposed it."));
   return [o] { run(*o); };
 }
 

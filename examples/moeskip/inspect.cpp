@@ -71,8 +71,8 @@ action declare_inspect(CLI::App& app) {
   app.add_option("--model", o->model.path, "A checkpoint (.safetensors) of any variant")->required()->type_name("FILE");
   app.add_flag("--tensors", o->tensors, "List metadata and tensors, too");
   o->json.declare(app);
-  app.footer(
-      "Active weights are those multiplied for one token at full depth; their bytes are what decoding a token reads.");
+  app.footer(wrapped(
+      "Active weights are those multiplied for one token at full depth; their bytes are what decoding a token reads."));
   return [o] { run(*o); };
 }
 

@@ -50,7 +50,14 @@ template <class V, class B> class opened final : public any_model {
         return run(ms::decoder::autoregressive{});
     }
   }
-  void save(const std::string& path, const ms::string_map& about) override { ms::save(model_, path, about); }
+  void save(const std::string& path, const ms::string_map& about) override {
+    ms::string_map all = about;
+    const ms::string_map own = ms::to_metadata(model_.configuration());
+    if (!facts_.metadata.contains("training.next_step"))
+      for (const auto& [key, value] : facts_.metadata)
+        if (!own.contains(key)) all.emplace(key, value);
+    ms::save(model_, path, all);
+  }
 
  private:
   ms::model<V, B> model_;

@@ -154,10 +154,10 @@ action declare_report(CLI::App& app) {
   app.add_option("--tokens", o->tokens, "Bytes to generate for each (what the context has room for)")
       ->check(within(1, 1 << 24))
       ->type_name("N");
-  app.footer(
+  app.footer(wrapped(
       "The page shows how every exit predicts the text and whether its confidence can be trusted, the load and company "
       "of "
-      "every expert, texts coloured by the depth of each token, how far drafts get, and speeds on this machine.");
+      "every expert, texts coloured by the depth of each token, how far drafts get, and speeds on this machine."));
   return [o] { run(*o); };
 }
 

@@ -86,6 +86,7 @@ if(NOT texts EQUAL 60)
 endif()
 tool(eval --model calibrated.safetensors --text text.txt --windows 4)
 expect("${output}" "calibrated: consistency at most 0.9")
+tool(calibrate --model calibrated.safetensors --text text.txt --separator "\n" --tolerance 0.8 --save again.safetensors)
 tool(calibrate --model bf16.safetensors --text text.txt --windows 40 --loss risk --tolerance 0.2)
 
 # Training curves; a last line that is not whole is passed over.
