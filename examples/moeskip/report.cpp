@@ -66,16 +66,24 @@ ms::report::decoded_text shown(const contestant& c, std::span<const int> prompt)
   return t;
 }
 
-/// Beginnings of words, evenly spread over the text.
+bool is_space(int byte) { return byte == ' ' || byte == '\n'; }
+bool is_prose(int byte) { return byte == ' ' || (byte >= 'a' && byte <= 'z'); }
+
+/// Whole words, evenly spread over the text; first the piece that is most like prose, since one is shown.
 texts prompts_of(std::span<const int> tokens, const options& o, int length) {
   texts out;
-  if (!o.prompt.empty()) out.push_back(ms::tokenizer::byte::encode(o.prompt));
   const std::size_t size = std::min(std::size_t(length), tokens.size());
   for (int i = 0; int(out.size()) < o.prompts; ++i) {
-    std::size_t at = (tokens.size() - size) * std::size_t(2 * i + 1) / std::size_t(2 * o.prompts);
-    while (at > 0 && tokens[at - 1] != ' ' && tokens[at - 1] != '\n') --at;
-    out.emplace_back(tokens.begin() + std::ptrdiff_t(at), tokens.begin() + std::ptrdiff_t(at + size));
+    std::size_t at = (tokens.size() - size) * std::size_t(2 * i + 1) / std::size_t(2 * o.prompts), end = at + size;
+    while (at > 0 && !is_space(tokens[at - 1])) --at;
+    while (end > at + size / 2 && !is_space(tokens[end - 1])) --end;
+    at = std::max(at, end - std::min(end, size));
+    out.emplace_back(tokens.begin() + std::ptrdiff_t(at), tokens.begin() + std::ptrdiff_t(end));
   }
+  const auto prose = [](const std::vector<int>& t) { return std::count_if(t.begin(), t.end(), is_prose); };
+  std::iter_swap(out.begin(), std::max_element(out.begin(), out.end(),
+                                               [&](const auto& a, const auto& b) { return prose(a) < prose(b); }));
+  if (!o.prompt.empty()) out.front() = ms::tokenizer::byte::encode(o.prompt);
   return out;
 }
 
