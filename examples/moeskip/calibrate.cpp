@@ -42,6 +42,8 @@ texts read_texts(const options& o, int context) {
 
 void run(const options& o) {
   MOESKIP_CHECK(ms::config_error, o.windows == 0 || o.separator.empty(), "expected --separator or --windows, got both");
+  o.json.expect_writable();
+  if (!o.save.empty()) blaming("--save", [&] { ms::atomic_file attempt(o.save); });
   const auto m = o.model.open();
   const model_facts& f = m->facts();
   ms::calibration_options wanted = o.calibration;

@@ -79,6 +79,10 @@ void json_options::declare(CLI::App& app) {
   app.add_option("--out", path, "Write the results as JSON into this file")->type_name("FILE");
 }
 
+void json_options::expect_writable() const {
+  if (!path.empty()) blaming("--out", [&] { ms::atomic_file attempt(path); });
+}
+
 bool json_options::write(const nlohmann::json& results) const {
   const std::string lines = results.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   if (!path.empty()) write_file("--out", path, lines);

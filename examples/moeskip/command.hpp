@@ -79,6 +79,8 @@ struct json_options {
   std::string path;
 
   void declare(CLI::App& app);
+  /// Before long work: throws file_error where the file cannot be written.
+  void expect_writable() const;
   /// Writes them; whether standard output is taken by it.
   bool write(const nlohmann::json& results) const;
 };

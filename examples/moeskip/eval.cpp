@@ -56,6 +56,7 @@ void print_experts(const ms::report::report_data& d) {
 }
 
 void run(const options& o) {
+  o.json.expect_writable();
   const std::vector<int> tokens = o.text.read();
   const auto m = o.model.open();
   const ms::report::report_data d = measure(*m, tokens, o.text.window_options(m->facts()), o.text.path, o.threshold);

@@ -46,8 +46,8 @@ void run(const options& o) {
   const auto m = o.model.open();
   const model_facts& f = m->facts();
   const int context = f.sizes.context, length = int(std::min<std::size_t>(prompt.size(), 1u << 30));
-  MOESKIP_CHECK(ms::config_error, length <= context, "the prompt (", prompt.size(),
-                " bytes) must fit into the context of ", context);
+  MOESKIP_CHECK(ms::config_error, length <= context, o.prompt.empty() ? "--prompt-file" : "--prompt", ": the prompt (",
+                prompt.size(), " bytes) must fit into the context of ", context);
   const int room = context - length + 1, tokens = o.tokens ? o.tokens : std::min(200, room);
   MOESKIP_CHECK(ms::config_error, tokens <= room, "--tokens: expected at most ", room, ", since the prompt fills ",
                 length, " of a context of ", context, ", got ", tokens);

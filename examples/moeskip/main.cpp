@@ -19,6 +19,17 @@ constexpr const char* about =
     "Models are checkpoints of the variants in examples/models; their tokens are bytes. moeskip COMMAND --help says "
     "more.";
 
+/// CLI11 would only say that a command is required.
+void expect_command(const CLI::App& app, const std::string& first) {
+  if (first.empty() || first.front() == '-') return;
+  std::string names;
+  for (const CLI::App* const one : app.get_subcommands({})) {
+    if (one->get_name() == first) return;
+    names += (names.empty() ? "" : ", ") + one->get_name();
+  }
+  throw CLI::ValidationError("no such command: " + first + "; there are " + names, CLI::ExitCodes::ValidationError);
+}
+
 int run(int argc, char** argv) {
   CLI::App app(about, "moeskip");
   app.set_version_flag("--version", moeskip::text("moeskip ", MOESKIP_VERSION_MAJOR, ".", MOESKIP_VERSION_MINOR, ".",
@@ -38,6 +49,7 @@ int run(int argc, char** argv) {
   add("report", "One HTML page about a model and a text: depth, experts, generation, training", tool::declare_report);
   std::string command;
   try {
+    expect_command(app, argc > 1 ? argv[1] : "");
     app.parse(argc, argv);
     CLI::App* const chosen = app.get_subcommands().front();
     command = " " + chosen->get_name();
