@@ -1,5 +1,5 @@
 // The library on the CPU, in the order of its floors. Opt-in headers, which bring further dependencies, are not here:
-// model/checkpoint.hpp, train/resume.hpp and train/fit.hpp (nlohmann-json), cuda.hpp.
+// model/checkpoint.hpp, train/resume.hpp, train/fit.hpp and eval/report/ (nlohmann-json), cuda.hpp.
 #pragma once
 
 #include "moeskip/fwd.hpp"
@@ -57,8 +57,12 @@
 #include "moeskip/decode/speculative/lookup.hpp"
 #include "moeskip/decode/speculative/small_model.hpp"
 #include "moeskip/eval/calibration.hpp"
+#include "moeskip/eval/depth.hpp"
+#include "moeskip/eval/expert_observer.hpp"
+#include "moeskip/eval/expert_parallel.hpp"
 #include "moeskip/eval/fit_probe.hpp"
 #include "moeskip/eval/perplexity.hpp"
+#include "moeskip/eval/reliability.hpp"
 #include "moeskip/eval/routing.hpp"
 #include "moeskip/eval/validation.hpp"
 #include "moeskip/train/flops.hpp"

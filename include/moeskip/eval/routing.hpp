@@ -1,6 +1,8 @@
 // Which experts a text visits, layer by layer.
 //   share_e        part of all choices that fell on expert e
 //   max_violation  max_e share_e · E − 1, 0 where balance is perfect            "MaxVio", Wang et al., arXiv:2408.15664
+//   variation      standard deviation of the experts' loads over their mean, 0 where balance is perfect
+//                                                                    "CV", Shazeer et al., arXiv:1701.06538, section 4
 //   entropy        − Σ share log share / log E: 1 where balance is perfect
 //   dead           experts with less than a hundredth of their fair share
 //   distinct(t)    experts that a run of t consecutive tokens visits together, on average: what a verify of t tokens
@@ -37,6 +39,11 @@ struct layer_routing {
     double most = 0;
     for (int e = 0; e < experts; ++e) most = std::max(most, share(e));
     return most * experts - 1;
+  }
+  double variation() const {
+    double squares = 0;
+    for (int e = 0; e < experts; ++e) squares += (share(e) * experts - 1) * (share(e) * experts - 1);
+    return experts ? std::sqrt(squares / experts) : 0;
   }
   double entropy() const {
     double sum = 0;

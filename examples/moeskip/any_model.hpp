@@ -1,0 +1,66 @@
+// A model whose variant is known only when its file has been read. What is heavy to compile stands behind this door, once
+// for each variant and storage (open_*.cpp); commands see nothing of it.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "moeskip/decode/generate.hpp"
+#include "moeskip/eval/calibration.hpp"
+#include "moeskip/eval/depth_readings.hpp"
+#include "moeskip/eval/expert_observer.hpp"
+#include "moeskip/model/describe.hpp"
+
+namespace tool {
+namespace ms = moeskip;
+
+using texts = std::vector<std::vector<int>>;
+
+/// How a prompt is continued.
+struct decoder_choice {
+  enum kind { plain, early_exit, speculative } what = plain;
+  float threshold = 0.9f;  // of early exit
+};
+
+struct model_facts {
+  std::string file, variant, policies, weights;  // weights: "f32" or "bf16", as they are held in memory
+  ms::sizes sizes{};
+  int experts_per_token = 0;
+  std::vector<int> exits{};  // the full depth last
+  ms::model_footprint footprint{};
+  std::string description{};  // describe(model)
+  ms::string_map metadata{};
+
+  bool leaves_early() const { return exits.size() > 1; }
+};
+
+class any_model {
+ public:
+  virtual ~any_model() = default;
+  virtual const model_facts& facts() const = 0;
+  virtual std::vector<ms::exit_quality> evaluate(std::span<const int> tokens, const ms::window_options& windows,
+                                                 ms::expert_observer& watch) = 0;
+  virtual ms::depth_readings read_depth(const texts& all) = 0;
+  virtual ms::calibration calibrate(const texts& all, const ms::calibration_options& options) = 0;
+  /// All calls share a session: what a decoder learns of the machine, it keeps.
+  virtual ms::generated generate(std::span<const int> prompt, const ms::generation& options, const decoder_choice& how,
+                                 const std::function<void(const ms::emitted&)>& sink) = 0;
+  /// Keeps what else the file says of the model, but not the state of an unfinished training.
+  virtual void save(const std::string& path, const ms::string_map& about) = 0;
+};
+
+enum class storage { as_stored, f32, bf16 };
+
+/// Throws file_error that names every difference to the variants that are known.
+std::unique_ptr<any_model> open(const std::string& path, storage weights);
+
+/// Why this program cannot run a file; empty where it can. Throws file_error where it cannot be read at all.
+std::string complaint(const std::string& path, const ms::string_map& metadata);
+
+/// Explicitly instantiated in open_*.cpp.
+template <class V, class B> std::unique_ptr<any_model> open_as(const std::string& path, const std::string& variant);
+
+}  // namespace tool

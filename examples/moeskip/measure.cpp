@@ -1,0 +1,169 @@
+#include "measure.hpp"
+
+#include <filesystem>
+
+#include "moeskip/eval/expert_parallel.hpp"
+
+namespace tool {
+
+namespace {
+
+using ms::report::report_data;
+
+/// How a reader sees a byte.
+std::vector<std::string> byte_names() {
+  std::vector<std::string> names;
+  for (int id = 0; id < 256; ++id)
+    names.push_back(id == ' '                ? "␣"
+                    : id == '\n'             ? "↵"
+                    : id == '\t'             ? "⇥"
+                    : id > 0x20 && id < 0x7F ? std::string(1, char(id))
+                                             : ms::text("#", id));
+  return names;
+}
+
+void name(report_data& d, const model_facts& f, const std::string& text_name, const ms::window_options& w,
+          std::size_t windows) {
+  const ms::sizes& s = f.sizes;
+  d.title = std::filesystem::path(f.file).stem().string();
+  d.subtitle = s.moe_layers() > 0
+                   ? ms::text("A mixture of experts of ", s.layers, " layers, ", s.moe_layers(), " of them with ",
+                              s.experts, " experts, ", f.experts_per_token, " chosen for each token")
+                   : ms::text("A dense model of ", s.layers, " layers");
+  d.subtitle += ms::text("; read on ", std::filesystem::path(text_name).filename().string(), ", ", windows,
+                         " windows of ", w.length, " bytes.");
+  d.facts = {{"variant", f.variant},     {"policies", f.policies},
+             {"width", ms::text(s.dim)}, {"context", ms::text(s.context)},
+             {"weights", f.weights},     {"bytes read per token", ms::grouped(f.footprint.bytes_per_token)}};
+  d.parameters = double(f.footprint.parameters), d.active_parameters = double(f.footprint.active_parameters);
+  d.layers = s.layers;
+  d.token_names = byte_names();
+}
+
+void depth(report_data& d, any_model& m, const texts& all, const threshold_option& threshold) {
+  const ms::depth_readings r = m.read_depth(all);
+  std::tie(d.threshold, d.threshold_from) = threshold.of(m.facts());
+  d.exits = ms::judge_exits(r);
+  d.tokens_read = static_cast<long long>(r.tokens());
+  d.at_threshold = ms::judge_threshold(r, d.threshold);
+  d.histogram = ms::exit_histogram(r, d.threshold);
+  for (const float t :
+       {0.1f, 0.2f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.85f, 0.9f, 0.95f, 0.98f, 0.99f, 0.995f, 0.999f, 2.0f})
+    d.trade_off.push_back(ms::judge_threshold(r, t));
+  if (r.tokens() >= 100) d.by_surprise = ms::depth_by_surprise(r, d.threshold);
+  for (std::size_t e = 0; e + 1 < r.exits.size(); ++e) d.reliability.push_back(ms::reliability(r, e));
+}
+
+nlohmann::json to_json(const ms::threshold_judged& t) {
+  return {{"threshold", t.threshold},
+          {"mean_exit_layer", t.mean_exit},
+          {"bits_per_byte", t.bits},
+          {"agreement", t.agreement}};
+}
+
+nlohmann::json depth_json(const report_data& d) {
+  nlohmann::json out;
+  for (std::size_t e = 0; e < d.exits.size(); ++e) {
+    const ms::exit_judged& x = d.exits[e];
+    nlohmann::json one{
+        {"exit_layer", x.exit_layer}, {"bits_per_byte", x.bits}, {"correct", x.correct}, {"agreement", x.agreement}};
+    if (e < d.histogram.size()) one["tokens_leaving"] = d.histogram[e];
+    if (e < d.reliability.size()) {
+      one["calibration_error"] = ms::calibration_error(d.reliability[e]);
+      for (const ms::confidence_bin& b : d.reliability[e])
+        one["reliability"].push_back(
+            {{"tokens", b.tokens}, {"confidence", b.confidence}, {"correct", b.correct}, {"agreement", b.agreement}});
+    }
+    out["exits"].push_back(one);
+  }
+  if (d.histogram.empty()) return out;
+  out["early_exit"] = to_json(d.at_threshold);
+  for (const ms::threshold_judged& t : d.trade_off) out["trade_off"].push_back(to_json(t));
+  for (const ms::surprise_group& g : d.by_surprise)
+    out["by_surprise"].push_back({{"tokens", g.tokens}, {"bits", g.bits}, {"mean_exit_layer", g.mean_exit}});
+  return out;
+}
+
+nlohmann::json experts_json(const report_data& d) {
+  nlohmann::json out = nlohmann::json::array();
+  for (std::size_t i = 0; i < d.routing.size(); ++i) {
+    const ms::layer_routing& l = d.routing[i];
+    nlohmann::json one{{"layer", l.layer},           {"choices", l.choices},   {"max_violation", l.max_violation()},
+                       {"variation", l.variation()}, {"entropy", l.entropy()}, {"dead", l.dead()}};
+    for (const int p : {2, 4, 8})
+      if (p <= l.experts) one["overload"][ms::text(p)] = ms::overload(std::span<const long long>(l.choices), p);
+    for (std::size_t r = 0; r < ms::run_lengths.size(); ++r)
+      if (l.runs[r]) one["distinct"][ms::text(ms::run_lengths[r])] = l.distinct(r);
+    if (i < d.experts.size()) {
+      const auto& [even, odd] = d.experts[i].ids;
+      one["id_information"] = even.information(), one["predicted_by_id"] = odd.predicted(even);
+      one["predicted_blindly"] = odd.predicted_blindly(even);
+      const auto pairs = [](const ms::expert_pairs& p) {
+        nlohmann::json rows = nlohmann::json::array();
+        for (int a = 0; a < p.rows(); ++a) {
+          rows.push_back(nlohmann::json::array());
+          for (int b = 0; b < p.cols(); ++b) rows.back().push_back(p.together(a, b));
+        }
+        return rows;
+      };
+      if (l.per_token > 1) one["together"] = pairs(d.experts[i].within);
+      if (d.experts[i].before.tokens()) one["together_with_layer_before"] = pairs(d.experts[i].before);
+    }
+    out.push_back(one);
+  }
+  return out;
+}
+
+nlohmann::json speeds_json(const report_data& d) {
+  nlohmann::json out = nlohmann::json::array();
+  for (const ms::report::decoder_speed& s : d.speeds) {
+    nlohmann::json one{{"decoder", s.name},
+                       {"tokens_per_second", s.stats.tokens_per_second()},
+                       {"relative", s.relative},
+                       {"relative_lowest", s.lowest},
+                       {"relative_highest", s.highest},
+                       {"mean_exit_layer", s.mean_exit},
+                       {"layers_per_token", double(s.stats.layer_steps) / std::max(1, s.stats.tokens)},
+                       {"same_text", s.same},
+                       {"acceptance_rate", nullptr}};
+    if (s.stats.drafted) {
+      one["acceptance_rate"] = s.stats.acceptance_rate();
+      one["drafted_at"] = s.stats.drafted_at, one["accepted_at"] = s.stats.accepted_at;
+    }
+    out.push_back(one);
+  }
+  return out;
+}
+
+}  // namespace
+
+report_data measure(any_model& m, std::span<const int> tokens, const ms::window_options& windows,
+                    const std::string& text_name, const threshold_option& threshold) {
+  report_data d;
+  const model_facts& f = m.facts();
+  const texts all = windows_of(tokens, windows.length, windows.max_windows);
+  name(d, f, text_name, windows, all.size());
+  ms::arena memory;
+  ms::expert_observer watch(memory, f.sizes.vocab);
+  const std::vector<ms::exit_quality> quality = m.evaluate(tokens, windows, watch);
+  d.bits = quality.back().bits_per_token;
+  d.routing = watch.layers(), d.experts = watch.counts();
+  if (f.leaves_early()) depth(d, m, all, threshold);
+  else d.exits = {{.exit_layer = f.sizes.layers, .bits = d.bits, .correct = 0, .agreement = 1}};
+  return d;
+}
+
+nlohmann::json to_json(const report_data& d) {
+  nlohmann::json out{{"title", d.title},
+                     {"bits_per_byte", d.bits},
+                     {"parameters", d.parameters},
+                     {"active_parameters", d.active_parameters},
+                     {"layers", d.layers}};
+  for (const auto& [key, value] : d.facts) out["facts"][key] = value;
+  out.update(depth_json(d));
+  out["experts"] = experts_json(d);
+  if (!d.speeds.empty()) out["speeds"] = speeds_json(d), out["machine"] = d.machine;
+  return out;
+}
+
+}  // namespace tool

@@ -1,0 +1,18 @@
+// What eval prints and report draws: a model and a text, measured once.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "command.hpp"
+#include "moeskip/eval/report/data.hpp"
+
+namespace tool {
+
+/// Depth, experts and facts. Texts, speeds and training are left empty.
+ms::report::report_data measure(any_model& m, std::span<const int> tokens, const ms::window_options& windows,
+                                const std::string& text_name, const threshold_option& threshold);
+
+/// All numbers of a report.
+nlohmann::json to_json(const ms::report::report_data& d);
+
+}  // namespace tool

@@ -1,0 +1,72 @@
+// The implementation of any_model for one variant and backend.
+#pragma once
+
+#include <optional>
+
+#include "any_model.hpp"
+#include "moeskip/model/checkpoint.hpp"
+#include "moeskip/moeskip.hpp"
+
+namespace tool {
+
+template <class V, class B> class opened final : public any_model {
+ public:
+  opened(const std::string& path, const std::string& variant) : model_(ms::load<V, B>(path)) {
+    const ms::config<V>& c = model_.configuration();
+    facts_ = {.file = path,
+              .variant = variant,
+              .policies = ms::variant_name<V>(),
+              .weights = sizeof(ms::weight_t<B>) == 2 ? "bf16" : "f32",
+              .sizes = c.sizes,
+              .experts_per_token = V::router::experts_per_token,
+              .footprint = ms::footprint(model_),
+              .description = ms::describe(model_),
+              .metadata = ms::read_metadata(path)};
+    for (int e = 1; e <= c.sizes.layers; ++e)
+      if (e == c.sizes.layers || c.exits.contains(e)) facts_.exits.push_back(e);
+  }
+  const model_facts& facts() const override { return facts_; }
+
+  std::vector<ms::exit_quality> evaluate(std::span<const int> tokens, const ms::window_options& windows,
+                                         ms::expert_observer& watch) override {
+    return ms::evaluate(model_, tokens, windows, watch);
+  }
+  ms::depth_readings read_depth(const texts& all) override {
+    return ms::read_depth(model_, std::span<const std::vector<int>>(all));
+  }
+  ms::calibration calibrate(const texts& all, const ms::calibration_options& options) override {
+    return ms::calibrate(model_, std::span<const std::vector<int>>(all), options);
+  }
+  ms::generated generate(std::span<const int> prompt, const ms::generation& options, const decoder_choice& how,
+                         const std::function<void(const ms::emitted&)>& sink) override {
+    if (!session_) session_.emplace(model_);
+    const auto run = [&](const auto& decoder) { return ms::generate(*session_, prompt, options, decoder, sink); };
+    switch (how.what) {
+      case decoder_choice::early_exit:
+        return run(ms::decoder::early_exit<>{.rule = {.threshold = how.threshold}});
+      case decoder_choice::speculative:
+        return run(ms::speculative_decoder::compose<>{});
+      default:
+        return run(ms::decoder::autoregressive{});
+    }
+  }
+  void save(const std::string& path, const ms::string_map& about) override {
+    ms::string_map all = about;
+    const ms::string_map own = ms::to_metadata(model_.configuration());
+    if (!facts_.metadata.contains("training.next_step"))
+      for (const auto& [key, value] : facts_.metadata)
+        if (!own.contains(key)) all.emplace(key, value);
+    ms::save(model_, path, all);
+  }
+
+ private:
+  ms::model<V, B> model_;
+  model_facts facts_;
+  std::optional<ms::session<V, B>> session_;  // holds a reference to the model
+};
+
+template <class V, class B> std::unique_ptr<any_model> open_as(const std::string& path, const std::string& variant) {
+  return std::make_unique<opened<V, B>>(path, variant);
+}
+
+}  // namespace tool

@@ -1,0 +1,6 @@
+// Heavy to compile, hence alone.
+#include "../models/models.hpp"
+#include "open_as.hpp"
+
+template std::unique_ptr<tool::any_model> tool::open_as<models::draft, moeskip::cpu<float>>(const std::string&,
+                                                                                            const std::string&);

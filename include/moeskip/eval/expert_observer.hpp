@@ -1,0 +1,70 @@
+// Watches the routing of inference passes as routing_observer does, and counts besides which experts meet in a token and
+// which ids they see, and keeps the choices of the first tokens.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "moeskip/eval/expert_pairs.hpp"
+#include "moeskip/eval/routing.hpp"
+#include "moeskip/eval/token_experts.hpp"
+
+namespace moeskip {
+
+/// What a MoE layer's tokens chose.
+struct expert_counts {
+  int layer = 0;
+  expert_pairs within;  // (E, E) both in this layer; of the diagonal, an expert with itself
+  expert_pairs before;  // (E', E) one in the MoE layer before, the other in this one; of the first layer empty
+  std::vector<int> first_tokens{}, first_choices{};  // (n), (n, K) of the first n = expert_observer::traced rows
+  token_experts ids[2]{};  // of sequences with even and with odd slots: one half predicts the other
+};
+
+/// A tape for run_layers. Passes must run the layers of a call in order, all with the same rows, as evaluate() does.
+class expert_observer : public routing_observer {
+ public:
+  static constexpr std::size_t traced = 72;  // tokens whose choices are kept
+
+  expert_observer(arena& memory, int vocab) : routing_observer(memory), vocab_(vocab) {}
+
+  template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
+    routing_observer::routed(layer, r, rows);
+    const int E = int(r.probability.cols()), K = int(r.chosen.cols());
+    if (layer >= int(counts_.size())) counts_.resize(std::size_t(layer) + 1);
+    expert_counts& c = counts_[std::size_t(layer)];
+    const bool has_before = last_layer_ >= 0 && last_layer_ < layer && last_rows_ == rows.size();
+    if (!c.within.rows()) {
+      c.layer = layer, c.within = {E, E};
+      for (token_experts& half : c.ids) half = {vocab_, E, K};
+    }
+    if (has_before && !c.before.rows()) c.before = {counts_[std::size_t(last_layer_)].within.cols(), E};
+    for (index_t n = 0; n < rows.size(); ++n) {
+      const vec<const int> chosen = r.chosen.row(n);
+      c.within.add(chosen, chosen);
+      if (has_before) c.before.add({last_.data() + n * last_cols_, last_cols_}, chosen);
+      if (rows.token.size() && c.first_tokens.size() < traced) {
+        c.first_tokens.push_back(rows.token[n]);
+        c.first_choices.insert(c.first_choices.end(), chosen.begin(), chosen.end());
+      }
+      if (rows.token.size()) c.ids[rows.slot[n] % 2].add(rows.token[n], chosen);
+    }
+    last_layer_ = layer, last_rows_ = rows.size(), last_cols_ = K;
+    last_.assign(r.chosen.begin(), r.chosen.end());
+  }
+
+  /// MoE layers seen so far, in order.
+  std::vector<expert_counts> counts() const {
+    std::vector<expert_counts> seen;
+    for (const expert_counts& c : counts_)
+      if (c.within.tokens()) seen.push_back(c);
+    return seen;
+  }
+
+ private:
+  int vocab_, last_layer_ = -1;
+  index_t last_rows_ = 0, last_cols_ = 0;
+  std::vector<int> last_;              // (N, K) what the rows chose in last_layer_
+  std::vector<expert_counts> counts_;  // by layer; dense ones stay empty
+};
+
+}  // namespace moeskip

@@ -1,0 +1,81 @@
+// The report's pages on generation: texts coloured by depth, how far drafts get, and speeds.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "moeskip/eval/report/charts.hpp"
+#include "moeskip/eval/report/data.hpp"
+#include "moeskip/eval/report/page.hpp"
+#include "moeskip/eval/report/token_strip.hpp"
+
+namespace moeskip::report {
+
+inline std::string strip(const decoded_text& t, const report_data& d) {
+  std::vector<int> exits;
+  for (const emitted& e : t.tokens)
+    if (std::find(exits.begin(), exits.end(), e.exit_layer) == exits.end()) exits.push_back(e.exit_layer);
+  std::sort(exits.begin(), exits.end());
+  return text(
+      "<div class=\"strip\"><h3>", escape(t.name), "</h3><figcaption>", escape(t.note), "</figcaption>",
+      depth_legend(exits, d.layers, t.speculative ? "drafted after layer (the last: said by all)" : "left after layer"),
+      token_strip(t, d.layers), "</div>\n");
+}
+
+inline std::string acceptance_by_position(const decoder_speed& s) {
+  std::vector<bar> bars;
+  for (std::size_t i = 0; i < decode_stats::positions && s.stats.drafted_at[i]; ++i) {
+    const double rate = 100.0 * s.stats.accepted_at[i] / s.stats.drafted_at[i];
+    bars.push_back(
+        {text(i + 1),
+         fixed(rate, 0),
+         rate,
+         {},
+         text(s.stats.accepted_at[i], " of ", s.stats.drafted_at[i], " tokens drafted in place ", i + 1, " stand")});
+  }
+  return figure("Acceptance by place in the draft",
+                text("Of the tokens drafted in each place, how many stand. ", fixed(100 * s.stats.acceptance_rate(), 0),
+                     " % over all, ", fixed(double(s.stats.tokens) / std::max(1, s.stats.rounds), 2),
+                     " tokens per pass of the full model."),
+                bar_chart({.width = 1040,
+                           .height = 220,
+                           .what = "acceptance by draft position",
+                           .x_label = "place in the draft",
+                           .y_label = "% accepted"},
+                          bars, 0, 112),
+                true);
+}
+
+inline std::string speed_table(const report_data& d) {
+  std::vector<std::vector<std::string>> rows{{"decoder", "tokens/s", "speed", "layers", "accepted", "same text"}};
+  for (const decoder_speed& s : d.speeds)
+    rows.push_back(
+        {s.name, fixed(s.stats.tokens_per_second(), 0),
+         &s == &d.speeds.front() ? std::string("1×")
+                                 : text(fixed(s.relative, 2), "× (", fixed(s.lowest, 2), "–", fixed(s.highest, 2), ")"),
+         fixed(double(s.stats.layer_steps) / std::max(1, s.stats.tokens), 1),
+         s.stats.drafted ? fixed(100 * s.stats.acceptance_rate(), 0) + " %" : "–", fixed(100 * s.same, 0) + " %"});
+  return figure("Speed",
+                text("The same prompts, greedy, one after the other: ", escape(d.machine),
+                     ". Speed: against plain decoding of the same prompt, median and extremes. Layers: run for each "
+                     "token, drafts included. Same text: prompts continued as plain decoding does."),
+                table(rows), true);
+}
+
+inline std::string text_section(const report_data& d) {
+  std::string figures;
+  if (!d.speeds.empty()) figures += speed_table(d);
+  for (const decoder_speed& s : d.speeds)
+    if (s.stats.drafted) figures += acceptance_by_position(s);
+  std::string strips;
+  for (const decoded_text& t : d.texts) strips += strip(t, d);
+  if (strips.empty() && figures.empty()) return {};
+  return text(
+      "<section><h2>Generation</h2>\n<p>One prompt, continued greedily. The prompt is grey; the colour under each "
+      "token "
+      "says how many layers it took.</p>\n",
+      strips, "<div class=\"figures\">", figures, "</div></section>\n");
+}
+
+}  // namespace moeskip::report

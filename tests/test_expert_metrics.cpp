@@ -1,0 +1,114 @@
+// How experts are used, against cases counted by hand.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "moeskip/eval/expert_observer.hpp"
+#include "moeskip/eval/expert_parallel.hpp"
+#include "moeskip/eval/perplexity.hpp"
+#include "tiny.hpp"
+
+using namespace tests;
+using doctest::Approx;
+
+namespace {
+
+ms::vec<const int> ids(const std::vector<int>& v) { return {v.data(), ms::index_t(v.size())}; }
+
+}  // namespace
+
+TEST_CASE("the loads of a layer: shares, their variation and entropy") {
+  const ms::layer_routing l{.experts = 4, .per_token = 1, .tokens = 8, .choices = {4, 2, 2, 0}};
+  CHECK(l.share(0) == 0.5);
+  CHECK(l.max_violation() == Approx(1));
+  CHECK(l.variation() == Approx(std::sqrt((1.0 + 0 + 0 + 1) / 4)));  // loads are 2, 1, 1, 0 times the mean
+  CHECK(l.entropy() == Approx(1.5 / 2));                             // bits of ½, ¼, ¼, over those of ¼, ¼, ¼, ¼
+  CHECK(l.dead() == 1);
+}
+
+TEST_CASE("overload of devices that hold consecutive experts") {
+  const std::vector<long long> choices{6, 2, 1, 3};
+  CHECK(ms::overload(choices, 1) == 0);
+  CHECK(ms::overload(choices, 2) == Approx(2.0 * 8 / 12 - 1));
+  CHECK(ms::overload(choices, 3) == Approx(3.0 * 6 / 12 - 1));  // {6}, {2}, {1, 3}
+  CHECK(ms::overload(choices, 4) == Approx(4.0 * 6 / 12 - 1));
+  CHECK(ms::overload(std::vector<long long>{0, 0}, 2) == 0);
+  CHECK_THROWS_AS(ms::overload(choices, 5), ms::config_error);
+  CHECK_THROWS_AS(ms::overload(choices, 0), ms::config_error);
+}
+
+TEST_CASE("experts that the same tokens choose") {
+  ms::expert_pairs p(3, 3);
+  p.add(ids({0, 1}), ids({0, 1})), p.add(ids({0, 1}), ids({0, 1}));
+  p.add(ids({0, 2}), ids({0, 2})), p.add(ids({2, -1}), ids({2, -1}));
+  CHECK(p.tokens() == 4);
+  CHECK(p.together(0, 1) == 2);
+  CHECK(p.together(1, 2) == 0);
+  CHECK(p.given(0, 1) == Approx(2.0 / 3));  // expert 0 has three tokens, two of them visit 1
+  CHECK(p.given(1, 0) == 1);
+  CHECK(p.lift(0, 1) == Approx(2.0 * 4 / (3 * 2)));
+  CHECK(p.lift(1, 2) == 0);
+  CHECK(p.given(2, 2) == 1);
+
+  ms::expert_pairs between(2, 3);  // of one layer and the next
+  between.add(ids({0}), ids({2})), between.add(ids({0}), ids({2})), between.add(ids({1}), ids({0}));
+  CHECK(between.given(0, 2) == 1);
+  CHECK(between.lift(0, 2) == Approx(1.5));
+  CHECK(between.given(1, 1) == 0);
+}
+
+TEST_CASE("what a token's id says about its expert") {
+  ms::token_experts decided(2, 2, 1), blind(2, 2, 1);
+  for (int i = 0; i < 4; ++i) {
+    decided.add(0, ids({0})), decided.add(1, ids({1}));
+    blind.add(0, ids({i % 2})), blind.add(1, ids({i % 2}));
+  }
+  CHECK(decided.share(0, 0) == 1);
+  CHECK(decided.information() == Approx(1));
+  CHECK(decided.predicted(decided) == 1);
+  CHECK(decided.predicted_blindly(decided) == 0.5);
+  CHECK(blind.information() == Approx(0));
+  CHECK(blind.predicted(decided) == 0.5);
+
+  // Ids 0 to 2 and experts 0 to 1: three of four choices of id 0 fall on expert 0, both of id 1 on expert 1.
+  ms::token_experts some(3, 2, 1);
+  for (const int e : {0, 0, 0, 1}) some.add(0, ids({e}));
+  for (int i = 0; i < 2; ++i) some.add(1, ids({1}));
+  const double mutual =
+      3.0 / 6 * std::log(3.0 * 6 / (4 * 3)) + 1.0 / 6 * std::log(6.0 / (4 * 3)) + 2.0 / 6 * std::log(2.0 * 6 / (2 * 3));
+  CHECK(some.information() == Approx(mutual / std::log(2.0)));
+  CHECK(some.predicted(some) == Approx(5.0 / 6));
+
+  ms::token_experts other(3, 2, 1);  // id 2, which `some` has not seen, is taken for the average: expert 0, by its id
+  other.add(2, ids({0})), other.add(0, ids({1}));
+  CHECK(other.predicted(some) == 0.5);
+}
+
+TEST_CASE("an observer counts every row of every MoE layer, and each with the layer before") {
+  struct V : ms::variant {};
+  using B = ms::reference<double>;
+  ms::sizes s = tiny_sizes;  // MoE in every second layer
+  ms::model<V, B> m({.sizes = s, .exits = ms::exits_after(2)}, ms::seed{3});
+  const std::vector<int> text = random_tokens(65, s.vocab, 9);
+  ms::arena memory;
+  ms::expert_observer watch(memory, s.vocab);
+  ms::evaluate(m, std::span<const int>(text), ms::window_options{.length = 16, .sequences = 2}, watch);
+  const auto counts = watch.counts();
+  REQUIRE(int(counts.size()) == s.moe_layers());
+  const auto layers = watch.layers();
+  for (std::size_t l = 0; l < counts.size(); ++l) {
+    const ms::expert_counts& c = counts[l];
+    CHECK(c.layer == layers[l].layer);
+    CHECK(c.within.tokens() == 64);
+    CHECK(c.before.tokens() == (l ? 64 : 0));
+    long long together = 0, by_id = 0;
+    for (int e = 0; e < s.experts; ++e) {
+      CHECK(c.within.together(e, e) == layers[l].choices[std::size_t(e)]);
+      for (int f = 0; f < s.experts; ++f) together += c.within.together(e, f);
+    }
+    CHECK(together == 64 * 4);  // two experts a token make four pairs
+    for (const auto& half : c.ids)
+      for (int t = 0; t < s.vocab; ++t) by_id += half.choices(t);
+    CHECK(by_id == 64 * 2);
+  }
+}
