@@ -69,7 +69,7 @@ void check_alone(const ms::config<V>& c, const Decoder& decoder, const ms::gener
   CAPTURE(seed);
   ms::model<V, B> m(c, ms::seed{seed});
   for (auto& w : m.block()) w = ms::to<ms::weight_t<B>>(2 * float(ms::real_part(w)));  // exits differ in what they say
-  const auto prompts = prompts_for(c.sizes, 5, seed);
+  const auto prompts = prompts_for(c.sizes, 4, seed);
   std::vector<std::vector<int>> alone;
   for (const auto& prompt : prompts)
     alone.push_back(ms::generate(m, prompt, options, decoder, [](const ms::emitted&) {}).ids());
@@ -118,11 +118,9 @@ template <class V, class B> void check_decoders(const ms::config<V>& c, std::uin
 }
 
 template <class B> void check_variants() {
-  for (std::uint64_t seed = 1; seed <= 2; ++seed) {
-    const ms::sizes s = random_sizes(seed);
-    check_decoders<plain, B>({.sizes = s, .exits = ms::exits_every(1, s.layers)}, seed);
-    check_decoders<following, B>({.sizes = s, .exits = ms::exits_every(1, s.layers)}, seed);
-  }
+  const ms::sizes first = random_sizes(1), second = random_sizes(2);
+  check_decoders<plain, B>({.sizes = first, .exits = ms::exits_every(1, first.layers)}, 1);
+  check_decoders<following, B>({.sizes = second, .exits = ms::exits_every(1, second.layers)}, 2);
 }
 
 constexpr ms::config<plain> shape{.sizes = tiny_sizes, .exits = ms::exits_after(1, 2, 3)};
