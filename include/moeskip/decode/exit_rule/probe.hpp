@@ -29,7 +29,9 @@ struct probe {
   template <class T> double confidence(const exit_evidence<T>& seen) const {
     MOESKIP_CHECK(config_error, seen.stream.size() == dim, name, ".dim: expected ", seen.stream.size(),
                   ", the model's, got ", dim);
-    return 1 / (1 + std::exp(-score(seen.stream, &weights[std::size_t(seen.exit_layer) * std::size_t(dim + 1)])));
+    const std::size_t at = std::size_t(seen.exit_layer) * std::size_t(dim + 1);
+    if (at >= weights.size()) return 1;  // the full depth agrees with itself
+    return 1 / (1 + std::exp(-score(seen.stream, &weights[at])));
   }
   template <class T> bool leaves(const exit_evidence<T>& seen, state&) const {
     return confidence(seen) >= double(threshold);
