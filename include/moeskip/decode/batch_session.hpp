@@ -164,8 +164,8 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
   }
 
   /// Runs the requests that stand at the lowest layer, as far as the next layer where others wait, and sets free those
-  /// that are done. Shallow work first: drafts are finished before verifications,
-  /// which so come together. But nobody is passed over for ever.
+  /// that are done. Shallow work first: drafts are finished before verifications, which so come together. But nobody is
+  /// passed over for ever.
   bool serve_lowest() {
     request* lowest = nullptr;
     const auto before = [](const request& a, const request& b) {
