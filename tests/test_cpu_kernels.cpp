@@ -132,11 +132,20 @@ TEST_CASE("simd: functions agree with the standard library") {
 
 namespace {
 
+/// Weights stored as W, products of P.
+template <class W, class P> struct products {
+  using weight = W;
+  using input = kernels::packed_input<W, P>;
+};
+using wide = products<float, float>;
+using widened = products<bf16, float>;
+using narrow = products<bf16, bf16>;
+
 // The product of one call, without residual or with.
-template <class W> std::vector<float> call_matvec(const float* x, index_t ldx, const W* w, index_t tokens, index_t in,
-                                                  index_t rows, const std::vector<index_t>& cuts,
-                                                  const float* residual = nullptr) {
-  std::vector<float> packed(static_cast<std::size_t>(kernels::packed_size<W, A>(tokens, in)));
+template <class X = float, class W>
+std::vector<float> call_matvec(const float* x, index_t ldx, const W* w, index_t tokens, index_t in, index_t rows,
+                               const std::vector<index_t>& cuts, const float* residual = nullptr) {
+  std::vector<X> packed(static_cast<std::size_t>(kernels::packed_size<W, A>(tokens, in)));
   kernels::pack_tokens<W, A>(packed.data(), x, ldx, tokens, in);
   std::vector<float> y(static_cast<std::size_t>(tokens * rows), std::numeric_limits<float>::quiet_NaN());
   const kernels::matvec_args<W> args{y.data(), rows, w, in, tokens, residual, rows};
@@ -146,7 +155,10 @@ template <class W> std::vector<float> call_matvec(const float* x, index_t ldx, c
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("matvec: right, and the same bits for any number of tokens and any split of rows", W, float, bf16) {
+TEST_CASE_TEMPLATE("matvec: right, and the same bits for any number of tokens and any split of rows", Products, wide,
+                   widened, narrow) {
+  using W = typename Products::weight;
+  using X = typename Products::input;
   constexpr index_t most = kernels::max_matvec_tokens;
   std::vector<index_t> sizes;
   for (index_t in = 1; in <= 140; ++in) sizes.push_back(in);
@@ -158,12 +170,12 @@ TEST_CASE_TEMPLATE("matvec: right, and the same bits for any number of tokens an
     const W* w = stored.data() + 1;  // unaligned, and nothing readable behind
     const std::vector<float> x = random_vector(most * ldx), residual = random_vector(most * rows);
 
-    const std::vector<float> plain = call_matvec(x.data(), ldx, w, most, in, rows, {0, rows});
+    const std::vector<float> plain = call_matvec<X>(x.data(), ldx, w, most, in, rows, {0, rows});
     for (index_t t = 0; t < most; ++t)
       for (index_t o = 0; o < rows; ++o) {
         double want = 0, magnitude = 0;
         for (index_t i = 0; i < in; ++i) {
-          const double term = double{x[t * ldx + i]} * double{static_cast<float>(w[o * in + i])};
+          const double term = double{static_cast<float>(X(x[t * ldx + i]))} * double{static_cast<float>(w[o * in + i])};
           want += term, magnitude += std::abs(term);
         }
         REQUIRE(close(plain[t * rows + o], want, magnitude));
@@ -171,27 +183,29 @@ TEST_CASE_TEMPLATE("matvec: right, and the same bits for any number of tokens an
 
     std::vector<float> added = plain;  // the residual is one more addition, after the sum
     for (std::size_t i = 0; i < added.size(); ++i) added[i] = residual[i] + plain[i];
-    REQUIRE(same_bits(call_matvec(x.data(), ldx, w, most, in, rows, {0, rows}, residual.data()), added));
+    REQUIRE(same_bits(call_matvec<X>(x.data(), ldx, w, most, in, rows, {0, rows}, residual.data()), added));
 
     for (index_t tokens = 1; tokens <= most; ++tokens) {  // some tokens, rows cut in three
       const index_t first = draw(0, most - tokens);
       std::vector<index_t> cuts{0, draw(0, rows), draw(0, rows), rows};
       std::sort(cuts.begin(), cuts.end());
-      const auto y = call_matvec(x.data() + first * ldx, ldx, w, tokens, in, rows, cuts);
+      const auto y = call_matvec<X>(x.data() + first * ldx, ldx, w, tokens, in, rows, cuts);
       CAPTURE(tokens);
       REQUIRE(same_bits(y, {plain.begin() + first * rows, plain.begin() + (first + tokens) * rows}));
     }
   }
 }
 
-TEST_CASE_TEMPLATE("matvec: every split of the rows", W, float, bf16) {
+TEST_CASE_TEMPLATE("matvec: every split of the rows", Products, wide, widened, narrow) {
+  using W = typename Products::weight;
+  using X = typename Products::input;
   const index_t in = 3 * N + 5, rows = 37;
   const std::vector<W> w = random_vector<W>(rows * in);
   for (const index_t tokens : {1, 2, 3, 4, 9}) {
     const std::vector<float> x = random_vector(tokens * in);
-    const auto whole = call_matvec(x.data(), in, w.data(), tokens, in, rows, {0, rows});
+    const auto whole = call_matvec<X>(x.data(), in, w.data(), tokens, in, rows, {0, rows});
     for (index_t cut = 0; cut <= rows; ++cut)
-      REQUIRE(same_bits(call_matvec(x.data(), in, w.data(), tokens, in, rows, {0, cut, rows}), whole));
+      REQUIRE(same_bits(call_matvec<X>(x.data(), in, w.data(), tokens, in, rows, {0, cut, rows}), whole));
   }
 }
 

@@ -13,6 +13,8 @@ using namespace tests;
 
 namespace {
 
+using products_in_bf16 = ms::cpu<ms::bf16, ms::isa::native, ms::bf16>;
+
 constexpr int all_rows = ms::cpu_kernels::max_matvec_tokens;  // 16
 constexpr int most_threads = 3;
 
@@ -90,8 +92,10 @@ const ms::config<skipping> config{.sizes = {.layers = 3,
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("rows keep their bits: linear, with and without a residual", W, float, ms::bf16) {
-  ms::cpu<W> backend;
+TEST_CASE_TEMPLATE("rows keep their bits: linear, with and without a residual", B, ms::cpu<float>, ms::cpu<ms::bf16>,
+                   products_in_bf16) {
+  using W = ms::weight_t<B>;
+  B backend;
   for (const auto& [O, I] : {std::pair{700, 1100}, std::pair{1101, 35}}) {
     const random_matrix<float> x(all_rows, I, 1), residual(all_rows, O, 2);
     const random_matrix<W> w(O, I, 3);
@@ -132,9 +136,10 @@ TEST_CASE_TEMPLATE("rows keep their bits: attend", W, float, ms::bf16) {
   });
 }
 
-TEST_CASE_TEMPLATE("rows keep their bits: experts", W, float, ms::bf16) {
+TEST_CASE_TEMPLATE("rows keep their bits: experts", B, ms::cpu<float>, ms::cpu<ms::bf16>, products_in_bf16) {
+  using W = ms::weight_t<B>;
   constexpr int D = 264, F = 203, E = 5, K = 3;
-  ms::cpu<W> backend;
+  B backend;
   ms::arena memory;
   const random_matrix<float> h(all_rows, D, 1), residual(all_rows, D, 2), gate(all_rows, K, 3);
   const random_matrix<W> gate_up(E * 2 * F, D, 4), down(E * D, F, 5);
@@ -166,11 +171,11 @@ TEST_CASE_TEMPLATE("rows keep their bits: head", W, float, ms::bf16) {
     });
 }
 
-TEST_CASE_TEMPLATE("rows keep their bits: a whole model behind a prompt", W, float, ms::bf16) {
-  ms::model<skipping, ms::cpu<W>> model(config, ms::seed{3});
+TEST_CASE_TEMPLATE("rows keep their bits: a whole model behind a prompt", B, ms::cpu<float>, products_in_bf16) {
+  ms::model<skipping, B> model(config, ms::seed{3});
   const std::vector<int> tokens = random_tokens(35 + all_rows, config.sizes.vocab, 1);
   // Each call goes on where the last one ended, so that keys and values also come from calls of that many rows.
-  ms::session<skipping, ms::cpu<W>> session(model);
+  ms::session<skipping, B> session(model);
   check_rows(config.sizes.vocab, [&](ms::mat<float> logits, int first, int count) {
     if (first == 0) session.prefill(std::vector<int>(tokens.begin(), tokens.begin() + 35));
     const auto scope = session.memory().scope();

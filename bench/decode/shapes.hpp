@@ -7,7 +7,7 @@ namespace bench {
 
 namespace ms = moeskip;
 
-using weights_in_bf16 = ms::cpu<ms::bf16>;
+using weights_in_bf16 = ms::cpu<ms::bf16, ms::isa::native, ms::bf16>;  // and products
 
 /// Lives in the caches: what a token costs is arithmetic and the start of parallel regions.
 struct in_cache : ms::variant {};

@@ -66,17 +66,17 @@ template <> struct kernel<experts_t, on_cpu> {
                   const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory,
                   const activation_mask& mask) {
     using A = cpu_kernels::arch<Isa>;
-    if (h.rows() <= cpu_kernels::max_matvec_tokens) few<A>(y, gate_up, residual, h, r, d, w, memory, mask);
+    if (h.rows() <= cpu_kernels::max_matvec_tokens) few<A, P>(y, gate_up, residual, h, r, d, w, memory, mask);
     else many<A, P>(y, gate_up, residual, h, r, d, w, memory, mask);
   }
 
  private:
   /// Decode and verify. Phase 1: act = silu(gate h) · up h, the rows of all chosen experts split among the threads.
   /// Phase 2: y, its columns split among the threads; experts in the order of their ids.
-  template <class A, class W, class Memory> static void few(mat<float> y, mat<float> gate_up, mat<const float> residual,
-                                                            mat<const float> h, const routing<float>& r,
-                                                            const dispatch& d, const expert_weights<const W>& w,
-                                                            Memory& memory, const activation_mask& mask) {
+  template <class A, class P, class W, class Memory>
+  static void few(mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
+                  const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory& memory,
+                  const activation_mask& mask) {
     namespace k = cpu_kernels;
     const auto scope = memory.scope();
     const index_t D = h.cols(), F = w.down.cols();
@@ -94,7 +94,7 @@ template <> struct kernel<experts_t, on_cpu> {
             const int e = chosen[first / F];
             const index_t f = first % F, end = std::min(F, f + (last - first)), m = d.first[e],
                           rows = d.first[e + 1] - m;
-            const float* packed = pack<A, W>(h, d.row.data() + m, rows);
+            const auto* packed = pack<A, W, P>(h, d.row.data() + m, rows);
             k::matvec_args<W> call{gate_up.row(m).data(), 2 * F, w.gate_up.plane(e).data(), D, rows};
             k::matvec<A>(call, packed, f, end);
             k::matvec<A>(call, packed, F + f, F + end);
@@ -118,7 +118,7 @@ template <> struct kernel<experts_t, on_cpu> {
           float* out = k::thread_scratch<outputs>(k::max_matvec_tokens * D);
           for (index_t i = 0; i < used; ++i) {
             const index_t m = d.first[chosen[i]], rows = d.first[chosen[i] + 1] - m;
-            const float* packed = pack<A, W>(act.rows(m, rows), nullptr, rows);
+            const auto* packed = pack<A, W, P>(act.rows(m, rows), nullptr, rows);
             k::matvec<A>(k::matvec_args<W>{out, D, w.down.plane(chosen[i]).data(), F, rows}, packed, first, last);
             for (index_t j = 0; j < rows; ++j)
               k::add_scaled<A>(&y(d.row[m + j], first), r.gate.data()[d.choice[m + j]], out + j * D + first,
@@ -129,7 +129,8 @@ template <> struct kernel<experts_t, on_cpu> {
   }
 
   /// Inputs for the decode kernel, in the calling thread's scratch: x (rows, n), or those rows of it that `list` names.
-  template <class A, class W> static const float* pack(mat<const float> x, const int* list, index_t rows) {
+  template <class A, class W, class P>
+  static const cpu_kernels::packed_input<W, P>* pack(mat<const float> x, const int* list, index_t rows) {
     namespace k = cpu_kernels;
     struct gathered;
     struct packed;
@@ -139,7 +140,7 @@ template <> struct kernel<experts_t, on_cpu> {
       for (index_t i = 0; i < rows; ++i) std::copy_n(x.row(list[i]).data(), x.cols(), to + i * x.cols());
       from = to;
     }
-    float* out = k::thread_scratch<packed>(k::packed_size<W, A>(rows, x.cols()));
+    auto* out = k::thread_scratch<packed, k::packed_input<W, P>>(k::packed_size<W, A>(rows, x.cols()));
     k::pack_tokens<W, A>(out, from, x.cols(), rows, x.cols());
     return out;
   }

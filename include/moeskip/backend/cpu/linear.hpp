@@ -38,13 +38,14 @@ void parallel_gemm(const product& c, const factor<TA>& a, const factor<TB>& b, i
 }
 
 /// y (t, O) = [residual +] x (t, I) · w (O, I)ᵀ for t <= 16 rows, on all threads where the weights are large.
-template <class A, class W> void parallel_matvec(const matvec_args<W>& call, const float* x, index_t ldx, index_t out) {
+template <class A, class P, class W>
+void parallel_matvec(const matvec_args<W>& call, const float* x, index_t ldx, index_t out) {
   const index_t bytes = out * call.in * index_t(sizeof(W));
   parallel_for(
       out,
       [&](index_t first, index_t last) {
         struct packed_inputs;
-        float* packed = thread_scratch<packed_inputs>(packed_size<W, A>(call.tokens, call.in));
+        auto* packed = thread_scratch<packed_inputs, packed_input<W, P>>(packed_size<W, A>(call.tokens, call.in));
         pack_tokens<W, A>(packed, x, ldx, call.tokens, call.in);
         matvec<A>(call, packed, first, last);
       },
@@ -62,7 +63,7 @@ template <> struct kernel<linear_t, on_cpu> {
     if (N == 0) return;
     if (N <= k::max_matvec_tokens) {
       k::matvec_args<W> call{y.data(), O, w.data(), I, N, residual.data(), O};
-      return k::parallel_matvec<A>(call, x.data(), I, O);
+      return k::parallel_matvec<A, P>(call, x.data(), I, O);
     }
     if (residual.data() && residual.data() != y.data())
       parallel_for(

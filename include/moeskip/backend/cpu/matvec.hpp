@@ -6,10 +6,13 @@
 // last. The inputs are packed once per matrix or, better, once for all matrices that read them; each thread
 // does it into scratch of its own, which needs no barrier. Packing 1024 inputs takes 75 ns a token: as long
 // as one row of weights from memory, or 4 to 9 rows from the cache (bf16, Zen 5, 2026-11-23).
+// Inputs of type X: float; or bf16, rounded, for products of two bf16 (weights in bf16 only), which take a weight as it
+// is stored: with AVX512-BF16 one instruction for 32 of them where floats take two and two to widen.
 //   T tokens of a tile · R weight rows of a tile · N lanes · block: 2 N bf16 or N floats (AVX-512: 64 bytes)
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "moeskip/backend/cpu/simd.hpp"
 #include "moeskip/base/check.hpp"
@@ -17,6 +20,10 @@
 namespace moeskip::cpu_kernels {
 
 inline constexpr index_t max_matvec_tokens = 16;
+
+/// What inputs become for weights stored as W and products of P.
+template <class W, class P> using packed_input =
+    std::conditional_t<std::is_same_v<W, bf16> && std::is_same_v<P, bf16>, bf16, float>;
 
 namespace detail {
 
@@ -44,7 +51,7 @@ template <class Arch> constexpr index_t first_of(index_t tile, index_t tokens) {
   return tile * tokens / tiles_of<Arch>(tokens);
 }
 
-/// One block of one token, as the kernel wants it: as it is, or for bf16 the even elements before the odd
+/// One block of one token, as the kernel wants it: as it is, or for weights in bf16 the even elements before the odd
 /// ones.
 template <class W, class Arch> void pack_block(float* to, const float* from) {
   using Q = simd::quad_arch<Arch>;
@@ -58,6 +65,10 @@ template <class W, class Arch> void pack_block(float* to, const float* from) {
       simd::store(to + i / 2, low), simd::store(to + n / 2 + i / 2, high);
     }
   }
+}
+
+template <class W, class Arch> void pack_block(bf16* to, const float* from) {
+  simd::round<Arch>(to, from, block<W, Arch>);
 }
 
 /// acc[r][t] += w[r][block] . x[t][block]. The loops must unroll whole, or the accumulators leave their
@@ -89,6 +100,21 @@ template <class W, int R, int T, class Arch>
   }
 }
 
+template <class W, int R, int T, class Arch>
+[[gnu::always_inline]] inline void add_block(simd::lanes<Arch> (&acc)[R][T], const bf16* x, const W* w,
+                                             index_t stride) {
+  simd::words<Arch> xs[T];
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) xs[t] = simd::load_words<Arch>(x + t * block<W, Arch>), simd::hold(xs[t]);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    auto weights = simd::load_words<Arch>(w + r * stride);
+    simd::hold(weights);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) acc[r][t] = simd::dot<Arch>(xs[t], weights, acc[r][t]);
+  }
+}
+
 }  // namespace detail
 
 /// Out-arguments, weights and sizes of a call.
@@ -101,20 +127,20 @@ template <class W> struct matvec_args {
   index_t ld_residual = 0;
 };
 
-/// Floats that packed inputs take.
+/// Elements that packed inputs take.
 template <class W, class Arch> constexpr index_t packed_size(index_t tokens, index_t in) {
   return tokens * detail::padded<W, Arch>(in);
 }
 
 /// packed (packed_size; 64-byte alignment is faster) = x (tokens, in), rows ldx apart, for weights of type W.
 /// Layout: token tile, block, token of the tile.
-template <class W, class Arch>
-void pack_tokens(float* packed, const float* x, index_t ldx, index_t tokens, index_t in) {
+template <class W, class Arch, class X>
+void pack_tokens(X* packed, const float* x, index_t ldx, index_t tokens, index_t in) {
   constexpr index_t n = detail::block<W, Arch>;
   for (index_t tile = 0; tile < detail::tiles_of<Arch>(tokens); ++tile) {
     const index_t first = detail::first_of<Arch>(tile, tokens), last = detail::first_of<Arch>(tile + 1, tokens);
     for (index_t t = first; t < last; ++t) {
-      float* to = packed + first * detail::padded<W, Arch>(in) + (t - first) * n;
+      X* to = packed + first * detail::padded<W, Arch>(in) + (t - first) * n;
       const float* from = x + t * ldx;
       index_t i = 0;
       for (; i + n <= in; i += n, to += n * (last - first)) detail::pack_block<W, Arch>(to, from + i);
@@ -138,8 +164,8 @@ template <class W> struct prefetches {
 
 /// Rows o, o + gap, … o + (R-1) gap; tokens t0 … t0+T-1. x: the packed token tile. `all`: it prefetches all
 /// rows.
-template <class Arch, int R, int T, bool all, class W>
-void matvec_tile(const matvec_args<W>& a, const float* x, index_t o, index_t gap, index_t t0, prefetches<W> next) {
+template <class Arch, int R, int T, bool all, class W, class X>
+void matvec_tile(const matvec_args<W>& a, const X* x, index_t o, index_t gap, index_t t0, prefetches<W> next) {
   constexpr index_t n = block<W, Arch>;
   simd::lanes<Arch> acc[R][T];
 #pragma GCC unroll 16
@@ -178,9 +204,9 @@ void matvec_tile(const matvec_args<W>& a, const float* x, index_t o, index_t gap
   }
 }
 
-template <class Arch, int R, bool all, class W> void matvec_tile(const matvec_args<W>& a, const float* x, index_t o,
-                                                                 index_t gap, index_t t, index_t T,
-                                                                 const prefetches<W>& next) {
+template <class Arch, int R, bool all, class W, class X> void matvec_tile(const matvec_args<W>& a, const X* x,
+                                                                          index_t o, index_t gap, index_t t, index_t T,
+                                                                          const prefetches<W>& next) {
   if (T == 1) return matvec_tile<Arch, R, 1, all>(a, x, o, gap, t, next);
   if (T == 2) return matvec_tile<Arch, R, 2, all>(a, x, o, gap, t, next);
   if constexpr (token_tile<Arch> == 4) {
@@ -191,8 +217,8 @@ template <class Arch, int R, bool all, class W> void matvec_tile(const matvec_ar
 
 /// As many rows of [o, last) as R streams of equal length hold, each row tile for all tokens; returns the
 /// next row.
-template <class Arch, int R, class W>
-index_t matvec_rows(const matvec_args<W>& a, const float* packed, index_t o, index_t last) {
+template <class Arch, int R, class W, class X>
+index_t matvec_rows(const matvec_args<W>& a, const X* packed, index_t o, index_t last) {
   const index_t tiles = tiles_of<Arch>(a.tokens), gap = (last - o) / R;
   const index_t ahead = bytes_ahead / index_t(sizeof(W)), rows_ahead = (ahead + a.in - 1) / a.in;
   for (const index_t end = o + gap; o < end; ++o) {
@@ -213,7 +239,8 @@ index_t matvec_rows(const matvec_args<W>& a, const float* packed, index_t o, ind
 }  // namespace detail
 
 /// The kernel: rows [first, last), on the calling thread. packed: the inputs, by pack_tokens<W, Arch>.
-template <class Arch, class W> void matvec(const matvec_args<W>& a, const float* packed, index_t first, index_t last) {
+template <class Arch, class W, class X>
+void matvec(const matvec_args<W>& a, const X* packed, index_t first, index_t last) {
   MOESKIP_CHECK(shape_error, a.tokens >= 1 && a.tokens <= max_matvec_tokens && a.in >= 1, "matvec: expected 1 to ",
                 max_matvec_tokens, " tokens and at least 1 input, got ", a.tokens, " and ", a.in);
   const index_t o = detail::matvec_rows<Arch, detail::streams>(a, packed, first, last);
