@@ -50,7 +50,8 @@ double greedy_share(ms::model<V, B>& m, const std::vector<std::vector<int>>& tex
 }  // namespace detail
 
 /// Calibrated on the first half of the text, measured on the second.
-template <class V> void early_exit(report& out, ms::model<V, weights_in_bf16>& m, const std::vector<int>& text) {
+template <class V>
+void early_exit(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m, const std::vector<int>& text) {
   constexpr std::size_t calibrated_on = 200, measured_on = 50, prompt_length = 64;
   const std::size_t length = std::size_t(m.sizes().context) + 1;
   const auto middle = text.begin() + std::ptrdiff_t(text.size() / 2);
@@ -58,13 +59,13 @@ template <class V> void early_exit(report& out, ms::model<V, weights_in_bf16>& m
   const std::vector<int> unseen(middle, text.end());
   const ms::calibration c = ms::calibrate(m, known, {.tolerance = 0.05, .confidence = 0.95});
   const detail::agreement held_out = detail::agreement_on(m, prompts_of(unseen, measured_on, length), c.threshold);
-  out.line("early_exit.threshold", c.threshold, "probability");
-  out.line("early_exit.agreement", held_out.same, "ratio", "tokens",
+  out.line(name + ".threshold", c.threshold, "probability");
+  out.line(name + ".agreement", held_out.same, "ratio", "tokens",
            "tolerance 0.05, confidence 0.95; calibrated on windows of one text, which are not independent");
-  out.line("early_exit.layers_per_token", held_out.layers, "layers", "", ms::text("of ", m.layers()));
+  out.line(name + ".layers_per_token", held_out.layers, "layers", "", ms::text("of ", m.layers()));
 
   const auto rule = c.as<ms::exit_rule::max_probability>();
-  const auto timed = [&](const std::string& name, const auto& decoder) {
+  const auto timed = [&](const std::string& missing, const auto& decoder) {
     comparison all;
     std::vector<std::vector<int>> written;
     for (const std::vector<int>& prompt : prompts_of(unseen, 16, prompt_length)) {
@@ -74,11 +75,10 @@ template <class V> void early_exit(report& out, ms::model<V, weights_in_bf16>& m
                                      [](const ms::emitted&) {});
       for (const int id : made.ids()) written.back().push_back(id);
     }
-    out.line(ms::text("early_exit.", name, ".generated_agreement"), detail::greedy_share(m, written, prompt_length),
+    out.line(ms::text(name, ".", missing, ".generated_agreement"), detail::greedy_share(m, written, prompt_length),
              "ratio", "tokens", "that the full depth would have written there, too");
-    out.line(ms::text("early_exit.", name, ".layers_per_token"), double(all.sum.layer_steps) / all.sum.tokens,
-             "layers");
-    out.line(ms::text("early_exit.", name, ".speedup"), all.speedup(), "ratio", "plain decoding",
+    out.line(ms::text(name, ".", missing, ".layers_per_token"), double(all.sum.layer_steps) / all.sum.tokens, "layers");
+    out.line(ms::text(name, ".", missing, ".speedup"), all.speedup(), "ratio", "plain decoding",
              ms::text("half of the pairs from ", all.quantile(0.25), " to ", all.quantile(0.75)));
     return all.speedup();
   };
@@ -86,7 +86,7 @@ template <class V> void early_exit(report& out, ms::model<V, weights_in_bf16>& m
   using recompute = ms::decoder::early_exit<ms::exit_rule::max_probability, ms::missing_kv::recompute>;
   const double faster =
       std::max(timed("propagate", propagate{.rule = rule}), timed("recompute", recompute{.rule = rule}));
-  out.line("early_exit.speedup", faster, "ratio", "plain decoding", "the faster of the two");
+  out.line(name + ".speedup", faster, "ratio", "plain decoding", "the faster of the two");
 }
 
 }  // namespace bench

@@ -1,5 +1,9 @@
 // Decoding, timed: bandwidth, batches, early exit, speculation.
-//   ./run bench decode [--model FILE --text FILE] [--json FILE]     FILE: a model of examples/models, and text for its prompts
+//   ./run bench decode [--models DIR --text FILE] [--json FILE]
+// DIR: examples/models, or a folder of other models of the same names and variants; FILE: text for their prompts. Without
+// them, random weights alone.
+#include <filesystem>
+
 #include "moeskip/formats/text.hpp"
 #include "moeskip/model/checkpoint.hpp"
 
@@ -9,21 +13,38 @@
 #include "early_exit.hpp"
 #include "speculation.hpp"
 
+namespace {
+
+namespace ms = moeskip;
+namespace fs = std::filesystem;
+
+/// Returns the worst ratio of the default decoder. The lines of `all_moe` carry the plain names.
+template <class V> double trained_model(bench::report& out, const std::string& name, const fs::path& models,
+                                        const std::vector<int>& unseen) {
+  auto m = ms::load<V, bench::weights_in_bf16>((models / (name + ".safetensors")).string());
+  const std::string of = name == "all_moe" ? "" : "." + name;
+  const auto prompts = bench::prompts_of(unseen, 8, 64);
+  bench::early_exit(out, "early_exit" + of, m, unseen);
+  bench::batches(out, name, m, bench::prompts_of(unseen, 4, 64), m.sizes().context - 64);
+  auto small = ms::load<models::draft, bench::weights_in_bf16>((models / "draft.safetensors").string());
+  bench::draft_model(out, "speculation.draft_model" + of, m, small, prompts);
+  return bench::trained(out, name, m, prompts);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  namespace ms = moeskip;
   return bench::guarded([&] {
-    std::string model, text;
-    for (; argc > 2 && (std::string(argv[1]) == "--model" || std::string(argv[1]) == "--text"); argc -= 2, argv += 2)
-      (std::string(argv[1]) == "--model" ? model : text) = argv[2];
-    MOESKIP_CHECK(ms::config_error, model.empty() == text.empty(), "--model and --text go together");
+    std::string models, text;
+    for (; argc > 2 && (std::string(argv[1]) == "--models" || std::string(argv[1]) == "--text"); argc -= 2, argv += 2)
+      (std::string(argv[1]) == "--models" ? models : text) = argv[2];
+    MOESKIP_CHECK(ms::config_error, models.empty() == text.empty(), "--models and --text go together");
     bench::report out(argc, argv);
     double worst = 1e9;
-    if (!model.empty()) {
-      auto m = ms::load<models::all_moe, bench::weights_in_bf16>(model);
+    if (!models.empty()) {
       const std::vector<int> unseen = ms::tokenizer::byte::encode(ms::read_text(text));
-      bench::early_exit(out, m, unseen);
-      bench::batches(out, "all_moe", m, bench::prompts_of(unseen, 4, 64), m.sizes().context - 64);
-      worst = std::min(worst, bench::trained(out, "all_moe", m, bench::prompts_of(unseen, 8, 64)));
+      worst = std::min(trained_model<models::all_moe>(out, "all_moe", models, unseen),
+                       trained_model<models::every_4th>(out, "every_4th", models, unseen));
     }
     {
       ms::model<bench::in_memory, bench::weights_in_bf16> m(bench::in_memory_shape, ms::seed{1});

@@ -1,5 +1,6 @@
 // The default decoder, which speculates only where that pays, against plain decoding.
 //   trained     on the model itself (small: it lives in the caches)
+//   draft_model the same with a smaller trained model that drafts
 //   replayed    on a larger one of random weights that follows what the trained one does (replay.hpp)
 //   random      nothing to win, since the shallow layers know nothing of the deep ones: losses are the price of trying
 #pragma once
@@ -117,6 +118,16 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
            ms::text("of the best fixed exit and length in hindsight; the last prompt's: ", forecast.exit_layer, ", ",
                     forecast.length));
   return std::min(small, great);
+}
+
+/// A small trained model drafts.
+template <class V, class Small> void draft_model(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m,
+                                                 Small& small, const std::vector<std::vector<int>>& prompts) {
+  using decoder = ms::speculative_decoder::compose<ms::draft::small_model<Small>>;
+  comparison all;
+  for (const std::vector<int>& prompt : prompts)
+    compare(all, m, prompt, m.sizes().context - int(prompt.size()), decoder{.draft = {&small}}, 5);
+  write(out, name, name + ".speedup", all);
 }
 
 }  // namespace bench
