@@ -137,6 +137,8 @@ TEST_CASE("sampled speculation by every draft has the full model's distribution;
   check(by_model<sampled_model>{&drafting}, unlike, warm);
   check(by_model<sampled_model>{&drafting}, unlike, cut);
   check(ms::draft::either<lookup, self>{.second = {.exit_layer = 1}}, unlike, warm);
+  check(ms::draft::fewer_experts{}, unlike, cut);
+  check(self{.exit_layer = 1, .vocabulary = sampled_shape.sizes.vocab / 2}, unlike, warm);
   check(ms::draft::either<lookup, by_model<sampled_model>>{.second = {&drafting}}, repetitive, cut);
 }
 
