@@ -102,14 +102,16 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
   trace t;
   ms::model<following<V>, weights_in_bf16> large(enlarged(m.configuration(), 8, t), ms::seed{1});
   const ms::speculative_decoder::compose<replayed_self> follows_trace{.draft = {.from = &t}};
-  bytes_forecast forecast;
-  std::vector<double> forecasts;
+  constexpr double chains[] = {0}, leaves[] = {0.3, 0.5, 0.7, 0.9};
+  bytes_forecast forecast, tree;
+  std::vector<double> forecasts, with_leaves;
   for (const std::vector<int>& prompt : prompts) {
     compare(itself, m, prompt, tokens, typename V::decoder{}, 5);
     t = record(m, prompt);
     compare(replayed, large, prompt, tokens, follows_trace, 2);
-    forecast = best_by_bytes(large.configuration(), t, int(prompt.size()) - 1);
-    forecasts.push_back(forecast.speedup);
+    forecast = best_by_bytes(large.configuration(), t, int(prompt.size()) - 1, chains);
+    tree = best_by_bytes(large.configuration(), t, int(prompt.size()) - 1, leaves);
+    forecasts.push_back(forecast.speedup), with_leaves.push_back(tree.speedup);
   }
   const std::string prefix = "speculation." + name;
   const double small = write(out, prefix, prefix + ".speedup", itself);
@@ -117,6 +119,9 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
   out.line(prefix + ".bytes_forecast", median(forecasts), "ratio", "plain decoding",
            ms::text("of the best fixed exit and length in hindsight; the last prompt's: ", forecast.exit_layer, ", ",
                     forecast.length));
+  out.line(prefix + ".tree_forecast", median(with_leaves), "ratio", "plain decoding",
+           ms::text("the same with leaves where the draft is unsure; the last prompt's: ", tree.exit_layer, ", ",
+                    tree.length, ", below ", tree.unsure));
   return std::min(small, great);
 }
 

@@ -15,6 +15,7 @@ namespace ms = moeskip;
 struct trace {
   std::vector<int> text;       // (N + 1)
   ms::exit_readings readings;  // of tokens 0 … N−1: predicted and confidence at every exit
+  ms::exit_readings seconds;   // its "confidence" is the id that an exit thinks second best
   std::vector<int> experts;    // (N, L, K); -1 where a layer is dense
   int layers = 0, per_token = 0;
 
@@ -25,6 +26,7 @@ struct trace {
   /// What the exit says after the token at `position`, and how sure it is.
   int predicted(int position, int exit_layer) const { return readings.predicted[at(position, exit_layer)]; }
   double confidence(int position, int exit_layer) const { return readings.confidence[at(position, exit_layer)]; }
+  int second(int position, int exit_layer) const { return int(seconds.confidence[at(position, exit_layer)]); }
   int next(int position) const { return text[std::size_t(position) + 1]; }
 
  private:
@@ -32,6 +34,18 @@ struct trace {
     std::size_t e = 0;
     while (readings.exits[e] != exit_layer) ++e;
     return std::size_t(position) * readings.exits.size() + e;
+  }
+};
+
+/// Not a rule to leave by, but to read by.
+struct second_best {
+  static constexpr bool reads_logits = true, reads_streams = false;
+  template <class T> double confidence(const ms::exit_evidence<T>& seen) const {
+    const int first = ms::argmax<T>(seen.logits);
+    int second = first ? 0 : 1;
+    for (int i = 0; i < int(seen.logits.size()); ++i)
+      if (i != first && seen.logits[i] > seen.logits[second]) second = i;
+    return second;
   }
 };
 
@@ -57,10 +71,12 @@ template <class V, class B> trace record(ms::model<V, B>& m, std::span<const int
   const auto made = ms::generate(m, prompt, {}, ms::decoder::autoregressive{}, [](const ms::emitted&) {});
   for (const int id : made.ids()) t.text.push_back(id);
   t.experts.assign(std::size_t(t.tokens() * t.layers * t.per_token), -1);
-  t.readings.exits = ms::exits_of("replay", m);
+  t.readings.exits = t.seconds.exits = ms::exits_of("replay", m);
   ms::arena memory;
   routing_recorder watch(memory, t);
   ms::read_exits(m, ms::exit_rule::max_probability{}, t.text, t.readings, watch);
+  ms::no_tape unwatched(memory);
+  ms::read_exits(m, second_best{}, t.text, t.seconds, unwatched);
   return t;
 }
 
