@@ -9,6 +9,7 @@
 #include "moeskip/backend/cpu/experts.hpp"
 #include "moeskip/backend/cpu/experts_backward.hpp"
 #include "moeskip/backend/cpu/linear.hpp"
+#include "moeskip/backend/cpu/projection.hpp"
 #include "moeskip/backend/cpu/rms_norm.hpp"
 #include "moeskip/backend/cpu/rope.hpp"
 #include "moeskip/backend/cpu/route.hpp"

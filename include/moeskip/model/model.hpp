@@ -170,7 +170,7 @@ template <class V, class B> class model {
     vec<const int> selected;  // (M) rows
   };
 
-  attention<B> attention_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].attention}; }
+  attention<V, B> attention_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].attention}; }
   moe<V, B> moe_of(int l) const {
     return {config_.sizes, weights_.layers[std::size_t(l)].moe, config_.router, config_.expert_dropout};
   }

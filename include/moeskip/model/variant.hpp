@@ -6,12 +6,14 @@
 #include "moeskip/parts/exit_head/shared.hpp"
 #include "moeskip/parts/expert_dropout/none.hpp"
 #include "moeskip/parts/layer_dropout/none.hpp"
+#include "moeskip/parts/projection/plain.hpp"
 #include "moeskip/parts/router/top_k.hpp"
 #include "moeskip/parts/shared_expert/none.hpp"
 
 namespace moeskip {
 
 struct variant {
+  using projection = moeskip::projection::plain;  // what becomes of queries, keys and values before attention
   using router = moeskip::router::top_k<2>;
   using shared_expert = moeskip::shared_expert::none;  // an expert that every token visits, beside the chosen ones
   using expert_dropout = moeskip::expert_dropout::none;

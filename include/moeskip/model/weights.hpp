@@ -22,7 +22,7 @@ struct tensor_info {
 };
 
 template <class V, class W> struct layer_weights {
-  attention_weights<W> attention;
+  attention_weights<V, W> attention;
   moe_weights<V, W> moe;   // bound where the layer is MoE
   dense_weights<W> dense;  // bound where it is not
 };

@@ -11,7 +11,8 @@ namespace moeskip {
 template <class V> double layer_weights_read(const config<V>& c, int l, double distinct) {
   const sizes& s = c.sizes;
   const double D = s.dim, d = s.head_size();
-  const double attention = 2 * D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups());  // with both norms
+  const double attention = 2 * D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups()) +  // with both norms
+                           double(V::projection::active_weights(s));
   if (!s.is_moe(l)) return attention + 3 * D * s.dense_width();
   const double further = distinct - router::active_experts(c.router);
   return attention + active_moe_weights<V>(s, c.router) + further * 3 * D * s.ffn;
