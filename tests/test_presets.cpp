@@ -78,7 +78,7 @@ template <class V> void check_logits(ms::model<V, B>& m, const fs::path& folder)
 
 TEST_CASE("presets: logits are those of transformers") {
   int seen = 0;
-  for (const char* name : {"llama", "llama_tied", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
+  for (const char* name : {"llama", "llama_tied", "mixtral", "olmoe", "openmoe", "qwen2_moe", "qwen3_moe"})
     ms::load_any<B>(pretrained / name, [&](auto model) { check_logits(model, pretrained / name), ++seen; });
-  CHECK(seen == 6);
+  CHECK(seen == 7);
 }

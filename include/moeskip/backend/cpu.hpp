@@ -8,6 +8,7 @@
 #include "moeskip/backend/cpu/elementwise.hpp"
 #include "moeskip/backend/cpu/experts.hpp"
 #include "moeskip/backend/cpu/experts_backward.hpp"
+#include "moeskip/backend/cpu/gated_swiglu.hpp"
 #include "moeskip/backend/cpu/linear.hpp"
 #include "moeskip/backend/cpu/projection.hpp"
 #include "moeskip/backend/cpu/rms_norm.hpp"

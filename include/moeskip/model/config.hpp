@@ -100,13 +100,23 @@ template <class C, class F> void visit_fields(C& c, F&& f) {
   slot("layer_dropout", c.layer_dropout), slot("exit_head", c.exit_head);
 }
 
+/// Slots that files of earlier versions do not name: f(slot, name of V's policy, name of the default). Where it is the
+/// default they are not named today either.
+template <class V, class F> void visit_newer_slots(F&& f) {
+  f("projection", V::projection::name, projection::plain::name);
+  f("mlp", V::mlp::name, mlp::swiglu::name);
+  f("after_moe", V::after_moe::name, after_moe::nothing::name);
+}
+
 /// "router=top_k<2> expert_dropout=none …": the policies of a variant by name.
 template <class V> std::string variant_name() {
-  const std::string projection =
-      std::is_same_v<typename V::projection, projection::plain> ? "" : text(" projection=", V::projection::name);
+  std::string newer;
+  visit_newer_slots<V>([&](std::string_view slot, std::string_view name, std::string_view usual) {
+    if (name != usual) newer += text(" ", slot, "=", name);
+  });
   return text("router=", router::full_name<typename V::router>(), " shared_expert=", V::shared_expert::name,
               " expert_dropout=", V::expert_dropout::name, " layer_dropout=", V::layer_dropout::name,
-              " exit_head=", V::exit_head::name, projection);
+              " exit_head=", V::exit_head::name, newer);
 }
 
 }  // namespace moeskip

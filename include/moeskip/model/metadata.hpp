@@ -90,8 +90,9 @@ template <class V> string_map policy_names() {
                    {"expert_dropout", std::string(V::expert_dropout::name)},
                    {"layer_dropout", std::string(V::layer_dropout::name)},
                    {"exit_head", std::string(V::exit_head::name)}};
-  // Slots that earlier files do not know are written where they are not the default.
-  if (!std::is_same_v<typename V::projection, projection::plain>) names["projection"] = V::projection::name;
+  visit_newer_slots<V>([&](std::string_view slot, std::string_view name, std::string_view usual) {
+    if (name != usual) names[std::string(slot)] = name;
+  });
   return names;
 }
 
@@ -134,7 +135,9 @@ template <class V> config<V> from_metadata(const string_map& map, const std::str
                 ": expected a moeskip checkpoint (metadata format=moeskip), got ",
                 format == map.end() ? "none" : format->second);
   string_map expected = policy_names<V>();
-  if (map.contains("projection") && !expected.contains("projection")) expected["projection"] = "";
+  visit_newer_slots<V>([&](std::string_view slot, std::string_view name, std::string_view) {
+    if (map.contains(std::string(slot))) expected[std::string(slot)] = name;
+  });
   const std::string wrong = differences(expected, map);
   MOESKIP_CHECK(file_error, wrong.empty(), path, ": the file holds another variant: ", wrong);
   config<V> c;

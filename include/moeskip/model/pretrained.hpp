@@ -98,6 +98,7 @@ struct no_progress {
 template <class V, class Adjust = detail::keep_config>
 config<V> read_pretrained_config(const std::filesystem::path& folder, Adjust&& adjust = {}) {
   huggingface::config_file file(folder);
+  file.expect_architecture(V::huggingface::architecture);
   config<V> c = V::huggingface::template configure<V>(file);
   file.finish(V::huggingface::name);
   adjust(c);

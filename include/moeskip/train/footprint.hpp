@@ -80,6 +80,8 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
     if (M == 0) continue;
     const detail::row_bytes& second = s.is_moe(l) ? moe : dense;
     bytes.kept += M * (attention.kept + second.kept);
+    if (s.is_moe(l) && V::after_moe::has_dense)
+      bytes.kept += M * dense.kept, bytes.passing = std::max(bytes.passing, few + M * dense.passing);
     bytes.passing = std::max({bytes.passing, few + M * attention.passing + N * kv, few + M * second.passing});
   }
   for (int e = 1; e <= s.layers; ++e) {

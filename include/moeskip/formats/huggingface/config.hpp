@@ -86,6 +86,12 @@ class config_file {
     const std::string* got = field ? field.value->as<std::string>() : nullptr;
     if (field ? !got || *got != value : otherwise != value) differs(field, in_quotes(value));
   }
+  /// The first of `architectures`, where there is such a list, must be this one.
+  void expect_architecture(std::string_view name) {
+    const json_at list = at("architectures");
+    if (list && architecture() != name)
+      problem(text("architectures: expected ", name, ", got ", in_quotes(architecture())));
+  }
   /// The field must be missing, null, or an empty list.
   void expect_none(std::string_view name) {
     const json_at field = at(name);

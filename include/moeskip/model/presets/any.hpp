@@ -7,13 +7,14 @@
 #include "moeskip/model/presets/llama.hpp"
 #include "moeskip/model/presets/mixtral.hpp"
 #include "moeskip/model/presets/olmoe.hpp"
+#include "moeskip/model/presets/openmoe.hpp"
 #include "moeskip/model/presets/qwen_moe.hpp"
 
 namespace moeskip {
 
 template <class... Presets> struct preset_list {};
-using all_presets =
-    preset_list<presets::llama, presets::mixtral, presets::olmoe, presets::qwen2_moe, presets::qwen3_moe>;
+using all_presets = preset_list<presets::llama, presets::mixtral, presets::olmoe, presets::openmoe, presets::qwen2_moe,
+                                presets::qwen3_moe>;
 
 namespace detail {
 
