@@ -14,7 +14,8 @@ template <class V, class B> class model;
 
 namespace curriculum {
 struct all;
-}
+struct rotational;
+}  // namespace curriculum
 namespace depth {
 struct uniform;
 }

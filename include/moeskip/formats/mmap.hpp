@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <filesystem>
@@ -54,6 +55,12 @@ class mapped_file {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   std::size_t size() const { return size_; }
+  /// Gives back the memory of whole pages within these bytes; they are read again when they are touched. A hint.
+  void drop(std::size_t offset, std::size_t bytes) const {
+    const std::size_t page = std::size_t(::sysconf(_SC_PAGESIZE));
+    const std::size_t first = (offset + page - 1) / page * page, last = std::min(offset + bytes, size_) / page * page;
+    if (first < last) ::madvise(const_cast<std::byte*>(data_) + first, last - first, MADV_DONTNEED);
+  }
   const std::string& path() const { return path_; }
 
  private:

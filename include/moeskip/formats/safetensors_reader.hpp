@@ -52,6 +52,9 @@ class safetensors_file {
     return map_.bytes().subspan(info.offset, info.bytes);
   }
 
+  /// Gives back the memory that reading an array took; a hint.
+  void drop(const array_info& info) const { map_.drop(info.offset, info.bytes); }
+
   /// The array of this name. Throws file_error unless it is there and has this shape.
   const array_info& expect(std::string_view name, std::span<const std::int64_t> shape) const {
     const array_info* const info = find(name);

@@ -65,10 +65,15 @@ void save(const model<V, B>& m, const std::filesystem::path& path, const string_
 /// All metadata of a file: the config's, and what else it was saved with. Throws file_error.
 inline string_map read_metadata(const std::filesystem::path& path) { return safetensors_file(path).metadata(); }
 
-/// The model in a file; sizes and numbers come from its metadata, weights are converted to what B stores. What else a
+/// Loads the folders of presets: see model/pretrained.hpp.
+template <class V, class B> struct pretrained;
+
+/// The model in a file, or in a folder where V is a preset; sizes and numbers come from its metadata, weights are converted to what B stores. What else a
 /// file holds beside weights (an optimizer's state) is ignored. Throws file_error that names every difference between
 /// the file's variant and V.
 template <class V, class B> model<V, B> load(const std::filesystem::path& path) {
+  if constexpr (requires { typename V::huggingface; })
+    if (std::filesystem::is_directory(path)) return pretrained<V, B>::load(path);
   const safetensors_file file(path);
   const config<V> c = from_metadata<V>(file.metadata(), path.string());
   model_weights<V, weight_t<B>> nothing;  // only measured: a file that lacks tensors must not make us allocate

@@ -70,6 +70,10 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   if (detail::rough_weights(s) > 0x1p40) return "sizes: the model would have more than 2^40 weights";
   if (!(s.norm_eps > 0 && s.norm_eps < 1)) return "sizes.norm_eps must be between 0 and 1";
   if (!(s.rope_theta > 0 && s.rope_theta < 1e30f)) return "sizes.rope_theta must be positive and finite";
+  if (!(s.attention_scale >= 0 && s.attention_scale < 1e30f)) return "sizes.attention_scale must be 0 or positive";
+  if (!(s.stretch.factor >= 1 && s.stretch.factor < 1e6f && s.stretch.low > 0 && s.stretch.low < s.stretch.high &&
+        s.stretch.high < 1e6f && s.stretch.original >= 1))
+    return "sizes.stretch: expected factor >= 1, 0 < low < high and original >= 1";
   for (const std::string_view complaint :
        {router::problem_of(c.router, s.moe_layers() > 0 ? s.experts : 0), detail::policy_problem(c.expert_dropout),
         detail::policy_problem(c.layer_dropout), detail::policy_problem(c.exit_head),
@@ -96,11 +100,23 @@ template <class C, class F> void visit_fields(C& c, F&& f) {
   slot("layer_dropout", c.layer_dropout), slot("exit_head", c.exit_head);
 }
 
+/// Slots that files of earlier versions do not name: f(slot, name of V's policy, name of the default). Where it is the
+/// default they are not named today either.
+template <class V, class F> void visit_newer_slots(F&& f) {
+  f("projection", V::projection::name, projection::plain::name);
+  f("mlp", V::mlp::name, mlp::swiglu::name);
+  f("after_moe", V::after_moe::name, after_moe::nothing::name);
+}
+
 /// "router=top_k<2> expert_dropout=none …": the policies of a variant by name.
 template <class V> std::string variant_name() {
+  std::string newer;
+  visit_newer_slots<V>([&](std::string_view slot, std::string_view name, std::string_view usual) {
+    if (name != usual) newer += text(" ", slot, "=", name);
+  });
   return text("router=", router::full_name<typename V::router>(), " shared_expert=", V::shared_expert::name,
               " expert_dropout=", V::expert_dropout::name, " layer_dropout=", V::layer_dropout::name,
-              " exit_head=", V::exit_head::name);
+              " exit_head=", V::exit_head::name, newer);
 }
 
 }  // namespace moeskip

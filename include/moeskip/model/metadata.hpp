@@ -57,6 +57,14 @@ template <class T> bool parse(const std::string& from, T& value) {
   }
 }
 
+/// Numbers that files of earlier versions do not have: there they were what they are by default.
+inline bool is_newer(std::string_view key) {
+  for (const std::string_view later :
+       {"sizes.attention_scale", "sizes.rope_factor", "sizes.rope_low", "sizes.rope_high", "sizes.rope_original"})
+    if (key == later) return true;
+  return false;
+}
+
 /// Throws config_error unless `fields` lists all numbers of a policy, so that none is lost in a checkpoint: what is
 /// written as text and read back must be the policy. One without `fields` may only be as it is by default.
 template <class P> void expect_saved_whole(std::string_view slot, const P& policy) {
@@ -77,11 +85,15 @@ template <class P> void expect_saved_whole(std::string_view slot, const P& polic
 
 /// The policies of V by name.
 template <class V> string_map policy_names() {
-  return {{"router", router::full_name<typename V::router>()},
-          {"shared_expert", std::string(V::shared_expert::name)},
-          {"expert_dropout", std::string(V::expert_dropout::name)},
-          {"layer_dropout", std::string(V::layer_dropout::name)},
-          {"exit_head", std::string(V::exit_head::name)}};
+  string_map names{{"router", router::full_name<typename V::router>()},
+                   {"shared_expert", std::string(V::shared_expert::name)},
+                   {"expert_dropout", std::string(V::expert_dropout::name)},
+                   {"layer_dropout", std::string(V::layer_dropout::name)},
+                   {"exit_head", std::string(V::exit_head::name)}};
+  visit_newer_slots<V>([&](std::string_view slot, std::string_view name, std::string_view usual) {
+    if (name != usual) names[std::string(slot)] = name;
+  });
+  return names;
 }
 
 /// Everything that describes a config: "router" -> "top_k<2>", "sizes.dim" -> "128", "exits" -> "2 4 6". Throws
@@ -122,13 +134,18 @@ template <class V> config<V> from_metadata(const string_map& map, const std::str
   MOESKIP_CHECK(file_error, format != map.end() && format->second == "moeskip", path,
                 ": expected a moeskip checkpoint (metadata format=moeskip), got ",
                 format == map.end() ? "none" : format->second);
-  const std::string wrong = differences(policy_names<V>(), map);
+  string_map expected = policy_names<V>();
+  visit_newer_slots<V>([&](std::string_view slot, std::string_view name, std::string_view) {
+    if (map.contains(std::string(slot))) expected[std::string(slot)] = name;
+  });
+  const std::string wrong = differences(expected, map);
   MOESKIP_CHECK(file_error, wrong.empty(), path, ": the file holds another variant: ", wrong);
   config<V> c;
   std::string bad;
   visit_fields(c, [&](std::string_view slot, std::string_view field, auto& value) {
     const std::string key = text(slot, ".", field);
     const auto found = map.find(key);
+    if (found == map.end() && detail::is_newer(key)) return;  // the default of before
     if (found == map.end() || !detail::parse(found->second, value))
       bad += text(bad.empty() ? "" : "; ", key, ": expected a value, got ",
                   found == map.end() ? "nothing" : "'" + found->second + "'");

@@ -170,11 +170,11 @@ template <class V, class B> class model {
     vec<const int> selected;  // (M) rows
   };
 
-  attention<B> attention_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].attention}; }
+  attention<V, B> attention_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].attention}; }
   moe<V, B> moe_of(int l) const {
     return {config_.sizes, weights_.layers[std::size_t(l)].moe, config_.router, config_.expert_dropout};
   }
-  dense<B> dense_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].dense}; }
+  dense<V, B> dense_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].dense}; }
 
   template <class Tape> mat<T> run_layer(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     if constexpr (Tape::records) {
@@ -190,15 +190,18 @@ template <class V, class B> class model {
 
   template <class Tape> mat<T> block_forward(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     x = attention_of(l).forward(backend_, x, kv, rows, tape);
-    return sizes().is_moe(l) ? moe_of(l).forward(backend_, l, x, kv, rows, tape)
-                             : dense_of(l).forward(backend_, x, tape);
+    if (sizes().is_moe(l)) {
+      x = moe_of(l).forward(backend_, l, x, kv, rows, tape);
+      if constexpr (!V::after_moe::has_dense) return x;
+    }
+    return dense_of(l).forward(backend_, x, tape);
   }
 
   template <class Tape>
   void block_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
     layer_weights<V, T>& dw = grads.layers[std::size_t(l)];
+    if (!sizes().is_moe(l) || V::after_moe::has_dense) dense_of(l).backward(backend_, dx, dw.dense, tape);
     if (sizes().is_moe(l)) moe_of(l).backward(backend_, dx, dw.moe, tape, auxiliary);
-    else dense_of(l).backward(backend_, dx, dw.dense, tape);
     attention_of(l).backward(backend_, dx, dw.attention, tape);
   }
 

@@ -22,9 +22,9 @@ struct tensor_info {
 };
 
 template <class V, class W> struct layer_weights {
-  attention_weights<W> attention;
-  moe_weights<V, W> moe;   // bound where the layer is MoE
-  dense_weights<W> dense;  // bound where it is not
+  attention_weights<V, W> attention;
+  moe_weights<V, W> moe;      // bound where the layer is MoE
+  dense_weights<V, W> dense;  // bound where it is not, or where V has a dense block after the experts
 };
 
 template <class V, class W> struct model_weights {
@@ -50,8 +50,9 @@ void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) 
     };
     layer_weights<V, W>& layer = w.layers[std::size_t(l)];
     layer.attention.tensors(s, prefixed);
-    if (s.is_moe(l)) layer.moe.tensors(s, prefixed);
-    else layer.dense.tensors(s, prefixed);
+    if (!s.is_moe(l)) layer.dense.tensors(s, prefixed);
+    else layer.moe.tensors(s, prefixed);
+    if (s.is_moe(l) && V::after_moe::has_dense) layer.dense.tensors(s, prefixed, behind_moe);
   }
   tensor(tensor_spec{"model.norm.weight", initial::ones, false, tensor_kind::norm}, w.top.norm, s.dim);
   if (s.tied) w.top.projection = w.embedding;

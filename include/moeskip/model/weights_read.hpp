@@ -11,10 +11,14 @@ namespace moeskip {
 template <class V> double layer_weights_read(const config<V>& c, int l, double distinct) {
   const sizes& s = c.sizes;
   const double D = s.dim, d = s.head_size();
-  const double attention = 2 * D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups());  // with both norms
-  if (!s.is_moe(l)) return attention + 3 * D * s.dense_width();
+  const double attention = 2 * D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups()) +  // with both norms
+                           double(V::projection::active_weights(s));
+  constexpr int matrices = V::mlp::gates + 2;
+  const double dense = matrices * D * s.dense_width();
+  if (!s.is_moe(l)) return attention + dense;
   const double further = distinct - router::active_experts(c.router);
-  return attention + active_moe_weights<V>(s, c.router) + further * 3 * D * s.ffn;
+  return attention + active_moe_weights<V>(s, c.router) + further * matrices * D * s.ffn +
+         (V::after_moe::has_dense ? dense + D : 0);
 }
 
 /// Weights of the last norm and the unembedding.

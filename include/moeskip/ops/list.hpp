@@ -5,13 +5,17 @@
 #include <string>
 
 #include "moeskip/ops/adamw.hpp"
+#include "moeskip/ops/add_bias.hpp"
+#include "moeskip/ops/add_rows.hpp"
 #include "moeskip/ops/attend.hpp"
 #include "moeskip/ops/cross_entropy.hpp"
 #include "moeskip/ops/distillation.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/experts.hpp"
 #include "moeskip/ops/gate_rows.hpp"
+#include "moeskip/ops/gated_swiglu.hpp"
 #include "moeskip/ops/linear.hpp"
+#include "moeskip/ops/norm_groups.hpp"
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/rms_norm.hpp"
 #include "moeskip/ops/rope.hpp"
@@ -26,10 +30,11 @@ template <class... Ops> struct op_list {};
 
 using all_ops =
     op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t, norm_linear_t,
-            norm_linear_backward_t, rope_append_t, rope_append_backward_t, attend_t, attend_backward_t, route_t,
-            route_backward_t, balance_loss_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
-            gate_rows_backward_t, cross_entropy_t, distillation_t, gather_rows_t, scatter_rows_t, accumulate_t,
-            combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
+            norm_linear_backward_t, norm_groups_t, norm_groups_backward_t, add_bias_t, add_bias_backward_t,
+            rope_append_t, rope_append_backward_t, attend_t, attend_backward_t, route_t, route_backward_t,
+            balance_loss_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
+            gate_rows_backward_t, gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t, gather_rows_t,
+            scatter_rows_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 
 /// Names of the ops that B runs with another family's kernel, separated by spaces.
 template <class B> std::string fallbacks() {

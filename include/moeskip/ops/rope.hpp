@@ -2,6 +2,7 @@
 // keys and values to the cache.                                          RoPE: Su et al. 2021, arXiv:2104.09864
 //   qkv (N, (H + 2G)·d)   q (N, H·d)   keys, values (S, C, G·d)
 // Rotate-half convention: element i of a head is paired with i + d/2, at the angle position · theta^(-2i/d).
+// Frequencies may be stretched for contexts longer than those of pretraining (Llama 3.1, arXiv:2407.21783).
 #pragma once
 
 #include <cmath>
@@ -11,11 +12,20 @@
 
 namespace moeskip {
 
+/// Llama 3.1's stretching of slow rotations: those that turn at most `low` times within `original` positions are slowed
+/// down by `factor`, those that turn at least `high` times stay, and between the two it is blended. factor 1: none.
+struct rope_stretch {
+  float factor = 1.f, low = 1.f, high = 4.f;
+  int original = 8192;  // tokens: the context of pretraining
+  friend constexpr bool operator==(const rope_stretch&, const rope_stretch&) = default;
+};
+
 /// The numbers of an attention: H query heads share G key/value heads of size d.
 struct attention_shape {
   int heads = 0, kv_heads = 0, head_dim = 0;
   float rope_theta = 10000.f;
   float scale = 0.f;  // multiplies the scores; 1/sqrt(d) in most models
+  rope_stretch stretch{};
 
   constexpr int q_dim() const { return heads * head_dim; }
   constexpr int kv_dim() const { return kv_heads * head_dim; }
@@ -67,7 +77,12 @@ inline constexpr rope_append_backward_t rope_append_backward{};
 /// The angle by which a position turns pair i: theta^(-2i/d). In double: float angles lose three digits by position
 /// 10,000.
 inline double rope_frequency(int i, const attention_shape& s) {
-  return std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
+  const double frequency = std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
+  if (s.stretch.factor == 1.f) return frequency;
+  const double turns = double(s.stretch.original) * frequency / (2 * 3.14159265358979323846);
+  const double kept = (turns - double(s.stretch.low)) / double(s.stretch.high - s.stretch.low);
+  const double blend = kept < 0 ? 0 : kept > 1 ? 1 : kept;
+  return frequency * (blend + (1 - blend) / double(s.stretch.factor));
 }
 
 /// The rotation of one pair: cosine and sine of position · frequency.

@@ -1,5 +1,8 @@
-// Grouped-query attention with rotary positions: y = x + attend(rope(norm(x) W_qkv)) W_o
+// Grouped-query attention with rotary positions: y = x + attend(rope(projection(norm(x) W_qkv))) W_o
+// V's projection may add a bias, or normalise queries and keys.
 #pragma once
+
+#include <algorithm>
 
 #include "moeskip/memory/tape.hpp"
 #include "moeskip/ops/attend.hpp"
@@ -8,9 +11,10 @@
 
 namespace moeskip {
 
-template <class W> struct attention_weights {
+template <class V, class W> struct attention_weights {
   vec<W> norm;        // (D)
   mat<W> q, k, v, o;  // (H·d, D) (G·d, D) (G·d, D) (D, H·d)
+  typename V::projection::template weights<W> projected;
 
   mat<W> qkv() const { return {q.data(), q.rows() + k.rows() + v.rows(), q.cols()}; }  // they are joined
   mat<W> kv() const { return {k.data(), k.rows() + v.rows(), k.cols()}; }
@@ -22,16 +26,18 @@ template <class W> struct attention_weights {
     tensor({"self_attn.k_proj.weight", initial::fan_in, true}, k, s.kv_groups() * d, s.dim);
     tensor({"self_attn.v_proj.weight", initial::fan_in, true}, v, s.kv_groups() * d, s.dim);
     tensor({"self_attn.o_proj.weight", initial::residual}, o, s.dim, s.heads * d);
+    projected.tensors(s, tensor);
   }
 };
 
-template <class B> struct attention {
+template <class V, class B> struct attention {
   using T = scalar_t<B>;
   const sizes& size;
-  const attention_weights<const weight_t<B>>& w;
+  const attention_weights<V, const weight_t<B>>& w;
 
   struct saved {
     mat<T> x, h, q, o;  // (N, D) (N, D) (N, H·d) (N, H·d)
+    mat<T> input;       // (N, (H + 2G)·d) of the projection, where it asks for it
     kv_layer<T> kv;
     token_rows rows;
   };
@@ -42,21 +48,26 @@ template <class B> struct attention {
     const attention_shape shape = size.attention();
     const index_t N = x.rows();
     mat<T> h = memory.take<T>(N, size.dim), q = memory.take<T>(N, shape.q_dim()), o = memory.take<T>(N, shape.q_dim());
+    mat<T> input;
+    if constexpr (Tape::records && V::projection::keeps_input)
+      input = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
     {
       const auto scope = memory.scope();
       mat<T> qkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
       norm_linear(b, qkv, h, x, w.norm, w.qkv(), size.norm_eps);
+      if (input.data()) std::copy(qkv.begin(), qkv.end(), input.begin());
+      w.projected.forward(b, qkv, size);
       rope_append(b, q, kv, qkv, rows, shape);
     }
     attend(b, o, q, kv, rows, shape, memory);
     mat<T> y = tape.successor(x);
     linear(b, y, o, w.o, x);
-    tape.save(saved{x, h, q, o, kv, rows});
+    tape.save(saved{x, h, q, o, input, kv, rows});
     return y;
   }
 
   /// dx (N, D): on entry the gradient of y, on return that of x.
-  template <class Tape> void backward(B& b, mat<T> dx, const attention_weights<T>& dw, Tape& tape) const {
+  template <class Tape> void backward(B& b, mat<T> dx, const attention_weights<V, T>& dw, Tape& tape) const {
     arena& memory = tape.memory();
     const saved s = tape.template pop<saved>();
     const auto scope = memory.scope();
@@ -69,6 +80,7 @@ template <class B> struct attention {
     linear_backward(b, d_o, dw.o, dx, s.o, w.o);
     attend_backward(b, dq, dkv, d_o, s.q, s.kv, s.rows, shape, memory);
     rope_append_backward(b, dqkv, dq, dkv, s.rows, shape);
+    w.projected.backward(b, dqkv, dw.projected, s.input, size);
     norm_linear_backward(b, dx, dh, dw.norm, dw.qkv(), dqkv, s.x, s.h, w.norm, w.qkv(), size.norm_eps);
   }
 
@@ -79,6 +91,7 @@ template <class B> struct attention {
     const attention_shape shape = size.attention();
     mat<T> h = memory.take<T>(x.rows(), size.dim), projected = memory.take<T>(x.rows(), 2 * shape.kv_dim());
     norm_linear(b, projected, h, x, w.norm, w.kv(), size.norm_eps);
+    w.projected.forward(b, projected, size);
     rope_append(b, {}, kv, projected, rows, shape);
   }
 };

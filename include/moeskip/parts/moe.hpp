@@ -23,10 +23,11 @@ template <class V, class W> struct moe_weights {
   vec<W> norm;                // (D)
   mat<W> router_rows;         // (E · logits_per_expert, D)
   vec<W> selection_bias;      // (E) or empty
-  expert_weights<W> experts;  // (E, 2F, D) (E, D, F)
+  expert_weights<W> experts;  // (E, (g + 1)F, D) (E, D, F)
   typename V::shared_expert::template weights<W> shared;
 
   template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
+    constexpr int gates = V::mlp::gates;
     tensor({"post_attention_layernorm.weight", initial::ones, false, tensor_kind::norm}, norm, s.dim);
     if constexpr (logits_per_expert<router> != 0)
       tensor({"mlp.gate.weight"}, router_rows, s.experts * logits_per_expert<router>, s.dim);
@@ -34,10 +35,10 @@ template <class V, class W> struct moe_weights {
       tensor({"mlp.gate.e_score_correction_bias", initial::zeros, false, tensor_kind::selection_bias}, selection_bias,
              s.experts);
     for (int e = 0; e < s.experts; ++e) {
-      mat<W> gate, up;  // (F, D)
-      tensor({text("mlp.experts.", e, ".gate_proj.weight"), initial::fan_in, e > 0}, gate, s.ffn, s.dim);
+      mat<W> gate, up;  // (gF, D) (F, D)
+      tensor({text("mlp.experts.", e, ".gate_proj.weight"), initial::fan_in, e > 0}, gate, gates * s.ffn, s.dim);
       tensor({text("mlp.experts.", e, ".up_proj.weight"), initial::fan_in, true}, up, s.ffn, s.dim);
-      if (e == 0) experts.gate_up = {gate.data(), s.experts, 2 * s.ffn, s.dim};
+      if (e == 0) experts.gate_up = {gate.data(), s.experts, (gates + 1) * s.ffn, s.dim};
     }
     for (int e = 0; e < s.experts; ++e) {
       mat<W> down;  // (D, F)
@@ -51,7 +52,7 @@ template <class V, class W> struct moe_weights {
 /// Weights of a MoE block's matrices that one token multiplies, on average.
 template <class V> constexpr double active_moe_weights(const sizes& s, const typename V::router& policy) {
   const double router_rows = double(s.experts) * logits_per_expert<typename V::router>;
-  return s.dim * (router_rows + 3.0 * s.ffn * router::active_experts(policy)) +
+  return s.dim * (router_rows + (V::mlp::gates + 2.0) * s.ffn * router::active_experts(policy)) +
          double(V::shared_expert::active_weights(s));
 }
 
@@ -79,6 +80,8 @@ template <class V, class B> struct moe {
     static_assert(Tape::records || !ChoosesRows<R>,
                   "moeskip: with router::expert_choice a token's experts depend on the tokens after it: such a model "
                   "can be trained, but it can neither generate nor be evaluated on a text");
+    static_assert(!Tape::records || V::mlp::trains,
+                  "moeskip: V::mlp has no backward: this model can be run, not trained");
     arena& memory = tape.memory();
     const index_t N = x.rows(), E = size.experts;
     mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
@@ -94,7 +97,14 @@ template <class V, class B> struct moe {
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
     const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
-    mat<T> gate_up = memory.take<T>(plan.size(), 2 * size.ffn), y = tape.successor(x);
+    mat<T> y = tape.successor(x);
+    if constexpr (requires { V::mlp::experts(b, y, x, h, r, plan, w.experts, memory); }) {
+      V::mlp::experts(b, y, x, h, r, plan, w.experts, memory);
+      w.shared.forward(b, y, h, size, tape);
+      tape.routed(layer, r, rows);
+      return y;
+    }
+    mat<T> gate_up = memory.take<T>(plan.size(), 2 * size.ffn);
     if constexpr (!Tape::records) {
       experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
       w.shared.forward(b, y, h, size, tape);

@@ -28,6 +28,8 @@ struct sizes {
   bool tied = false;   // unembed with the embedding table
   float norm_eps = 1e-5f;
   float rope_theta = 10000.f;
+  float attention_scale = 0.f;  // multiplies the scores; default: 1/sqrt(head_dim)
+  rope_stretch stretch{};       // of slow rotations; default: none
 
   constexpr bool is_moe(int layer) const { return moe_every > 0 && (layer + 1) % moe_every == 0; }
   constexpr int moe_layers() const { return moe_every > 0 ? layers / moe_every : 0; }
@@ -35,7 +37,8 @@ struct sizes {
   constexpr int shared_width() const { return shared_ffn ? shared_ffn : ffn; }
   attention_shape attention() const {
     const int d = head_size();
-    return {heads, kv_groups(), d, rope_theta, 1.f / std::sqrt(float(d))};
+    return {heads,  kv_groups(), d, rope_theta, attention_scale != 0 ? attention_scale : 1.f / std::sqrt(float(d)),
+            stretch};
   }
   constexpr int head_size() const { return head_dim ? head_dim : heads ? dim / heads : 0; }
   constexpr int kv_groups() const { return kv_heads ? kv_heads : heads; }
@@ -45,7 +48,9 @@ struct sizes {
     f("head_dim", s.head_dim), f("ffn", s.ffn), f("experts", s.experts), f("vocab", s.vocab);
     f("context", s.context), f("moe_every", s.moe_every), f("dense_ffn", s.dense_ffn), f("shared_ffn", s.shared_ffn);
     f("tied", s.tied);
-    f("norm_eps", s.norm_eps), f("rope_theta", s.rope_theta);
+    f("norm_eps", s.norm_eps), f("rope_theta", s.rope_theta), f("attention_scale", s.attention_scale);
+    f("rope_factor", s.stretch.factor), f("rope_low", s.stretch.low);
+    f("rope_high", s.stretch.high), f("rope_original", s.stretch.original);
   }
   friend constexpr bool operator==(const sizes&, const sizes&) = default;
 };

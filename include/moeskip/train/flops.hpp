@@ -17,7 +17,8 @@ template <class V, class B> double training_flops(const model<V, B>& m, int sequ
   const double attention = D * d * (2 * s.heads + 2 * s.kv_groups()) + s.heads * d * (C + 1);  // mean over positions
   double products = 0;                                                                         // multiply-adds, forward
   for (int l = 0; l < s.layers; ++l) {
-    const double moe = active_moe_weights<V>(s, m.configuration().router), dense = 3 * D * s.dense_width();
+    const double dense = (V::mlp::gates + 2) * D * s.dense_width();
+    const double moe = active_moe_weights<V>(s, m.configuration().router) + (V::after_moe::has_dense ? dense : 0);
     for (int i = 0; i < sequences; ++i)
       if (m.participates(l, i, masks, step, progress)) products += C * (attention + (s.is_moe(l) ? moe : dense));
   }

@@ -20,10 +20,11 @@ struct row_bytes {
   index_t kept, passing;
 };
 
-template <class T> row_bytes attention_bytes(const sizes& s) {
+template <class V, class T> row_bytes attention_bytes(const sizes& s) {
   const index_t D = s.dim, q = s.heads * s.head_size(), kv = s.kv_groups() * s.head_size(), size = sizeof(T);
+  const index_t input = V::projection::keeps_input ? q + 2 * kv : 0;
   constexpr index_t run = 2 * sizeof(index_t);       // of one sequence; there is room for one per row
-  return {size * (D + q + q + D),                    // h, q, o, y
+  return {size * (D + q + q + D + input),            // h, q, o, y, what is projected
           size * (q + q + (q + 2 * kv) + D) + run};  // d_o, dq, dqkv, dh
 }
 
@@ -67,7 +68,7 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
   const sizes& s = m.sizes();
   const index_t N = index_t(sequences) * length, stream = index_t(sizeof(T)) * s.dim;
   const index_t kv = index_t(sizeof(T)) * 2 * s.kv_groups() * s.head_size(), ints = sizeof(int);
-  const detail::row_bytes attention = detail::attention_bytes<T>(s), dense = detail::dense_bytes<T>(s);
+  const detail::row_bytes attention = detail::attention_bytes<V, T>(s), dense = detail::dense_bytes<T>(s);
   const detail::row_bytes moe = detail::moe_bytes<V, T>(m.configuration());
   activation_bytes bytes{.kept = N * (stream + 2 * ints)};  // the embedding, slots and positions
   for (int l = 0; l < s.layers; ++l) {
@@ -79,6 +80,8 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
     if (M == 0) continue;
     const detail::row_bytes& second = s.is_moe(l) ? moe : dense;
     bytes.kept += M * (attention.kept + second.kept);
+    if (s.is_moe(l) && V::after_moe::has_dense)
+      bytes.kept += M * dense.kept, bytes.passing = std::max(bytes.passing, few + M * dense.passing);
     bytes.passing = std::max({bytes.passing, few + M * attention.passing + N * kv, few + M * second.passing});
   }
   for (int e = 1; e <= s.layers; ++e) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <map>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "moeskip/backend/cpu/rowwise.hpp"
@@ -22,8 +22,9 @@ class rope_table {
 
   /// At least `positions` rows for this shape. The calling thread keeps a table for each shape that it has met.
   static const rope_table& of(const attention_shape& s, int positions) {
-    thread_local std::map<std::pair<float, int>, rope_table> tables;
-    rope_table& table = tables[{s.rope_theta, s.head_dim}];
+    const rope_stretch& r = s.stretch;
+    thread_local std::map<std::tuple<float, int, float, float, float, int>, rope_table> tables;
+    rope_table& table = tables[{s.rope_theta, s.head_dim, r.factor, r.low, r.high, r.original}];
     while (index_t(table.blocks_.size()) * block_rows < positions) table.append(s);
     return table;
   }

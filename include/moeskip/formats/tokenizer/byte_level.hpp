@@ -1,0 +1,262 @@
+// Byte-level BPE tokenizers as tokenizer.json describes them: those of GPT-2, GPT-NeoX and OLMoE, Llama 3, Qwen 2 and 3.
+// Ids are those of the Python package `tokenizers`, without what its post-processors add: begin a text with bos yourself.
+// Opt-in: needs nlohmann-json.
+//
+//   const ms::tokenizer::byte_level words("OLMoE-1B-7B-0924/tokenizer.json");
+//   std::vector<int> ids = words.encode("Once upon a time");
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <filesystem>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "moeskip/base/check.hpp"
+#include "moeskip/formats/huggingface/folder.hpp"
+#include "moeskip/formats/json.hpp"
+#include "moeskip/formats/tokenizer/byte_level_alphabet.hpp"
+#include "moeskip/formats/tokenizer/byte_pairs.hpp"
+#include "moeskip/formats/tokenizer/pre_tokenizer.hpp"
+#include "moeskip/formats/tokenizer/unicode.hpp"
+#include "moeskip/formats/utf8.hpp"
+
+namespace moeskip::tokenizer {
+
+class byte_level {
+ public:
+  /// Reads a tokenizer.json, or the one in a folder. Throws file_error that names the field of what it does not know:
+  /// another model or pattern, a normaliser other than NFC, added tokens that take spaces with them.
+  explicit byte_level(std::filesystem::path path) {
+    if (std::filesystem::is_directory(path)) path /= "tokenizer.json";
+    const json_value document = huggingface::read_json(path);
+    *this = byte_level(document, path.string());
+  }
+  byte_level(const json_value& document, const std::string& path) {
+    const json_at root{&document, path + ": "};
+    root.object();
+    read_normalizer(root["normalizer"]);
+    read_pre_tokenizer(root["pre_tokenizer"]);
+    read_model(root["model"]);
+    if (root["added_tokens"]) read_added(root["added_tokens"]);
+    std::sort(tokens_.begin(), tokens_.end());
+    for (std::size_t i = 1; i < tokens_.size(); ++i)
+      MOESKIP_CHECK(file_error, tokens_[i].first != tokens_[i - 1].first, path, ": model.vocab: the id ",
+                    tokens_[i].first, " appears twice");
+  }
+
+  /// One more than the largest id.
+  int vocab() const { return tokens_.empty() ? 0 : tokens_.back().first + 1; }
+  /// The id of a token as its text is: "<|endoftext|>", " the".
+  std::optional<int> id(std::string_view token) const {
+    for (const added& a : added_)
+      if (a.content == token) return a.id;
+    const auto found = ids_.find(std::string(token));
+    return found == ids_.end() ? std::nullopt : std::optional(found->second);
+  }
+  bool special(int id) const {
+    return std::ranges::any_of(added_, [&](const added& a) { return a.id == id && a.special; });
+  }
+
+  /// The ids of a text. Added tokens that stand in it are recognised, special ones too: text that users write may hold
+  /// them. Throws config_error where the text is not UTF-8.
+  std::vector<int> encode(std::string_view text) const {
+    const std::size_t wrong = utf8_error_offset(text);
+    MOESKIP_CHECK(config_error, wrong == text.size(), "tokenizer: expected UTF-8, got something else at byte ", wrong);
+    std::vector<int> out;
+    split(out, text, false, [&](std::string_view part) {
+      const std::string normal = nfc_ ? to_nfc(part) : std::string(part);
+      split(out, normal, true, [&](std::string_view words) { encode_words(out, words); });
+    });
+    return out;
+  }
+
+  /// The bytes of ids, which need not be UTF-8. Throws config_error at an id that is no token's.
+  std::string decode(std::span<const int> ids) const {
+    std::string out;
+    for (const int id : ids) out += bytes(id);
+    return out;
+  }
+  const std::string& bytes(int id) const {
+    const auto found = std::lower_bound(tokens_.begin(), tokens_.end(), id,
+                                        [](const auto& token, int value) { return token.first < value; });
+    MOESKIP_CHECK(config_error, found != tokens_.end() && found->first == id, "tokenizer: expected ids of tokens, got ",
+                  id);
+    return found->second;
+  }
+
+  /// Decodes token by token into text that can be printed at once (formats/utf8.hpp).
+  class stream {
+   public:
+    explicit stream(const byte_level& words) : words_(&words) {}
+    std::string push(int id) { return utf8_.push(words_->bytes(id)); }
+    std::string flush() { return utf8_.flush(); }
+
+   private:
+    const byte_level* words_;
+    utf8_stream utf8_;
+  };
+
+ private:
+  struct added {
+    std::string content;
+    int id;
+    bool normalized, special;
+  };
+
+  static void expect_absent(const json_at& field) {
+    if (field) field.wrong("null");
+  }
+  static bool flag(const json_at& field, bool otherwise) { return field ? field.boolean() : otherwise; }
+  static void expect_flag(const json_at& field, bool value, bool otherwise) {
+    if (flag(field, otherwise) != value) field.wrong(text(value));
+  }
+
+  void read_normalizer(const json_at& n) {
+    if (!n) return;
+    if (n["type"].string() == "Sequence") {
+      for (std::size_t i = 0; i < n["normalizers"].list().size(); ++i) read_normalizer(n["normalizers"][i]);
+      return;
+    }
+    if (n["type"].string() != "NFC") n["type"].wrong("\"NFC\"");
+    nfc_ = true;
+  }
+
+  /// ByteLevel with its own pattern, or a Split by one of the known ones and then ByteLevel without.
+  void read_pre_tokenizer(const json_at& p) {
+    if (p["type"].string() == "ByteLevel") return read_byte_level(p, true);
+    if (p["type"].string() != "Sequence") p["type"].wrong("\"ByteLevel\" or \"Sequence\"");
+    const json_at steps = p["pretokenizers"];
+    if (steps.list().size() != 2) steps.wrong("a list of 2, Split and ByteLevel");
+    const json_at split = steps[0], pattern = split["pattern"]["Regex"];
+    if (split["type"].string() != "Split") split["type"].wrong("\"Split\"");
+    if (split["behavior"].string() != "Isolated") split["behavior"].wrong("\"Isolated\"");
+    expect_flag(split["invert"], false, false);
+    const auto known = std::ranges::find(pre_tokenizers, pattern.string(), &pre_tokenizer::pattern);
+    if (known == pre_tokenizers.end()) pattern.wrong("the pattern of GPT-2, Llama 3 or Qwen 2");
+    pieces_ = &*known;
+    if (steps[1]["type"].string() != "ByteLevel") steps[1]["type"].wrong("\"ByteLevel\"");
+    read_byte_level(steps[1], false);
+  }
+  void read_byte_level(const json_at& p, bool own_pattern) {
+    expect_flag(p["add_prefix_space"], false, true);
+    expect_flag(p["use_regex"], own_pattern, true);
+    if (own_pattern) pieces_ = &pre_tokenizers[0];
+  }
+
+  void read_model(const json_at& model) {
+    if (model["type"] && model["type"].string() != "BPE") model["type"].wrong("\"BPE\"");
+    for (const char* name : {"dropout", "unk_token"}) expect_absent(model[name]);
+    for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"})
+      if (const json_at field = model[name]; field && !field.string().empty()) field.wrong("null");
+    expect_flag(model["byte_fallback"], false, false);
+    ignore_merges_ = flag(model["ignore_merges"], false);
+    const json_at vocab = model["vocab"];
+    std::unordered_map<std::string, int> written;
+    for (const auto& [token, value] : vocab.object()) {
+      const int id = int(json_at{&value, text(vocab.where, ": ", in_quotes(token))}.integer(0, largest_id));
+      std::string bytes = token_bytes(token);
+      ids_.emplace(bytes, id), tokens_.emplace_back(id, std::move(bytes));
+      written.emplace(token, id);
+    }
+    for (int b = 0; b < 256; ++b) {
+      const auto found = ids_.find(std::string(1, static_cast<char>(b)));
+      MOESKIP_CHECK(file_error, found != ids_.end(), vocab.where,
+                    ": expected a token for every byte, got none for byte ", b);
+      merges_.byte_ids[std::size_t(b)] = found->second;
+    }
+    const json_at merges = model["merges"];
+    for (std::size_t i = 0; i < merges.list().size(); ++i) read_merge(merges[i], int(i), written);
+  }
+
+  /// "Ġ t", or ["Ġ", "t"].
+  void read_merge(const json_at& m, int rank, const std::unordered_map<std::string, int>& written) {
+    std::string left, right;
+    if (m.value->as<std::string>()) {
+      const std::size_t space = m.string().find(' ');
+      if (space == std::string::npos) m.wrong("two tokens");
+      left = m.string().substr(0, space), right = m.string().substr(space + 1);
+    } else {
+      if (m.list().size() != 2) m.wrong("two tokens");
+      left = m[0].string(), right = m[1].string();
+    }
+    const auto id = [&](const std::string& token) {
+      const auto found = written.find(token);
+      MOESKIP_CHECK(file_error, found != written.end(), m.where, ": expected tokens of the vocabulary, got ",
+                    in_quotes(token));
+      return found->second;
+    };
+    const int a = id(left), b = id(right), both = id(left + right);
+    MOESKIP_CHECK(file_error, merges_.add(a, b, {rank, both}), m.where, ": the merge of ", in_quotes(left), " and ",
+                  in_quotes(right), " appears twice");
+  }
+
+  void read_added(const json_at& list) {
+    for (std::size_t i = 0; i < list.list().size(); ++i) {
+      const json_at a = list[i];
+      for (const char* name : {"lstrip", "rstrip", "single_word"}) expect_flag(a[name], false, false);
+      added token{a["content"].string(), int(a["id"].integer(0, largest_id)), flag(a["normalized"], true),
+                  flag(a["special"], false)};
+      if (token.content.empty()) a["content"].wrong("text");
+      if (token.normalized && nfc_) token.content = to_nfc(token.content);
+      const auto same_id = std::ranges::find(tokens_, token.id, &std::pair<int, std::string>::first);
+      if (same_id == tokens_.end()) tokens_.emplace_back(token.id, token_bytes(token.content));
+      else if (same_id->second != token_bytes(token.content))
+        a["id"].wrong(text("the id of ", in_quotes(token.content)));
+      added_.push_back(std::move(token));
+    }
+    // Where several begin at one place the longest is meant.
+    std::ranges::stable_sort(added_,
+                             [](const added& a, const added& b) { return a.content.size() > b.content.size(); });
+  }
+
+  /// Cuts text at added tokens, of those that are looked for before or after normalising: leftmost, then longest.
+  template <class Rest> void split(std::vector<int>& out, std::string_view text, bool normalized, Rest&& rest) const {
+    std::vector<std::size_t> next(added_.size());  // where each appears next
+    for (std::size_t i = 0; i < added_.size(); ++i)
+      next[i] = added_[i].normalized == normalized ? text.find(added_[i].content) : text.npos;
+    std::size_t begin = 0;
+    while (true) {
+      std::size_t best = added_.size();
+      for (std::size_t i = 0; i < added_.size(); ++i) {
+        if (next[i] < begin) next[i] = text.find(added_[i].content, begin);
+        if (next[i] != text.npos && (best == added_.size() || next[i] < next[best])) best = i;
+      }
+      const std::size_t end = best == added_.size() ? text.size() : next[best];
+      if (end > begin) rest(text.substr(begin, end - begin));
+      if (best == added_.size()) return;
+      out.push_back(added_[best].id);
+      begin = end + added_[best].content.size();
+    }
+  }
+
+  void encode_words(std::vector<int>& out, std::string_view text) const {
+    std::string whole;
+    while (!text.empty()) {
+      const std::string_view piece = text.substr(0, pieces_->first(text));
+      text.remove_prefix(piece.size());
+      if (ignore_merges_)
+        if (const auto found = ids_.find(whole.assign(piece)); found != ids_.end()) {
+          out.push_back(found->second);
+          continue;
+        }
+      merges_.encode(out, piece);
+    }
+  }
+
+  static constexpr std::int64_t largest_id = 1 << 30;
+  bool nfc_ = false, ignore_merges_ = false;
+  const pre_tokenizer* pieces_ = nullptr;
+  byte_pairs merges_;
+  std::unordered_map<std::string, int> ids_;         // bytes -> id
+  std::vector<std::pair<int, std::string>> tokens_;  // id -> bytes, sorted
+  std::vector<added> added_;
+};
+
+}  // namespace moeskip::tokenizer

@@ -1,0 +1,55 @@
+// The model in a folder whose kind is known when the program runs: config.json picks the preset.
+//
+//   ms::load_any<ms::cpu<ms::bf16>>("folder", [](auto model) { … });
+//   ms::load_any<ms::cpu<ms::bf16>, ms::presets::llama, ms::presets::olmoe>("folder", …);   // these alone are compiled
+#pragma once
+
+#include "moeskip/model/presets/llama.hpp"
+#include "moeskip/model/presets/mixtral.hpp"
+#include "moeskip/model/presets/olmoe.hpp"
+#include "moeskip/model/presets/openmoe.hpp"
+#include "moeskip/model/presets/qwen_moe.hpp"
+
+namespace moeskip {
+
+template <class... Presets> struct preset_list {};
+using all_presets = preset_list<presets::llama, presets::mixtral, presets::olmoe, presets::openmoe, presets::qwen2_moe,
+                                presets::qwen3_moe>;
+
+namespace detail {
+
+/// Why a model is not among the presets, where there is a reason to give.
+inline std::string_view refusal(std::string_view architecture) {
+  if (architecture.starts_with("DeepseekV2") || architecture.starts_with("DeepseekV3"))
+    return " (multi-head latent attention is not supported)";
+  if (architecture.starts_with("GptOss")) return " (attention sinks are not supported)";
+  return "";
+}
+
+template <class B, class Visitor, class... Presets>
+void load_any_of(preset_list<Presets...>, const std::filesystem::path& path, Visitor&& visitor) {
+  const huggingface::config_file file(path);
+  const std::string architecture = file.architecture();
+  std::string names;
+  const auto matches = [&]<class P>(std::type_identity<P>) {
+    names += text(names.empty() ? "" : ", ", P::huggingface::architecture);
+    if (architecture != P::huggingface::architecture) return false;
+    visitor(load_pretrained<P, B>(path));
+    return true;
+  };
+  const bool found = (matches(std::type_identity<Presets>{}) || ...);
+  MOESKIP_CHECK(file_error, found, file.path(), ": architectures: expected one of ", names, ", got ",
+                in_quotes(architecture), refusal(architecture));
+}
+
+}  // namespace detail
+
+/// Calls visitor(model<Preset, B>) with the first of Presets (default: all) whose architecture config.json names. Throws
+/// file_error where there is none, and where the preset does not fit: see load_pretrained.
+template <class B, class... Presets, class Visitor>
+void load_any(const std::filesystem::path& path, Visitor&& visitor) {
+  using list = std::conditional_t<sizeof...(Presets) == 0, all_presets, preset_list<Presets...>>;
+  detail::load_any_of<B>(list{}, path, visitor);
+}
+
+}  // namespace moeskip

@@ -1,0 +1,72 @@
+// OpenMoE: blocks of four matrices; MoE every 4th (base, 34B) or 6th (8B) layer, with a dense block behind the experts;
+// two experts a token whose gates are raw probabilities; attention without a scale.              arXiv:2402.01739
+// Dropless: the published code drops assignments over a capacity that depends on how many tokens are in the call, at
+// inference too, which would make speculation lossy. Its files are pickles: tools/convert_pickled.py makes safetensors.
+#pragma once
+
+#include "moeskip/model/presets/common.hpp"
+#include "moeskip/parts/mlp/gated_swiglu.hpp"
+
+namespace moeskip::presets {
+
+struct openmoe : variant {
+  using router = moeskip::router::top_k<2>;
+  using mlp = moeskip::mlp::gated_swiglu;
+  using after_moe = moeskip::after_moe::dense;
+
+  struct huggingface {
+    static constexpr std::string_view name = "openmoe", architecture = "OpenMoeForCausalLM";
+
+    /// Names of the newer config.json, and of ColossalAI's older one.
+    template <class V> static config<V> configure(moeskip::huggingface::config_file& f) {
+      config<V> c;
+      sizes& s = c.sizes;
+      s.layers = f.count("num_hidden_layers"), s.dim = f.count("hidden_size"), s.heads = f.count("num_attention_heads");
+      f.expect({"num_key_value_heads"}, s.heads, s.heads);
+      s.head_dim = f.count("head_dim"), s.vocab = f.count("vocab_size"), s.context = f.count("max_position_embeddings");
+      s.ffn = s.dense_ffn = f.count("intermediate_size"), s.experts = f.count("num_experts");
+      s.moe_every = f.count({"moe_layer_interval", "expert_interval"});
+      s.norm_eps = f.number(f.at({"rms_norm_eps", "layer_norm_epsilon"}));
+      s.rope_theta = f.number("rope_theta", 10000.f), s.attention_scale = 1.f;
+      f.expect({"router_topk", "topk"}, V::router::experts_per_token);
+      f.expect("hidden_act", "swiglu"), f.expect("mlp_gated", true, true);
+      f.expect("tie_word_embeddings", false, false), f.expect("attention_bias", false, false);
+      f.expect_none("rope_scaling");
+      if (!common::set_renormalise(c.router, false))
+        f.problem("V::router: expected one with `renormalise`, such as router::top_k<2>");
+      common::set_balance(c.router, f.number("router_aux_loss_factor", 0.01f));
+      return c;
+    }
+
+    /// Experts stand alone (openmoe-8b-native-pt), or all in one tensor, input-major: wi_gate (E, D, 2F), wi_up (E, D, F),
+    /// wo (E, F, D).
+    static std::vector<tensor_source> sources(const tensor_info& t, const sizes& s) {
+      std::vector<tensor_source> all{{t.name, {t.shape.begin(), t.shape.end()}}};
+      const index_t E = s.experts, D = s.dim, F = s.ffn;
+      if (const auto e = expert_name::of(t.name)) {
+        const std::string in = e->layer + "mlp.experts.";
+        const index_t n = e->expert;
+        if (e->matrix == "gate_proj") all.push_back({in + "wi_gate", {E, D, 2 * F}, n * D * 2 * F, 2 * F});
+        if (e->matrix == "up_proj") all.push_back({in + "wi_up", {E, D, F}, n * D * F, F});
+        if (e->matrix == "down_proj") all.push_back({in + "wo", {E, F, D}, n * F * D, D});
+      } else if (const std::size_t gate = t.name.find("mlp.gate.weight"); gate != t.name.npos) {
+        all.push_back({t.name.substr(0, gate) + "mlp.gate_weight", {E, D}});
+      }
+      return all;
+    }
+
+    template <class V> static std::string describe(const config<V>& c) {
+      const sizes& s = c.sizes;
+      common::lines out;
+      out.raw("architectures", text("[\"", architecture, "\"]")).add("model_type", "llama");
+      out.add("num_hidden_layers", s.layers).add("hidden_size", s.dim).add("num_attention_heads", s.heads);
+      out.add("num_key_value_heads", s.heads).add("head_dim", s.head_size()).add("vocab_size", s.vocab);
+      out.add("max_position_embeddings", s.context).add("intermediate_size", s.ffn).add("num_experts", s.experts);
+      out.add("moe_layer_interval", s.moe_every).add("router_topk", V::router::experts_per_token);
+      out.add("rms_norm_eps", s.norm_eps).add("rope_theta", s.rope_theta).add("hidden_act", "swiglu");
+      return out.add("mlp_gated", true).add("tie_word_embeddings", false).done();
+    }
+  };
+};
+
+}  // namespace moeskip::presets
