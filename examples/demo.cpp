@@ -1,10 +1,11 @@
 // The demonstration: trains a small mixture of experts on a text, saves it, loads it back, measures every exit on text
-// that it has not seen, and lets three decoders continue the same prompt.
+// that it has not seen, lets three decoders continue the same prompt, and writes a page about all of it.
 #include <cmath>
 #include <filesystem>
 
 #include "demo/decoding.hpp"
 #include "demo/options.hpp"
+#include "demo/report.hpp"
 #include "demo/summary.hpp"
 #include "demo/training.hpp"
 #include "moeskip/model/checkpoint.hpp"
@@ -17,7 +18,7 @@ void prepare_folder(const std::filesystem::path& folder) {
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
   MOESKIP_CHECK(ms::file_error, !failed, "--out: cannot create the folder '", folder.string(), "': ", failed.message());
-  for (const char* name : {"model.safetensors", "summary.json"}) ms::atomic_file attempt(folder / name);
+  for (const char* name : {"model.safetensors", "summary.json", "report.html"}) ms::atomic_file attempt(folder / name);
 }
 
 void print_exits(const std::vector<ms::exit_quality>& exits, const terminal& out) {
@@ -59,7 +60,9 @@ void run(const options& o, const task& t, const std::string& prompt, int tokens,
 
   out.heading("Held-out text, by exit");
   auto loaded = ms::load<variant, B>(checkpoint);
-  const auto exits = validate(loaded, t);
+  ms::arena memory;
+  ms::expert_observer watch(memory, loaded.sizes().vocab);
+  const auto exits = validate(loaded, t, watch);
   print_exits(exits, out);
 
   out.heading("Generation");
@@ -70,7 +73,9 @@ void run(const options& o, const task& t, const std::string& prompt, int tokens,
   const comparison compared = decoders.measure();
   print_table(compared, out);
   write(summary(t.text.name, trained, exits, compared), folder / "summary.json");
-  out.print(ms::text("\n  saved ", (folder / "summary.json").string(), "\n"));
+  write_report(folder / "report.html", loaded, t, exits, watch, trained, compared, prompt);
+  out.print(ms::text("\n  saved ", (folder / "summary.json").string(), "\n        ", (folder / "report.html").string(),
+                     ", a page to open in a browser: which experts are dead, what each exit costs\n"));
 }
 
 void start(const options& o) {

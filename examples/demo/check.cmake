@@ -64,6 +64,14 @@ if(NOT identical)
   message(FATAL_ERROR "self-speculation gave another text than plain decoding")
 endif()
 
+file(READ ${SCRATCH}/first/report.html html)
+foreach(regex IN ITEMS "^<!doctype html>" "</html>\n$" "<h2>Depth</h2>" "bits per byte, and for" "<h2>Experts</h2>" " dead[:.]"
+                       "<h2>Generation</h2>" "<h2>Training</h2>")
+  if(NOT html MATCHES "${regex}")
+    message(FATAL_ERROR "report.html: expected '${regex}'")
+  endif()
+endforeach()
+
 demo(--steps 3 --out second)
 demo(--steps 3 --out third --seed 7)
 foreach(run IN ITEMS first second third)

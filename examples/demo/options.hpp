@@ -13,7 +13,7 @@ struct options {
   std::string corpus;                 // a file; empty: moeskip's own sources
   std::uint64_t steps = 0;            // 0: as many as fit into `seconds`
   double seconds = 120;               // for training and validation
-  std::string out = "demo";           // folder for model.safetensors and summary.json
+  std::string out = "demo";           // folder for model.safetensors, summary.json, report.html
   std::optional<std::string> prompt;  // default: the beginning of the held-out text
   int tokens = 0;                     // to generate; 0: half the context
   int threads = 0;                    // 0: as many as OpenMP gives
@@ -37,7 +37,7 @@ inline void declare(CLI::App& app, options& o) {
   app.add_option("--seconds", o.seconds, "Train for as many steps as fit into this time, with validation (120)")
       ->check(within(0.1, 1e6))
       ->type_name("S");
-  app.add_option("--out", o.out, "Folder for model.safetensors and summary.json (demo)")->type_name("DIR");
+  app.add_option("--out", o.out, "Folder for model.safetensors, summary.json and report.html (demo)")->type_name("DIR");
   app.add_option("--prompt", o.prompt, "The text to continue; without it, the beginning of the held-out text")
       ->type_name("TEXT");
   app.add_option("--tokens", o.tokens, "How many bytes to generate (half the context)")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "moeskip/eval/windows.hpp"
 #include "moeskip/formats/text.hpp"
 #include "moeskip/formats/tokenizer/byte.hpp"
 
@@ -46,16 +47,9 @@ ms::window_options text_options::window_options(const model_facts& m) const {
 }
 
 texts windows_of(std::span<const int> tokens, int length, int most) {
-  texts out;
-  const std::size_t size = std::size_t(length), available = tokens.size() < 2 ? 0 : (tokens.size() - 1) / size;
-  MOESKIP_CHECK(ms::config_error, available > 0, "--text: is too short: expected at least ", length + 1, " bytes, got ",
-                tokens.size());
-  const std::size_t count = most > 0 ? std::min(std::size_t(most), available) : available;
-  for (std::size_t w = 0; w < count; ++w) {
-    const auto part = tokens.subspan(w * available / count * size, size + 1);
-    out.emplace_back(part.begin(), part.end());
-  }
-  return out;
+  MOESKIP_CHECK(ms::config_error, tokens.size() > std::size_t(length), "--text: is too short: expected at least ",
+                length + 1, " bytes, got ", tokens.size());
+  return ms::cut_windows(tokens, length, most);
 }
 
 void threshold_option::declare(CLI::App& app) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "moeskip/eval/expert_parallel.hpp"
+#include "moeskip/eval/report/fill.hpp"
 
 namespace tool {
 
@@ -10,48 +11,15 @@ namespace {
 
 using ms::report::report_data;
 
-/// How a reader sees a byte.
-std::vector<std::string> byte_names() {
-  std::vector<std::string> names;
-  for (int id = 0; id < 256; ++id)
-    names.push_back(id == ' '                ? "␣"
-                    : id == '\n'             ? "↵"
-                    : id == '\t'             ? "⇥"
-                    : id > 0x20 && id < 0x7F ? std::string(1, char(id))
-                                             : ms::text("#", id));
-  return names;
-}
-
 void name(report_data& d, const model_facts& f, const std::string& text_name, const ms::window_options& w,
           std::size_t windows) {
-  const ms::sizes& s = f.sizes;
   d.title = std::filesystem::path(f.file).stem().string();
-  d.subtitle = s.moe_layers() > 0
-                   ? ms::text("A mixture of experts of ", s.layers, " layers, ", s.moe_layers(), " of them with ",
-                              s.experts, " experts, ", f.experts_per_token, " chosen for each token")
-                   : ms::text("A dense model of ", s.layers, " layers");
-  d.subtitle += ms::text("; read on ", std::filesystem::path(text_name).filename().string(), ", ", windows,
-                         " windows of ", w.length, " bytes.");
-  d.facts = {{"variant", f.variant},     {"policies", f.policies},
-             {"width", ms::text(s.dim)}, {"context", ms::text(s.context)},
-             {"weights", f.weights},     {"bytes read per token", ms::grouped(f.footprint.bytes_per_token)}};
-  d.parameters = double(f.footprint.parameters), d.active_parameters = double(f.footprint.active_parameters);
-  d.layers = s.layers;
-  d.token_names = byte_names();
-}
-
-void depth(report_data& d, any_model& m, const texts& all, const threshold_option& threshold) {
-  const ms::depth_readings r = m.read_depth(all);
-  std::tie(d.threshold, d.threshold_from) = threshold.of(m.facts());
-  d.exits = ms::judge_exits(r);
-  d.tokens_read = static_cast<long long>(r.tokens());
-  d.at_threshold = ms::judge_threshold(r, d.threshold);
-  d.histogram = ms::exit_histogram(r, d.threshold);
-  for (const float t :
-       {0.1f, 0.2f, 0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.85f, 0.9f, 0.95f, 0.98f, 0.99f, 0.995f, 0.999f, 2.0f})
-    d.trade_off.push_back(ms::judge_threshold(r, t));
-  if (r.tokens() >= 100) d.by_surprise = ms::depth_by_surprise(r, d.threshold);
-  for (std::size_t e = 0; e + 1 < r.exits.size(); ++e) d.reliability.push_back(ms::reliability(r, e));
+  d.subtitle = ms::text(ms::report::in_words(f.sizes, f.experts_per_token), "; read on ",
+                        std::filesystem::path(text_name).filename().string(), ", ", windows, " windows of ", w.length,
+                        " bytes.");
+  d.facts = {{"variant", f.variant}, {"policies", f.policies}, {"weights", f.weights}};
+  ms::report::add_sizes(d, f.sizes, f.footprint);
+  d.token_names = ms::report::byte_names();
 }
 
 nlohmann::json to_json(const ms::threshold_judged& t) {
@@ -148,8 +116,12 @@ report_data measure(any_model& m, std::span<const int> tokens, const ms::window_
   const std::vector<ms::exit_quality> quality = m.evaluate(tokens, windows, watch);
   d.bits = quality.back().bits_per_token;
   d.routing = watch.layers(), d.experts = watch.counts();
-  if (f.leaves_early()) depth(d, m, all, threshold);
-  else d.exits = {{.exit_layer = f.sizes.layers, .bits = d.bits, .correct = 0, .agreement = 1}};
+  if (f.leaves_early()) {
+    const auto [value, from] = threshold.of(f);
+    ms::report::add_depth(d, m.read_depth(all), value, from);
+  } else {
+    d.exits = {{.exit_layer = f.sizes.layers, .bits = d.bits, .correct = 0, .agreement = 1}};
+  }
   return d;
 }
 

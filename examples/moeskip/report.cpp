@@ -1,9 +1,10 @@
 // moeskip report: everything that can be said about a model and a text, on one HTML page.
 #include <algorithm>
 
+#include "../page/page.hpp"
 #include "measure.hpp"
 #include "moeskip/base/parallel.hpp"
-#include "moeskip/eval/report/html.hpp"
+#include "moeskip/eval/report/fill.hpp"
 #include "moeskip/eval/report/training_log.hpp"
 #include "moeskip/formats/tokenizer/byte.hpp"
 
@@ -57,15 +58,6 @@ ms::report::decoder_speed speed(const contestant& c, const contestant& plain) {
   return s;
 }
 
-ms::report::decoded_text shown(const contestant& c, std::span<const int> prompt) {
-  const ms::generated& g = c.out.front();
-  ms::report::decoded_text t{.name = c.name, .note = c.note, .tokens = g.tokens, .speculative = g.stats.drafted > 0};
-  t.prompt = ms::tokenizer::byte::decode(prompt);
-  ms::tokenizer::byte::stream characters;
-  for (const ms::emitted& e : g.tokens) t.pieces.push_back(characters.push(e.token));
-  return t;
-}
-
 bool is_space(int byte) { return byte == ' ' || byte == '\n'; }
 bool is_prose(int byte) { return byte == ' ' || (byte >= 'a' && byte <= 'z'); }
 
@@ -109,22 +101,17 @@ void generation(ms::report::report_data& d, any_model& m, std::span<const int> t
   const texts prompts = prompts_of(tokens, o, length);
   std::vector<contestant> all{{"plain decoding", "All layers for every token.", {decoder_choice::plain}}};
   if (f.leaves_early()) {
-    all.push_back({"early exit",
-                   ms::text("A token leaves at the first exit with confidence ", fixed(d.threshold, 2),
-                            "; what it skipped is filled "
-                            "in from where it left. The text may differ from plain decoding."),
-                   {decoder_choice::early_exit, d.threshold}});
     all.push_back(
-        {"self-speculation",
-         "Shallow layers draft, all layers check: the text of plain decoding, token for token. Rounded: drafted and "
-         "accepted.",
-         {decoder_choice::speculative}});
+        {"early exit", ms::report::note_on_early_exit(d.threshold), {decoder_choice::early_exit, d.threshold}});
+    all.push_back({"self-speculation", std::string(ms::report::note_on_speculation), {decoder_choice::speculative}});
   }
   watch_experts(d, m, prompts.front());
   compete(m, all, prompts, count);
   for (const contestant& c : all) {
     d.speeds.push_back(speed(c, all.front()));
-    if (c.how.what != decoder_choice::plain || all.size() == 1) d.texts.push_back(shown(c, prompts.front()));
+    if (c.how.what != decoder_choice::plain || all.size() == 1)
+      d.texts.push_back(ms::report::decoded_bytes(c.name, c.note, prompts.front(), c.out.front().tokens,
+                                                  c.out.front().stats.drafted > 0));
   }
   d.machine = ms::text(prompts.size(), " prompts, ", count, " bytes each, ", ms::thread_count(),
                        " threads, weights in ", f.weights);
@@ -140,11 +127,11 @@ void run(const options& o) {
   ms::report::report_data d = measure(*m, tokens, o.text.window_options(m->facts()), o.text.path, o.threshold);
   d.training = std::move(training);
   if (o.prompts > 0) generation(d, *m, tokens, o);
-  const std::string page = ms::report::html(d);
-  write_file("--out", o.out, page);
+  const std::string content = page::html(d);
+  write_file("--out", o.out, content);
   if (!o.json.empty())
     write_file("--json", o.json, to_json(d).dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-  print(ms::text(o.out, ": ", ms::grouped(ms::index_t(page.size())), " bytes\n"));
+  print(ms::text(o.out, ": ", ms::grouped(ms::index_t(content.size())), " bytes\n"));
 }
 
 }  // namespace

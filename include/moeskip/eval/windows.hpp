@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <span>
+#include <vector>
 
 #include "moeskip/memory/kv_cache.hpp"
 #include "moeskip/model/model.hpp"
@@ -50,6 +51,19 @@ index_t for_windows(std::span<const int> tokens, int context, const window_optio
     visit(window_group{count, o.length, inputs, targets, rows});
   }
   return windows;
+}
+
+/// The same windows one by one, each with the token behind it: `length` inputs and as many targets. At most `most` of them,
+/// evenly spread (0: all); none where the text is too short.
+inline std::vector<std::vector<int>> cut_windows(std::span<const int> tokens, int length, int most = 0) {
+  std::vector<std::vector<int>> out;
+  const std::size_t size = std::size_t(length), available = tokens.size() < 2 ? 0 : (tokens.size() - 1) / size;
+  const std::size_t count = most > 0 ? std::min(std::size_t(most), available) : available;
+  for (std::size_t w = 0; w < count; ++w) {
+    const auto part = tokens.subspan(w * available / count * size, size + 1);
+    out.emplace_back(part.begin(), part.end());
+  }
+  return out;
 }
 
 }  // namespace moeskip

@@ -105,7 +105,7 @@ struct heat_map {
               x, y, w, h,
               text("class=\"", one.kind, "\" fill-opacity=\"", fixed(std::min(1.0, one.strength), 2), "\" rx=\"2\""),
               one.said);
-        if (!one.mark.empty()) out.write(x + w / 2, y + h / 2 + 4, one.mark, "text-anchor=\"middle\" class=\"m\"");
+        if (!one.mark.empty()) out.write(x + w / 2, y + h / 2 + 4, one.mark, "text-anchor=\"middle\" class=\"mark\"");
       }
     }
     return out.done();

@@ -135,6 +135,23 @@ inline std::string pair_pictures(const report_data& d) {
   return out;
 }
 
+/// ": expert 3 of layer 2, experts 0, 7 of layer 5", as many as a sentence holds; "" where none is dead.
+inline std::string who_is_dead(const report_data& d) {
+  constexpr int most = 12;
+  std::string out;
+  int all = 0;
+  for (const layer_routing& l : d.routing) {
+    std::string here;
+    const int before = all;
+    for (int e = 0; e < l.experts; ++e)
+      if (l.share(e) * l.experts < 0.01 && ++all <= most) here += text(here.empty() ? "" : ", ", e);
+    if (!here.empty())
+      out +=
+          text(out.empty() ? ": " : ", ", all > before + 1 ? "experts " : "expert ", here, " of layer ", l.layer + 1);
+  }
+  return all > most ? text(out, " and ", all - most, " more") : out;
+}
+
 inline std::string expert_section(const report_data& d) {
   if (d.routing.empty()) return {};
   int dead = 0, all = 0;
@@ -144,8 +161,8 @@ inline std::string expert_section(const report_data& d) {
   return section(
       "Experts",
       text(all, " experts in ", d.routing.size(), " MoE layers, ", d.routing.front().per_token, " chosen per token; ",
-           dead == 0 ? std::string("none is") : text(dead, dead == 1 ? " is" : " are"), " dead. The busiest has ",
-           fixed(worst + 1, 2), " times its fair share."),
+           dead == 0 ? std::string("none is") : text(dead, dead == 1 ? " is" : " are"), " dead", who_is_dead(d),
+           ". The busiest has ", fixed(worst + 1, 2), " times its fair share."),
       load_map(d) + paths(d) + claims(d) + layer_table(d) + pair_pictures(d));
 }
 

@@ -39,6 +39,7 @@ figcaption{font-size:13px;line-height:1.45;color:var(--muted);margin:0 0 10px;ma
 svg{display:block;max-width:100%;height:auto;font:12px system-ui,-apple-system,"Segoe UI",Inter,Roboto,Arial,sans-serif}
 svg text{fill:var(--soft);font-variant-numeric:tabular-nums}
 svg text.code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:var(--fg)}svg text.m{fill:var(--muted)}svg text.v{fill:var(--fg);font-weight:600}
+svg text.mark{fill:#fff;font-weight:700}
 .multiples{display:flex;flex-wrap:wrap;gap:14px 18px}
 .grid{stroke:var(--grid)}.axis{stroke:var(--line)}.ideal{stroke:var(--muted);stroke-dasharray:3 4}
 .over{fill:var(--over)}.under{fill:var(--under)}.acc{fill:var(--accent)}.cell{fill:var(--grid)}
