@@ -17,8 +17,8 @@ struct attention_shape {
   float rope_theta = 10000.f;
   float scale = 0.f;  // multiplies the scores; 1/sqrt(d) in most models
 
-  constexpr int q_dim() const { return heads * head_dim; }
-  constexpr int kv_dim() const { return kv_heads * head_dim; }
+  MOESKIP_HD constexpr int q_dim() const { return heads * head_dim; }
+  MOESKIP_HD constexpr int kv_dim() const { return kv_heads * head_dim; }
 };
 
 /// Throws unless kv is a cache (S, C, G·d) of this shape (shape_error) and every row has its place in it (config_error).
@@ -66,14 +66,14 @@ inline constexpr rope_append_backward_t rope_append_backward{};
 
 /// The angle by which a position turns pair i: theta^(-2i/d). In double: float angles lose three digits by position
 /// 10,000.
-inline double rope_frequency(int i, const attention_shape& s) {
+MOESKIP_HD inline double rope_frequency(int i, const attention_shape& s) {
   return std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
 }
 
 /// The rotation of one pair: cosine and sine of position · frequency.
 struct rotation {
   double cosine, sine;
-  rotation(int position, double frequency)
+  MOESKIP_HD rotation(int position, double frequency)
       : cosine(std::cos(position * frequency)), sine(std::sin(position * frequency)) {}
 };
 
