@@ -6,6 +6,7 @@
 #include "moeskip/backend/cuda/adamw.hpp"
 #include "moeskip/backend/cuda/attend.hpp"
 #include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/backend/cuda/device.hpp"
 #include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/emulator.hpp"
 #include "moeskip/backend/cuda/experts.hpp"

@@ -15,6 +15,13 @@ namespace phase {
 /// Lanes hold numbers i, i + 32 … of a head.
 inline constexpr int most_head_dim = 256, head_parts = most_head_dim / 32;
 
+/// f(part, i) for the numbers of a head (d) that this lane holds. Parts are constants once the loop is unrolled, so that what
+/// they index stays in registers.
+template <class Block, class F> MOESKIP_HD void each_part(const Block& b, int d, const F& f) {
+  for (int part = 0; part < head_parts; ++part)
+    if (const int i = b.lane() + 32 * part; i < d) f(part, i);
+}
+
 /// x · y over a head (d), by a warp.
 template <class Block> MOESKIP_HD float head_product(const Block& b, const float* x, const float* y, int d) {
   float sum = 0;
@@ -56,7 +63,7 @@ struct attend {
       for (float& part : sum) part *= shrink;
       for (int j = 0; j < here; ++j) {
         const float pj = b.warp_at(p, j);
-        for (int i = b.lane(), part = 0; i < d; i += 32, ++part) sum[part] += pj * values(first + j, offset + i);
+        each_part(b, d, [&](int part, int i) { sum[part] += pj * values(first + j, offset + i); });
       }
     }
     put_together(b, highest, total, sum, &out(n, h * d));
@@ -68,7 +75,7 @@ struct attend {
     const int d = s.head_dim;
     float *all_highest = b.shared(), *all_totals = all_highest + warps, *all_sums = all_totals + warps;
     if (b.lane() == 0) all_highest[b.warp()] = highest, all_totals[b.warp()] = total;
-    for (int i = b.lane(), part = 0; i < d; i += 32, ++part) all_sums[b.warp() * d + i] = sum[part];
+    each_part(b, d, [&](int part, int i) { all_sums[b.warp() * d + i] = sum[part]; });
     b.sync(0);
     float most = all_highest[0];  // the first warp has the first key
     for (int w = 1; w < warps; ++w) most = all_highest[w] > most ? all_highest[w] : most;
@@ -113,9 +120,9 @@ struct attend_backward_queries {
     for (int j = 0; j < count; ++j) {
       const float p = std::exp(head_product(b, query, &keys(j, offset), d) * s.scale - lse);
       const float dp = head_product(b, dy, &values(j, offset), d), dscore = p * (dp - average) * s.scale;
-      for (int i = b.lane(), part = 0; i < d; i += 32, ++part) sum[part] += dscore * keys(j, offset + i);
+      each_part(b, d, [&](int part, int i) { sum[part] += dscore * keys(j, offset + i); });
     }
-    for (int i = b.lane(), part = 0; i < d; i += 32, ++part) dq(n, h * d + i) = sum[part];
+    each_part(b, d, [&](int part, int i) { dq(n, h * d + i) = sum[part]; });
     if (b.lane() == 0) log_sum(n, h) = lse, mean(n, h) = average;
   }
 };
@@ -141,12 +148,11 @@ struct attend_backward_keys {
         const float *query = &q(n, h * d), *dy = &dout(n, h * d);
         const float p = std::exp(head_product(b, query, key, d) * s.scale - log_sum(n, h));
         const float dscore = p * (head_product(b, dy, value, d) - mean(n, h)) * s.scale;
-        for (int i = b.lane(), part = 0; i < d; i += 32, ++part)
-          dkey[part] += dscore * query[i], dvalue[part] += p * dy[i];
+        each_part(b, d, [&](int part, int i) { dkey[part] += dscore * query[i], dvalue[part] += p * dy[i]; });
       }
     }
     float *to_key = &dkv.keys.plane(slot)(j, g * d), *to_value = &dkv.values.plane(slot)(j, g * d);
-    for (int i = b.lane(), part = 0; i < d; i += 32, ++part) to_key[i] += dkey[part], to_value[i] += dvalue[part];
+    each_part(b, d, [&](int part, int i) { to_key[i] += dkey[part], to_value[i] += dvalue[part]; });
   }
 };
 
