@@ -8,6 +8,11 @@ namespace moeskip {
 
 template <Scalar T = double> struct reference;
 template <Storage W = float, class Isa = isa::native, Storage Product = float> struct cpu;
+namespace driver {
+struct device;
+struct emulator;
+}  // namespace driver
+template <Storage W = float, class Driver = driver::device> struct cuda;
 
 template <class V> struct config;
 template <class V, class B> class model;

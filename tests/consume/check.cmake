@@ -44,6 +44,6 @@ endfunction()
 if(WAY STREQUAL "find_package")
   execute_process(COMMAND ${configure} -B ${SCRATCH}/components -D "WANTED=${VERSION} COMPONENTS cpu"
                   OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
-  expect_refusal("COMPONENTS gpu" "component 'gpu' is not part of this installation of moeskip (have: cpu)")
+  expect_refusal("COMPONENTS gpu" "component 'gpu' is not part of this installation of moeskip (have: cpu, cuda)")
   expect_refusal("99.0" "requested version \"99.0\"")
 endif()

@@ -58,4 +58,10 @@ template <class B> decltype(auto) unrounded(B& b) {
   else return (b);
 }
 
+/// Waits until all that b was asked for is done, where b runs ahead of its caller: before the host reads what ops wrote,
+/// and before it writes to memory that they may still read.
+template <class B> void settle(B& b) {
+  if constexpr (requires { b.settle(); }) b.settle();
+}
+
 }  // namespace moeskip

@@ -16,6 +16,17 @@
 
 namespace moeskip {
 
+/// Where buffers take their memory. A backend whose device does not see the host's heap names another source before the
+/// first buffer that it shall see (backend/cuda/reach.hpp); memory goes back to where it came from.
+struct memory_source {
+  void* (*take)(std::size_t bytes, std::size_t align);  // throws std::bad_alloc
+  void (*give)(void* p, std::size_t bytes, std::size_t align);
+};
+inline constexpr memory_source host_memory{
+    [](std::size_t bytes, std::size_t align) { return ::operator new (bytes, std::align_val_t{align}); },
+    [](void* p, std::size_t, std::size_t align) { ::operator delete (p, std::align_val_t{align}); }};
+inline memory_source buffers_from = host_memory;
+
 /// `size` elements of a trivial T, zeroed. From 4 MiB on they stand on huge pages where the system has them: reading
 /// gigabytes of weights through 4 KiB pages costs the hardware prefetcher its run at every page end. Throws error, which
 /// names the bytes, where the system has no such memory.
@@ -32,8 +43,7 @@ template <class T> class buffer {
                   " bytes were asked for");
     const std::size_t bytes = std::size_t(size) * sizeof(T);
     const std::size_t align = bytes >= 2 * huge_page ? huge_page : alignment;
-    data_.reset(static_cast<T*>(allocate(bytes, align)));
-    data_.get_deleter().align = align;
+    data_ = {static_cast<T*>(allocate(bytes, align)), release{bytes, align, buffers_from.give}};
 #if defined(__linux__)
     if (align == huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #endif
@@ -57,15 +67,16 @@ template <class T> class buffer {
  private:
   static void* allocate(std::size_t bytes, std::size_t align) {
     try {
-      return ::operator new (bytes, std::align_val_t{align});
+      return buffers_from.take(bytes, align);
     } catch (const std::bad_alloc&) {
       fail("out of memory: ", bytes, " bytes were asked for");
     }
   }
 
   struct release {
-    std::size_t align = alignment;
-    void operator()(T* p) const { ::operator delete (p, std::align_val_t{align}); }
+    std::size_t bytes = 0, align = alignment;
+    void (*give)(void*, std::size_t, std::size_t) = host_memory.give;
+    void operator()(T* p) const { give(p, bytes, align); }
   };
   std::unique_ptr<T[], release> data_;
   index_t size_ = 0;

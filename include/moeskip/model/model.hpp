@@ -56,7 +56,10 @@ template <class V, class B> class model {
   }
 
   /// x (N, D) = embedding of tokens (N).
-  void embed(mat<T> x, vec<const int> tokens) { moeskip::embed(backend_, x, tokens, weights_.embedding); }
+  void embed(mat<T> x, vec<const int> tokens) {
+    moeskip::embed(backend_, x, tokens, weights_.embedding);
+    settle(backend_);
+  }
 
   /// Layers [first, last) on x (N, D); returns the residual stream after them. `kv.layer(l)` holds keys and values.
   /// Throws config_error for layers that the model does not have.
@@ -67,6 +70,7 @@ template <class V, class B> class model {
       auto scope = tape.layer_scope();
       x = run_layer(l, x, kv.layer(l), rows, tape);
     }
+    settle(backend_);
     return x;
   }
 
@@ -98,12 +102,16 @@ template <class V, class B> class model {
     check_head(exit_layer, logits.cols());
     head_weights<const W> w = weights_.head(exit_layer);
     w.projection = w.projection.rows(0, logits.cols());
-    if (w.down.empty()) return norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
+    if (w.down.empty()) {
+      norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
+      return settle(backend_);
+    }
     rms_norm(backend_, normed, x, w.norm, sizes().norm_eps);
     const mat<T> middle(logits.data(), x.rows(), w.down.rows());  // the logits' memory has room, and is free until then
     linear(backend_, middle, normed, w.down);
     linear(backend_, normed, middle, w.up, normed);
     linear(backend_, logits, normed, w.projection);
+    settle(backend_);
   }
 
   /// Backward of head(): dx (N, D) += and grads += for dlogits (N, V). normed is as head() left it, and used up.
@@ -114,9 +122,10 @@ template <class V, class B> class model {
     const head_weights<T> dw = grads.head(exit_layer);
     const float eps = sizes().norm_eps;
     mat<T> dh = memory.take<T>(x.rows(), x.cols());
-    if (w.down.empty())
-      return norm_linear_backward(backend_, dx, dh, dw.norm, dw.projection, dlogits, x, normed, w.norm, w.projection,
-                                  eps);
+    if (w.down.empty()) {
+      norm_linear_backward(backend_, dx, dh, dw.norm, dw.projection, dlogits, x, normed, w.norm, w.projection, eps);
+      return settle(backend_);
+    }
     const index_t N = x.rows(), r = w.down.rows();
     mat<T> middle = memory.take<T>(N, r), dmiddle = memory.take<T>(N, r), dh_down = memory.take<T>(N, x.cols());
     linear_backward(backend_, dh, dw.projection, dlogits, normed, w.projection);
@@ -126,6 +135,7 @@ template <class V, class B> class model {
     linear_backward(backend_, dh_down, dw.down, dmiddle, normed, w.down);
     accumulate(backend_, {dh.data(), dh.size()}, {dh_down.data(), dh_down.size()});
     rms_norm_backward(backend_, dx, dw.norm, dh, x, w.norm, eps);
+    settle(backend_);
   }
 
   /// Keys and values of layers [first, last) for tokens that left the model after `first` layers with stream x (N, D).
@@ -138,6 +148,7 @@ template <class V, class B> class model {
       for (index_t n = 0; layer.experts.size() && n < rows.size(); ++n)  // they chose no experts here
         layer.experts.plane(rows.slot[n])(rows.position[n], 0) = -1;
     }
+    settle(backend_);
   }
 
   /// Throws config_error unless logits can be taken after this many layers.
@@ -178,6 +189,7 @@ template <class V, class B> class model {
 
   template <class Tape> mat<T> run_layer(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     if constexpr (Tape::records) {
+      settle(backend_);
       const participation part = draw_participants(l, rows, tape);
       if (!part.everyone) return run_selected(l, x, kv, rows, part, tape);
       mat<T> y = block_forward(l, x, kv, rows, tape);

@@ -19,9 +19,9 @@ struct activation_mask {
   int layer = 0;      // under 128
   token_rows rows{};  // (N) of the call
 
-  bool masks() const { return p > 0; }
+  MOESKIP_HD bool masks() const { return p > 0; }
   /// What a unit that stays is multiplied by.
-  double scale() const { return 65536. / (65536 - threshold()); }
+  MOESKIP_HD double scale() const { return 65536. / (65536 - threshold()); }
 
   /// factor (last − first) of units [first, last) of expert e for row n: 0 or scale().
   template <class T> void factors(T* factor, index_t n, int e, index_t first, index_t last) const {
@@ -43,13 +43,23 @@ struct activation_mask {
     }
   }
 
+  /// That of unit f alone.
+  MOESKIP_HD float factor(index_t n, int e, index_t f) const {
+    const philox_block random = philox(counter(rows.id(n), e, f / units), from.value);
+    const std::uint32_t bits = random.word[f % units / 2] >> (f % 2 * 16) & 0xffffu;
+    return bits < std::uint32_t(threshold()) ? 0.f : float(scale());
+  }
+
  private:
   static constexpr index_t units = 8;  // of a block
   static constexpr int lanes = 32;     // blocks at a time; g++ 12 unrolls 16 and makes no vectors of them
 
-  int threshold() const { return std::min(int(double(p) * 65536 + 0.5), 65535); }
+  MOESKIP_HD int threshold() const {
+    const int nearest = int(double(p) * 65536 + 0.5);
+    return nearest < 65535 ? nearest : 65535;
+  }
   /// The block's number takes 15 bits beside the expert's 9, and what is left of it the bits above the layer's 7.
-  philox_block counter(std::uint64_t token, int e, index_t number) const {
+  MOESKIP_HD philox_block counter(std::uint64_t token, int e, index_t number) const {
     const auto b = std::uint64_t(number);
     return draws{from, stream::expert_activation}.counter(step, std::uint64_t(layer) | (b >> 15) << 7, token,
                                                           std::uint64_t(e) | (b & 0x7fff) << 9);

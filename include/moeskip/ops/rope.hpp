@@ -27,8 +27,8 @@ struct attention_shape {
   float scale = 0.f;  // multiplies the scores; 1/sqrt(d) in most models
   rope_stretch stretch{};
 
-  constexpr int q_dim() const { return heads * head_dim; }
-  constexpr int kv_dim() const { return kv_heads * head_dim; }
+  MOESKIP_HD constexpr int q_dim() const { return heads * head_dim; }
+  MOESKIP_HD constexpr int kv_dim() const { return kv_heads * head_dim; }
 };
 
 /// Throws unless kv is a cache (S, C, G·d) of this shape (shape_error) and every row has its place in it (config_error).
@@ -76,7 +76,7 @@ inline constexpr rope_append_backward_t rope_append_backward{};
 
 /// The angle by which a position turns pair i: theta^(-2i/d). In double: float angles lose three digits by position
 /// 10,000.
-inline double rope_frequency(int i, const attention_shape& s) {
+MOESKIP_HD inline double rope_frequency(int i, const attention_shape& s) {
   const double frequency = std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
   if (s.stretch.factor == 1.f) return frequency;
   const double turns = double(s.stretch.original) * frequency / (2 * 3.14159265358979323846);
@@ -88,7 +88,7 @@ inline double rope_frequency(int i, const attention_shape& s) {
 /// The rotation of one pair: cosine and sine of position · frequency.
 struct rotation {
   double cosine, sine;
-  rotation(int position, double frequency)
+  MOESKIP_HD rotation(int position, double frequency)
       : cosine(std::cos(position * frequency)), sine(std::sin(position * frequency)) {}
 };
 

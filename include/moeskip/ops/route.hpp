@@ -18,7 +18,7 @@ namespace moeskip {
 /// The experts that each row may choose: one set for all rows, or one per row.
 struct living_experts {
   vec<const expert_set> sets;  // (1) or (N)
-  const expert_set& of(index_t n) const { return sets[sets.size() == 1 ? 0 : n]; }
+  MOESKIP_HD const expert_set& of(index_t n) const { return sets[sets.size() == 1 ? 0 : n]; }
 };
 
 /// What a routing knows beside its logits.
@@ -66,8 +66,8 @@ template <class T> void expect_call(std::string_view op, const routing_call<T>& 
 }
 
 /// Row n as a router sees it; `noise` is memory for its key.
-template <class T> routed_token<T> token_at(const routing_call<T>& call, const routing<T>& r, mat<const T> logits,
-                                            index_t n, noise_key& noise) {
+template <class T> MOESKIP_HD routed_token<T> token_at(const routing_call<T>& call, const routing<T>& r,
+                                                       mat<const T> logits, index_t n, noise_key& noise) {
   routed_token<T> t{logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(),
                     r.gate.row(n).data(), int(r.probability.cols()),   &call.alive.of(n)};
   t.layer = call.layer;
@@ -195,7 +195,7 @@ inline constexpr balance_loss_t balance_loss{};
 namespace detail {
 
 /// log Σ exp of a row's logits over the living experts.
-template <class T> T log_sum_exp_alive(const T* logits, index_t experts, const expert_set& alive) {
+template <class T> MOESKIP_HD T log_sum_exp_alive(const T* logits, index_t experts, const expert_set& alive) {
   return log_sum_exp(logits, experts, [&](index_t e) { return alive.contains(int(e)); });
 }
 
@@ -227,10 +227,10 @@ template <> struct kernel<route_backward_t, on_reference> {
   }
 
   /// One row; dprobability (E) is scratch.
-  template <class T, class R> static void row(mat<T> dlogits, mat<const T> dgate, mat<const T> logits,
-                                              const routing<T>& r, const R& router, const routing_call<T>& call,
-                                              const auxiliary_weights& weights, index_t following, index_t n,
-                                              vec<T> dprobability) {
+  template <class T, class R> MOESKIP_HD static void row(mat<T> dlogits, mat<const T> dgate, mat<const T> logits,
+                                                         const routing<T>& r, const R& router,
+                                                         const routing_call<T>& call, const auxiliary_weights& weights,
+                                                         index_t following, index_t n, vec<T> dprobability) {
     using std::exp;
     const index_t E = r.probability.cols();
     const T rows(real_t<T>(logits.rows()));
@@ -252,7 +252,7 @@ template <> struct kernel<route_backward_t, on_reference> {
 
   /// dp += weight · (what row n adds to the change from the row before, and to that of the row after).
   template <class T>
-  static void add_change(vec<T> dp, mat<const T> p, const token_rows& rows, index_t n, const T& weight) {
+  MOESKIP_HD static void add_change(vec<T> dp, mat<const T> p, const token_rows& rows, index_t n, const T& weight) {
     for (index_t e = 0; e < p.cols(); ++e) {
       if (rows.follows(n)) dp[e] += weight * (p(n, e) - p(n - 1, e));
       if (rows.follows(n + 1)) dp[e] += weight * (p(n, e) - p(n + 1, e));
@@ -268,8 +268,9 @@ template <> struct kernel<balance_loss_t, on_reference> {
   }
 
   /// What row n adds.
-  template <class T> static auxiliary_losses<T> row(const routing<T>& r, mat<const T> logits,
-                                                    const routing_call<T>& call, index_t following, index_t n) {
+  template <class T> MOESKIP_HD static auxiliary_losses<T> row(const routing<T>& r, mat<const T> logits,
+                                                               const routing_call<T>& call, index_t following,
+                                                               index_t n) {
     const mat<const T> p = r.probability;
     const expert_set& living = call.alive.of(n);
     const T rows = T(real_t<T>(p.rows()));

@@ -62,6 +62,7 @@ template <class V, class B> struct attention {
     attend(b, o, q, kv, rows, shape, memory);
     mat<T> y = tape.successor(x);
     linear(b, y, o, w.o, x);
+    if constexpr (Tape::records) settle(b);  // the tape writes where qkv was
     tape.save(saved{x, h, q, o, input, kv, rows});
     return y;
   }
@@ -75,6 +76,7 @@ template <class V, class B> struct attention {
     const index_t N = dx.rows();
     mat<T> d_o = memory.take<T>(N, shape.q_dim()), dq = memory.take<T>(N, shape.q_dim());
     mat<T> dqkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim()), dh = memory.take<T>(N, size.dim);
+    settle(b);
     const index_t S = s.kv.keys.extent(0), C = s.kv.keys.extent(1);
     const kv_layer<T> dkv{memory.take_zeroed<T>(S, C, shape.kv_dim()), memory.take_zeroed<T>(S, C, shape.kv_dim())};
     linear_backward(b, d_o, dw.o, dx, s.o, w.o);

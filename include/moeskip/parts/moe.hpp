@@ -89,6 +89,7 @@ template <class V, class B> struct moe {
     if constexpr (scores) norm_linear(exact, logits, h, x, w.norm, w.router_rows, size.norm_eps);
     else rms_norm(b, h, x, w.norm, size.norm_eps);
 
+    settle(b);
     const routing_call<T> call = call_of(layer, kv, rows, tape);
     const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
     route(b, r, logits, policy, call, memory);
@@ -134,7 +135,10 @@ template <class V, class B> struct moe {
     mat<T> dgate = memory.take<T>(N, K), dlogits = memory.take<T>(N, s.logits.cols());
     experts_backward(b, dh, dgate, dw.experts, dx, s.gate_up, s.h, s.weighted, s.plan, w.experts, memory,
                      draw_activations(dropout, s.key, s.call.rows));
-    mask_outputs(dropout, s.key, s.call.rows, s.chosen.chosen, dgate);
+    if constexpr (detail::masks_outputs<typename V::expert_dropout>) {
+      settle(b);
+      mask_outputs(dropout, s.key, s.call.rows, s.chosen.chosen, dgate);
+    }
     if constexpr (scores) {
       const auxiliary_weights weights{auxiliary * router::balance_weight(policy), auxiliary * router::z_weight(policy),
                                       auxiliary * router::change_weight(policy)};

@@ -15,19 +15,19 @@ struct token_rows {
   vec<const int> position;  // (N)
   vec<const int> token{};   // (N) vocabulary ids, for routers that ask; may be empty
 
-  index_t size() const { return position.size(); }
+  MOESKIP_HD index_t size() const { return position.size(); }
   /// A number under 2^40 that tells row n from every other token of up to 65535 slots and 2^24 positions each, whatever
   /// rows stand beside it: where its random masks are drawn. Never 0.
-  std::uint64_t id(index_t n) const { return slot_id(n) | std::uint64_t(position[n]); }
+  MOESKIP_HD std::uint64_t id(index_t n) const { return slot_id(n) | std::uint64_t(position[n]); }
   /// The same for all rows of row n's slot.
-  std::uint64_t slot_id(index_t n) const { return (std::uint64_t(slot[n]) % 0xffff + 1) << 24; }
+  MOESKIP_HD std::uint64_t slot_id(index_t n) const { return (std::uint64_t(slot[n]) % 0xffff + 1) << 24; }
   token_rows rows(index_t first, index_t count) const {
     return {{slot.data() + first, count},
             {position.data() + first, count},
             token.size() ? vec<const int>{token.data() + first, count} : token};
   }
   /// Whether row n directly follows row n - 1 in its sequence.
-  bool follows(index_t n) const {
+  MOESKIP_HD bool follows(index_t n) const {
     return n > 0 && n < size() && slot[n] == slot[n - 1] && position[n] == position[n - 1] + 1;
   }
 };

@@ -181,6 +181,7 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
       accumulate(m.backend(), {dx.data(), dx.size()}, {joins.data(), joins.size()});
   }
   embed_backward(m.backend(), grads.embedding, dx, data.inputs);
+  settle(m.backend());
   return losses;
 }
 

@@ -195,6 +195,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   void publish() {
     if constexpr (separate_master)
       store_weights(model_.backend(), model_.block(), shows_average_ ? average_.view() : master_.view());
+    settle(model_.backend());
   }
   static void add(training_losses<T>& sum, const training_losses<T>& losses, double share) {
     const T part = T(real_t<T>(share));

@@ -25,6 +25,11 @@ namespace detail {
 /// The backend that has weights in B's scalar.
 template <class B> struct widened { using type = B; };
 template <Storage W, class Isa, Storage P> struct widened<cpu<W, Isa, P>> { using type = cpu<float, Isa, P>; };
+template <class B>
+  requires requires { typename B::widened; }
+struct widened<B> {
+  using type = typename B::widened;
+};
 
 /// Scratch of newton_schulz for matrices of up to `elements` elements whose shorter side is at most `side`.
 template <class T> struct newton_schulz_scratch {
@@ -46,6 +51,7 @@ void newton_schulz(B& b, mat<scalar_t<B>> x, newton_schulz_scratch<scalar_t<B>>&
     if (m <= n) {
       linear(b, a, x, x);
     } else {  // Xᵀ X, as the gradient of a weight
+      settle(b);
       std::fill(a.begin(), a.end(), scalar_t<B>{});
       linear_backward(b, {}, a, x, x, a2);
     }

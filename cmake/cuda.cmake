@@ -1,0 +1,42 @@
+# The CUDA backend, for -DMOESKIP_CUDA=ON and find_package(moeskip COMPONENTS cuda):
+#   moeskip::cuda                                 the library's kernels
+#   moeskip_add_cuda(<target> [<file>.cu ...])    links them to a target, and compiles kernels of its own variants
+# A project with .cu files of its own enables CUDA itself: project(… LANGUAGES CXX CUDA).
+set(MOESKIP_CUDA_ARCHITECTURES 80-real 90 CACHE STRING
+    "GPUs that kernels are made for; by default compute capability 8.0 and 9.0, and what is newer through PTX")
+find_program(CMAKE_CUDA_COMPILER nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "MOESKIP_CUDA needs nvcc: install the CUDA Toolkit 12.4 or newer, or set CMAKE_CUDA_COMPILER.")
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES ${MOESKIP_CUDA_ARCHITECTURES})
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+
+# -std: CMake 3.25 does not know that nvcc 13 has C++20. Relaxed constexpr: policies may use std's constexpr functions.
+set(flags -std=c++20 --expt-relaxed-constexpr)
+if(TARGET OpenMP::OpenMP_CXX)
+  list(APPEND flags -Xcompiler=-fopenmp) # all units of a program see the same base/parallel.hpp
+endif()
+if(MOESKIP_WERROR)
+  list(APPEND flags -Werror=all-warnings -Xptxas=--warn-on-spills,--warning-as-error)
+endif()
+set(moeskip_cuda_flags ${flags} CACHE INTERNAL "") # moeskip_add_cuda may be called from any folder
+
+add_library(moeskip_cuda STATIC EXCLUDE_FROM_ALL ${CMAKE_CURRENT_LIST_DIR}/kernels.cu)
+add_library(moeskip::cuda ALIAS moeskip_cuda)
+target_link_libraries(moeskip_cuda PUBLIC moeskip::moeskip CUDA::cudart_static)
+target_compile_options(moeskip_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${moeskip_cuda_flags}>")
+set_target_properties(moeskip_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON
+                                              CUDA_ARCHITECTURES "${MOESKIP_CUDA_ARCHITECTURES}")
+
+function(moeskip_add_cuda target)
+  if(ARGN AND NOT CMAKE_CUDA_COMPILE_OBJECT)
+    message(FATAL_ERROR "moeskip_add_cuda(${target} ${ARGN}): write project(... LANGUAGES CXX CUDA), which compiles it.")
+  endif()
+  target_sources(${target} PRIVATE ${ARGN})
+  target_link_libraries(${target} PRIVATE moeskip::cuda)
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${moeskip_cuda_flags}>")
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${MOESKIP_CUDA_ARCHITECTURES}")
+endfunction()

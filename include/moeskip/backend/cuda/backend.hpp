@@ -1,0 +1,88 @@
+// cuda<W, Driver>: every op as phases, functors that know neither who runs them nor where.
+//   each(n, phase)         phase(i) for all i in [0, n), in any order: no thread needs another
+//   launch(shape, phase)   phase(block) on every thread of every block: threads of a block share memory and barriers
+// Two drivers run the same phases:
+//   driver::device     kernels on a GPU (cuda.cuh)            driver::emulator   fibres on the host (emulator.hpp)
+// Ops are asked for in order and done later: settle() waits. The family has no fallback: an op without phases is a
+// compile error, never a copy to the host.
+#pragma once
+
+#include <string>
+
+#include "moeskip/backend/cuda/reach.hpp"
+#include "moeskip/concepts/backend.hpp"
+#include "moeskip/memory/arena.hpp"
+#include "moeskip/tensor/routing.hpp"
+#include "moeskip/tensor/rows.hpp"
+
+namespace moeskip {
+
+struct on_cuda {};
+
+/// Blocks, threads of each (a multiple of 32), and the floats that they share.
+struct launch_shape {
+  index_t blocks = 0;
+  int threads = 0;
+  index_t shared = 0;
+};
+
+/// W: how weights are stored, float or bf16. Sums are f32.
+template <Storage W, class Driver> struct cuda {
+  static_assert(std::same_as<W, float> || std::same_as<W, bf16>, "moeskip: cuda<W> stores weights in float or bf16");
+  using scalar = float;
+  using weight = W;
+  using family = on_cuda;
+  using driver = Driver;
+  using widened = cuda<float, Driver>;
+
+  /// Throws error, in one sentence, where there is no device.
+  cuda() { Driver::start(); }
+  static std::string name() { return text(Driver::name, "<", scalar_name<W>(), ">"); }
+  void settle() const { Driver::settle(); }
+};
+
+namespace detail {
+
+/// What a kernel of a cuda backend needs beside its arguments. Op names it in messages.
+template <class Op, class B> struct device_call;
+template <class Op, Storage W, class Driver> struct device_call<Op, cuda<W, Driver>> {
+  /// v, which must be memory that the device sees.
+  template <class T, int Rank> static const view<T, Rank>& seen(const view<T, Rank>& v) {
+    reached_memory::expect(Op::name, v.data(), v.data() ? std::size_t(v.size()) * sizeof(T) : 0);
+    return v;
+  }
+  template <class X> static const expert_weights<X>& seen(const expert_weights<X>& w) {
+    return seen(w.gate_up), seen(w.down), w;
+  }
+  static kv_layer<float> seen(const kv_layer<float>& kv) { return seen(kv.keys), seen(kv.values), kv; }
+
+  /// A list of the host's (n), copied to where the device sees it until the next settle().
+  static vec<const int> listed(vec<const int> list) {
+    return {static_cast<const int*>(Driver::list(list.data(), std::size_t(list.size()) * sizeof(int))), list.size()};
+  }
+  static token_rows listed(const token_rows& rows) {
+    return {listed(rows.slot), listed(rows.position), listed(rows.token)};
+  }
+
+  template <class Phase> static void each(index_t n, const Phase& phase) {
+    if (n > 0) Driver::each(n, phase);
+  }
+  template <class Phase> static void launch(const launch_shape& shape, const Phase& phase) {
+    if (shape.blocks > 0) Driver::launch(shape, phase);
+  }
+  static void settle() { Driver::settle(); }
+  /// Temporaries of one op: what is in flight may still use them, but only ops that come later take them again.
+  static arena& scratch() { return Driver::scratch(); }
+};
+
+constexpr index_t ceiling(index_t n, index_t of) { return (n + of - 1) / of; }
+
+/// A warp for each of n rows, outputs …: phases find theirs as block · warps + warp.
+constexpr launch_shape warp_each(index_t n) {
+  constexpr int warps = 4;
+  return {ceiling(n, warps), 32 * warps, 0};
+}
+
+}  // namespace detail
+
+}  // namespace moeskip

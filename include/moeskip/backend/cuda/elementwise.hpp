@@ -1,0 +1,212 @@
+// Phases in which every number is made by itself: embedding, rows gathered and scattered, SwiGLU, sums, stored weights.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/ops/embed.hpp"
+#include "moeskip/ops/gate_rows.hpp"
+#include "moeskip/ops/select_rows.hpp"
+#include "moeskip/ops/swiglu.hpp"
+#include "moeskip/ops/vector.hpp"
+
+namespace moeskip {
+
+namespace phase {
+
+template <class W> struct embed {
+  static constexpr const char* name = "embed";
+  mat<float> x;  // (N, D)
+  vec<const int> tokens;
+  mat<const W> table;
+  MOESKIP_HD void operator()(index_t i) const { x.data()[i] = to<float>(table(tokens[i / x.cols()], i % x.cols())); }
+};
+
+/// Each token that the call has is one row's work: its gradients are added in the order of the call's rows.
+struct embed_backward {
+  static constexpr const char* name = "embed_backward";
+  mat<float> dtable;
+  mat<const float> dx;
+  vec<const int> rows, first, tokens;  // (N) sorted by token; (U+1) where the rows of each of U tokens begin; (U)
+  MOESKIP_HD void operator()(index_t i) const {
+    const index_t u = i / dx.cols(), col = i % dx.cols();
+    float& sum = dtable(tokens[u], col);
+    for (int m = first[u]; m < first[u + 1]; ++m) sum += dx(rows[m], col);
+  }
+};
+
+struct gather_rows {
+  static constexpr const char* name = "gather_rows";
+  mat<float> out;
+  mat<const float> x;
+  vec<const int> rows;
+  MOESKIP_HD void operator()(index_t i) const { out.data()[i] = x(rows[i / x.cols()], i % x.cols()); }
+};
+
+struct scatter_rows {
+  static constexpr const char* name = "scatter_rows";
+  mat<float> out;
+  mat<const float> x;
+  vec<const int> rows;
+  MOESKIP_HD void operator()(index_t i) const { out(rows[i / x.cols()], i % x.cols()) = x.data()[i]; }
+};
+
+struct swiglu {
+  static constexpr const char* name = "swiglu";
+  mat<float> act;            // (M, F)
+  mat<const float> gate_up;  // (M, 2F)
+  MOESKIP_HD void operator()(index_t i) const {
+    const index_t m = i / act.cols(), f = i % act.cols();
+    act.data()[i] = silu(gate_up(m, f)) * gate_up(m, act.cols() + f);
+  }
+};
+
+struct swiglu_backward {
+  static constexpr const char* name = "swiglu_backward";
+  mat<float> dgate_up;
+  mat<const float> dact, gate_up;
+  MOESKIP_HD void operator()(index_t i) const {
+    const index_t F = dact.cols(), m = i / F, f = i % F;
+    const float gate = gate_up(m, f), up = gate_up(m, F + f), d = dact.data()[i];
+    dgate_up(m, f) = d * up * silu_derivative(gate);
+    dgate_up(m, F + f) = d * silu(gate);
+  }
+};
+
+struct gate_rows {
+  static constexpr const char* name = "gate_rows";
+  mat<float> y;
+  mat<const float> x, g;  // (N, F) (N, 1)
+  MOESKIP_HD void operator()(index_t i) const { y.data()[i] = sigmoid(g(i / x.cols(), 0)) * x.data()[i]; }
+};
+
+struct combine {
+  static constexpr const char* name = "combine";
+  vec<float> out;
+  float a;
+  vec<const float> x;
+  float b;
+  vec<const float> y;
+  MOESKIP_HD void operator()(index_t i) const { out[i] = a * x[i] + b * y[i]; }
+};
+
+struct accumulate {
+  static constexpr const char* name = "accumulate";
+  vec<float> y;
+  vec<const float> x;
+  MOESKIP_HD void operator()(index_t i) const { y[i] += x[i]; }
+};
+
+template <class W> struct store_weights {
+  static constexpr const char* name = "store_weights";
+  vec<W> w;
+  vec<const float> master;
+  MOESKIP_HD void operator()(index_t i) const { w[i] = W(master[i]); }
+};
+
+/// Of every parts.size()-th number: neighbours read neighbours.
+struct sum_of_squares {
+  static constexpr const char* name = "sum_of_squares";
+  vec<double> parts;
+  vec<const float> x;
+  MOESKIP_HD void operator()(index_t part) const {
+    double sum = 0;
+    for (index_t i = part; i < x.size(); i += parts.size()) sum += double(x[i]) * double(x[i]);
+    parts[part] = sum;
+  }
+};
+
+}  // namespace phase
+
+template <> struct kernel<embed_t, on_cuda> {
+  template <class B, class W> static void run(B&, mat<float> x, vec<const int> tokens, mat<const W> table) {
+    using call = detail::device_call<embed_t, B>;
+    call::each(x.size(), phase::embed<W>{call::seen(x), call::listed(tokens), call::seen(table)});
+  }
+};
+
+template <> struct kernel<embed_backward_t, on_cuda> {
+  template <class B> static void run(B&, mat<float> dtable, mat<const float> dx, vec<const int> tokens) {
+    using call = detail::device_call<embed_backward_t, B>;
+    std::vector<int> rows(std::size_t(tokens.size())), first, ids;
+    for (std::size_t n = 0; n < rows.size(); ++n) rows[n] = int(n);
+    std::stable_sort(rows.begin(), rows.end(), [&](int a, int b) { return tokens[a] < tokens[b]; });
+    for (std::size_t m = 0; m < rows.size(); ++m)
+      if (m == 0 || tokens[rows[m]] != ids.back()) first.push_back(int(m)), ids.push_back(tokens[rows[m]]);
+    first.push_back(int(rows.size()));
+    const auto listed = [](const std::vector<int>& v) { return call::listed({v.data(), v.size()}); };
+    call::each(index_t(ids.size()) * dx.cols(),
+               phase::embed_backward{call::seen(dtable), call::seen(dx), listed(rows), listed(first), listed(ids)});
+  }
+};
+
+template <> struct kernel<gather_rows_t, on_cuda> {
+  template <class B> static void run(B&, mat<float> out, mat<const float> x, vec<const int> rows) {
+    using call = detail::device_call<gather_rows_t, B>;
+    call::each(out.size(), phase::gather_rows{call::seen(out), call::seen(x), call::listed(rows)});
+  }
+};
+
+template <> struct kernel<scatter_rows_t, on_cuda> {
+  template <class B> static void run(B&, mat<float> out, mat<const float> x, vec<const int> rows) {
+    using call = detail::device_call<scatter_rows_t, B>;
+    call::each(x.size(), phase::scatter_rows{call::seen(out), call::seen(x), call::listed(rows)});
+  }
+};
+
+template <> struct kernel<swiglu_t, on_cuda> {
+  template <class B> static void run(B&, mat<float> act, mat<const float> gate_up) {
+    using call = detail::device_call<swiglu_t, B>;
+    call::each(act.size(), phase::swiglu{call::seen(act), call::seen(gate_up)});
+  }
+};
+
+template <> struct kernel<swiglu_backward_t, on_cuda> {
+  template <class B> static void run(B&, mat<float> dgate_up, mat<const float> dact, mat<const float> gate_up) {
+    using call = detail::device_call<swiglu_backward_t, B>;
+    call::each(dact.size(), phase::swiglu_backward{call::seen(dgate_up), call::seen(dact), call::seen(gate_up)});
+  }
+};
+
+template <> struct kernel<gate_rows_t, on_cuda> {
+  template <class B> static void run(B&, mat<float> y, mat<const float> x, mat<const float> g) {
+    using call = detail::device_call<gate_rows_t, B>;
+    call::each(y.size(), phase::gate_rows{call::seen(y), call::seen(x), call::seen(g)});
+  }
+};
+
+template <> struct kernel<accumulate_t, on_cuda> {
+  template <class B> static void run(B&, vec<float> y, vec<const float> x) {
+    using call = detail::device_call<accumulate_t, B>;
+    call::each(y.size(), phase::accumulate{call::seen(y), call::seen(x)});
+  }
+};
+
+template <> struct kernel<combine_t, on_cuda> {
+  template <class B> static void run(B&, vec<float> out, double a, vec<const float> x, double b, vec<const float> y) {
+    using call = detail::device_call<combine_t, B>;
+    call::each(out.size(), phase::combine{call::seen(out), float(a), call::seen(x), float(b), call::seen(y)});
+  }
+};
+
+template <> struct kernel<store_weights_t, on_cuda> {
+  template <class B, class W> static void run(B&, vec<W> w, vec<const float> master) {
+    using call = detail::device_call<store_weights_t, B>;
+    call::each(w.size(), phase::store_weights<W>{call::seen(w), call::seen(master)});
+  }
+};
+
+template <> struct kernel<sum_of_squares_t, on_cuda> {
+  static constexpr index_t parts = 4096;
+  template <class B> static void run(B&, double& sum, vec<const float> x) {
+    using call = detail::device_call<sum_of_squares_t, B>;
+    const auto scope = call::scratch().scope();
+    const vec<double> each = call::scratch().template take<double>(std::min(parts, x.size()));
+    call::each(each.size(), phase::sum_of_squares{each, call::seen(x)});
+    call::settle();
+    for (const double part : each) sum += part;
+  }
+};
+
+}  // namespace moeskip

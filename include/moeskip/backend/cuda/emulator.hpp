@@ -1,0 +1,256 @@
+// driver::emulator runs phases on the host, as unkindly as CUDA may:
+//   * threads of a block are fibres; each runs until a barrier, in one of three orders
+//   * shared memory starts as NaN in every block; a barrier that not all threads reach is an error
+//   * nothing is done before settle(): who reads too early reads what was there before
+//   * lists of the host are copied, and given back as soon as they are no longer promised
+// For tests of the tests, one barrier of one phase can be left out. It shows errors of logic and of synchronisation inside a
+// block; races between blocks, timing and tensor cores it does not show.
+#pragma once
+
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/base/fibre.hpp"
+
+namespace moeskip {
+
+/// How the emulator runs phases on this thread.
+struct emulation {
+  int order = 0;                  // of threads and elements: 0 rising, 1 falling, 2 mixed
+  std::string_view without_in{};  // a phase's name: its barrier `without` is left out
+  int without = -1;
+  long long launches = 0;  // of phases so far
+  static emulation& here() {
+    thread_local emulation e;
+    return e;
+  }
+};
+
+namespace detail {
+
+/// The i-th of n in one of three orders.
+inline index_t in_order(index_t i, index_t n, int order) {
+  if (order == 1) return n - 1 - i;
+  return order == 2 ? i * 7919 % n : i;
+}
+/// Orders that visit everything: 7919 is prime.
+inline int order_for(index_t n, int order) { return order == 2 && n % 7919 == 0 ? 1 : order; }
+
+/// The threads of one block.
+class team {
+ public:
+  static constexpr int warp_size = 32;
+
+  template <class Phase> void run(const launch_shape& shape, const Phase& phase);
+
+  void wait_for_block(int thread, int barrier) { wait(thread, state::at_barrier, barrier); }
+  /// The values of the calling thread's warp.
+  const float* exchange(int thread, float value) {
+    const int turn = turn_[std::size_t(thread)] ^= 1;
+    float* values = values_[turn].data();
+    values[thread] = value;
+    wait(thread, state::in_warp, 0);
+    return values + thread / warp_size * warp_size;
+  }
+
+ private:
+  enum class state { ready, at_barrier, in_warp, done };
+  struct member {
+    state now = state::done;
+    int barrier = 0;
+    std::unique_ptr<fibre> f;
+  };
+
+  void wait(int thread, state why, int barrier) {
+    member& m = members_[std::size_t(thread)];
+    m.now = why, m.barrier = barrier;
+    m.f->pause();
+  }
+  void prepare(int threads) {
+    for (int t = int(members_.size()); t < threads; ++t) {
+      members_.emplace_back();
+      members_.back().f = std::make_unique<fibre>([this, t] {
+        for (;;) {
+          job_(t);
+          members_[std::size_t(t)].now = state::done;
+          members_[std::size_t(t)].f->pause();
+        }
+      });
+    }
+    for (auto& v : values_) v.resize(std::size_t(threads));
+    turn_.assign(std::size_t(threads), 0);
+  }
+  void run_block(int threads, const char* phase);
+  bool release(int first, int count, state waiting);
+
+  std::deque<member> members_;
+  std::function<void(int)> job_;
+  std::vector<float> values_[2];
+  std::vector<int> turn_;
+};
+
+}  // namespace detail
+
+/// One thread's view of its block, as phases see it; device_block in cuda.cuh has the same members.
+class emulated_block {
+ public:
+  emulated_block(detail::team& t, const launch_shape& shape, index_t block, int thread, float* shared, int without)
+      : team_(t), shape_(shape), block_(block), thread_(thread), shared_(shared), without_(without) {}
+
+  int thread() const { return thread_; }
+  int threads() const { return shape_.threads; }
+  index_t block() const { return block_; }
+  index_t blocks() const { return shape_.blocks; }
+  int lane() const { return thread_ % 32; }
+  int warp() const { return thread_ / 32; }
+  int warps() const { return shape_.threads / 32; }
+  float* shared() const { return shared_; }
+
+  /// Barriers of a phase are numbered from 0.
+  void sync(int barrier) const {
+    if (barrier != without_) team_.wait_for_block(thread_, barrier);
+  }
+  /// Over the 32 lanes of a warp, which must all call it; added in the order of a butterfly.
+  float warp_sum(float v) const {
+    return fold(v, [](float a, float b) { return a + b; });
+  }
+  float warp_max(float v) const {
+    return fold(v, [](float a, float b) { return a > b ? a : b; });
+  }
+  float warp_at(float v, int lane) const { return team_.exchange(thread_, v)[lane]; }
+
+ private:
+  template <class F> float fold(float v, F&& f) const {
+    float all[32];
+    std::memcpy(all, team_.exchange(thread_, v), sizeof all);
+    for (int m = 16; m; m /= 2)
+      for (int i = 0; i < m; ++i) all[i] = f(all[i], all[i + m]);
+    return all[0];
+  }
+
+  detail::team& team_;
+  const launch_shape& shape_;
+  index_t block_;
+  int thread_;
+  float* shared_;
+  int without_;
+};
+
+namespace detail {
+
+template <class Phase> void team::run(const launch_shape& shape, const Phase& phase) {
+  MOESKIP_CHECK(error, shape.threads > 0 && shape.threads % warp_size == 0 && shape.threads <= 1024, Phase::name,
+                ": expected a multiple of 32 threads up to 1024, got ", shape.threads);
+  const emulation& e = emulation::here();
+  const int without = e.without_in == Phase::name ? e.without : -1;
+  std::vector<float> shared(std::size_t(shape.shared));
+  prepare(shape.threads);
+  for (index_t i = 0; i < shape.blocks; ++i) {
+    const index_t block = in_order(i, shape.blocks, order_for(shape.blocks, e.order));
+    std::memset(shared.data(), 0xff, shared.size() * sizeof(float));
+    job_ = [&](int thread) {
+      emulated_block b(*this, shape, block, thread, shared.data(), without);
+      phase(b);
+    };
+    try {
+      run_block(shape.threads, Phase::name);
+    } catch (...) {
+      members_.clear();  // unwinds those that wait
+      throw;
+    }
+  }
+}
+
+inline void team::run_block(int threads, const char* phase) {
+  for (int t = 0; t < threads; ++t) members_[std::size_t(t)].now = state::ready;
+  const int order = emulation::here().order;
+  for (;;) {
+    int done = 0;
+    for (int i = 0; i < threads; ++i) {
+      member& m = members_[std::size_t(in_order(i, threads, order))];
+      if (m.now == state::ready) m.f->resume();
+      done += m.now == state::done;
+    }
+    if (done == threads) return;
+    bool released = false;
+    for (int w = 0; w < threads; w += warp_size) released |= release(w, warp_size, state::in_warp);
+    if (!released && !release(0, threads, state::at_barrier))
+      fail("the threads of a block of ", phase, " wait at different barriers, or some have ended");
+  }
+}
+
+/// Lets threads [first, first + count) go on if all of them wait there, at the same barrier.
+inline bool team::release(int first, int count, state waiting) {
+  const auto at = [&](int t) -> member& { return members_[std::size_t(t)]; };
+  for (int t = first; t < first + count; ++t)
+    if (at(t).now != waiting || at(t).barrier != at(first).barrier) return false;
+  for (int t = first; t < first + count; ++t) at(t).now = state::ready;
+  return true;
+}
+
+/// What was asked for on this thread and not done yet.
+struct emulated_stream {
+  std::vector<std::function<void()>> asked;
+  std::deque<std::vector<char>> lists;
+  arena scratch;
+  team threads;
+  static emulated_stream& here() {
+    thread_local emulated_stream s;
+    return s;
+  }
+};
+
+}  // namespace detail
+
+namespace driver {
+
+struct emulator {
+  static constexpr const char* name = "emulated_cuda";
+
+  static void start() {
+    buffers_from = {[](std::size_t bytes, std::size_t align) {
+                      void* p = host_memory.take(bytes, align);
+                      reached_memory::add(p, bytes);
+                      return p;
+                    },
+                    [](void* p, std::size_t bytes, std::size_t align) {
+                      reached_memory::remove(p);
+                      host_memory.give(p, bytes, align);
+                    }};
+  }
+  template <class Phase> static void each(index_t n, const Phase& phase) {
+    detail::emulated_stream::here().asked.push_back([n, phase] {
+      const int order = detail::order_for(n, emulation::here().order);
+      for (index_t i = 0; i < n; ++i) phase(detail::in_order(i, n, order));
+    });
+  }
+  template <class Phase> static void launch(const launch_shape& shape, const Phase& phase) {
+    auto& stream = detail::emulated_stream::here();
+    stream.asked.push_back([&stream, shape, phase] { stream.threads.run(shape, phase); });
+  }
+  /// Throws what a phase threw; what was asked for after it is forgotten.
+  static void settle() {
+    auto& stream = detail::emulated_stream::here();
+    const auto asked = std::exchange(stream.asked, {});
+    const auto lists = std::exchange(stream.lists, {});
+    for (const auto& work : asked) ++emulation::here().launches, work();
+  }
+  static const void* list(const void* p, std::size_t bytes) {
+    if (!p) return nullptr;
+    const auto* first = static_cast<const char*>(p);
+    return detail::emulated_stream::here().lists.emplace_back(first, first + bytes).data();
+  }
+  static arena& scratch() { return detail::emulated_stream::here().scratch; }
+};
+
+}  // namespace driver
+
+template <Storage W = float> using emulated_cuda = cuda<W, driver::emulator>;
+
+}  // namespace moeskip

@@ -1,0 +1,191 @@
+// The chosen experts of every row. Up to 16 rows a warp makes one unit of one expert for all rows that chose it, reading its
+// weights once; more rows go through the product grouped by expert. Either way a row's experts are added by one thread in the
+// order of their ids: no atomics, the same bits every time.
+#pragma once
+
+#include "moeskip/backend/cuda/linear.hpp"
+#include "moeskip/ops/experts.hpp"
+
+namespace moeskip {
+
+namespace phase {
+
+/// gate_up (M, 2F) of few rows: a warp an expert and unit.
+template <class W> struct expert_units {
+  static constexpr const char* name = "expert_units";
+  mat<float> gate_up;
+  mat<const float> h;
+  cube<const W> w;                     // (E, 2F, D)
+  vec<const int> experts, first, row;  // those that were chosen; (E+1), (M) of the dispatch
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    const index_t item = b.block() * b.warps() + b.warp(), units = w.rows();
+    if (item >= experts.size() * units) return;
+    const int e = experts[item / units];
+    const index_t f = item % units;
+    for (int m = first[e]; m < first[e + 1]; m += rows_at_once) {
+      const int rows = first[e + 1] - m < rows_at_once ? first[e + 1] - m : rows_at_once;
+      float sum[rows_at_once];
+      lane_products(sum, w.plane(e).row(f).data(), w.cols(), b.lane(), rows, [&](int t) { return &h(row[m + t], 0); });
+      for (int t = 0; t < rows_at_once; ++t) {
+        if (t >= rows) break;
+        const float made = b.warp_sum(sum[t]);
+        if (b.lane() == 0) gate_up(m + t, f) = made;
+      }
+    }
+  }
+};
+
+/// act (M, F) = silu(gate) · up, masked while training, and times the row's gate for the expert where there is one.
+struct expert_act {
+  static constexpr const char* name = "expert_act";
+  mat<float> act;
+  mat<const float> gate_up;
+  vec<const int> row, choice, expert;  // (M); expert may be empty where nothing is masked
+  vec<const float> gate;               // (N·K) or empty
+  activation_mask mask;
+  MOESKIP_HD void operator()(index_t i) const {
+    const index_t m = i / act.cols(), f = i % act.cols();
+    float value = silu(gate_up(m, f)) * gate_up(m, act.cols() + f);
+    if (mask.masks()) value *= mask.factor(row[m], expert[m], f);
+    act.data()[i] = gate.data() ? gate[choice[m]] * value : value;
+  }
+};
+
+/// Assignments of a row in the order of its experts' ids, which is their order in the dispatch.
+struct row_assignments {
+  const int* assignment;  // (K) of the row
+  int K, last = -1;
+  /// The next one, or -1.
+  MOESKIP_HD int next() {
+    int best = -1;
+    for (int k = 0; k < K; ++k)
+      if (assignment[k] > last && (best < 0 || assignment[k] < best)) best = assignment[k];
+    if (best >= 0) last = best;
+    return best;
+  }
+};
+
+/// y (N, D) = residual + Σ gate · down act of few rows: a warp an output, which goes through the row's experts.
+template <class W> struct experts_down {
+  static constexpr const char* name = "experts_down";
+  mat<float> y;
+  mat<const float> residual, act;
+  cube<const W> w;                            // (E, D, F)
+  vec<const int> assignment, expert, choice;  // (N·K), (M), (M)
+  vec<const float> gate;                      // (N·K)
+  int K;
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    const index_t item = b.block() * b.warps() + b.warp(), D = y.cols();
+    if (item >= y.size()) return;
+    const index_t n = item / D, o = item % D;
+    float out = residual(n, o);
+    row_assignments mine{assignment.data() + n * K, K};
+    for (int m; (m = mine.next()) >= 0;) {
+      float sum[rows_at_once];
+      lane_products(sum, w.plane(expert[m]).row(o).data(), w.cols(), b.lane(), 1, [&](int) { return &act(m, 0); });
+      out += gate[choice[m]] * b.warp_sum(sum[0]);
+    }
+    if (b.lane() == 0) y(n, o) = out;
+  }
+};
+
+/// y (N, D) = residual + Σ weight · out_m over the row's assignments; residual and weights may be missing.
+struct add_experts {
+  static constexpr const char* name = "add_experts";
+  mat<float> y;
+  mat<const float> residual, out;     // (N, D) or empty, (M, D)
+  vec<const int> assignment, choice;  // (N·K), (M)
+  vec<const float> gate;              // (N·K) or empty: 1
+  int K;
+  MOESKIP_HD void operator()(index_t i) const {
+    const index_t n = i / y.cols(), col = i % y.cols();
+    float sum = residual.data() ? residual(n, col) : 0.f;
+    row_assignments mine{assignment.data() + n * K, K};
+    for (int m; (m = mine.next()) >= 0;) sum += (gate.data() ? gate[choice[m]] : 1.f) * out(m, col);
+    y.data()[i] = sum;
+  }
+};
+
+}  // namespace phase
+
+namespace detail {
+
+/// A dispatch where the device sees it, and what the host reads off it.
+template <class Call> struct listed_dispatch {
+  vec<const int> first, row, choice, assignment;  // as in dispatch
+  vec<const int> expert;                          // (M) of each assignment
+  vec<const int> chosen;                          // experts that any row chose
+  index_t row_tiles = 0;                          // of the product, over all experts
+
+  explicit listed_dispatch(const dispatch& d) {
+    std::vector<int> of_assignment(std::size_t(d.size())), some;
+    for (int e = 0; e < d.experts(); ++e) {
+      const int count = d.first[e + 1] - d.first[e];
+      if (count == 0) continue;
+      some.push_back(e), row_tiles += ceiling(count, phase::product<float>::tile);
+      std::fill_n(of_assignment.begin() + d.first[e], count, e);
+    }
+    first = Call::listed(d.first), row = Call::listed(d.row), choice = Call::listed(d.choice);
+    assignment = Call::listed(d.assignment);
+    expert = Call::listed({of_assignment.data(), of_assignment.size()});
+    chosen = Call::listed({some.data(), some.size()});
+  }
+};
+
+template <class Call> activation_mask listed_mask(const activation_mask& m) {
+  activation_mask mask = m;
+  if (m.masks()) mask.rows = Call::listed(m.rows);
+  return mask;
+}
+
+}  // namespace detail
+
+template <> struct kernel<experts_t, on_cuda> {
+  template <class B, class W, class Memory>
+  static void run(B&, mat<float> y, mat<float> gate_up, mat<const float> residual, mat<const float> h,
+                  const routing<float>& r, const dispatch& d, const expert_weights<const W>& w, Memory&,
+                  const activation_mask& m) {
+    using call = detail::device_call<experts_t, B>;
+    call::seen(y), call::seen(gate_up), call::seen(residual), call::seen(h), call::seen(r.gate), call::seen(w);
+    const detail::listed_dispatch<call> plan(d);
+    const auto scope = call::scratch().scope();
+    const index_t D = h.cols(), F = w.down.cols(), M = d.size();
+    const int K = int(r.gate.cols());
+    const vec<const float> gate(r.gate.data(), r.gate.size());
+    const mat<float> act = call::scratch().template take<float>(M, F);
+    const bool few = h.rows() <= kernel<linear_t, on_cuda>::few;
+    if (few)
+      call::launch(detail::warp_each(plan.chosen.size() * 2 * F),
+                   phase::expert_units<W>{gate_up, h, w.gate_up, plan.chosen, plan.first, plan.row});
+    else
+      detail::multiply_tiles<call>(phase::product<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, plan.row.data()},
+                                                     .b = {w.gate_up.data(), D, 1, 2 * F * D},
+                                                     .c = gate_up.data(),
+                                                     .cols = 2 * F,
+                                                     .depth = D,
+                                                     .first = plan.first.data(),
+                                                     .groups = d.experts(),
+                                                     .by = phase::assigned::rows},
+                                   plan.row_tiles);
+    call::each(act.size(),
+               phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, {}, detail::listed_mask<call>(m)});
+    if (few) {
+      call::launch(detail::warp_each(y.size()), phase::experts_down<W>{y, residual, act, w.down, plan.assignment,
+                                                                       plan.expert, plan.choice, gate, K});
+      return;
+    }
+    const mat<float> out = call::scratch().template take<float>(M, D);
+    detail::multiply_tiles<call>(phase::product<W>{.a = {act.data(), F, 1, 0, phase::assigned::rows},
+                                                   .b = {w.down.data(), F, 1, D * F},
+                                                   .c = out.data(),
+                                                   .cols = D,
+                                                   .depth = F,
+                                                   .first = plan.first.data(),
+                                                   .groups = d.experts(),
+                                                   .by = phase::assigned::rows},
+                                 plan.row_tiles);
+    call::each(y.size(), phase::add_experts{y, residual, out, plan.assignment, plan.choice, gate, K});
+  }
+};
+
+}  // namespace moeskip

@@ -1,0 +1,124 @@
+// Routing: the router's per-token functions, as they stand in its header, run by one thread a token. A router that looks at
+// the token before goes through a sequence's run of rows in order.
+#pragma once
+
+#include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/ops/route.hpp"
+
+namespace moeskip {
+
+namespace phase {
+
+template <class R> struct route {
+  static constexpr const char* name = "route";
+  moeskip::routing<float> r;
+  mat<const float> logits;
+  R router;
+  routing_call<float> call;
+  MOESKIP_HD void operator()(index_t n) const {
+    if constexpr (!follows_previous<R>) return row(n);
+    if (call.rows.size() && call.rows.follows(n)) return;  // whoever leads the run does it
+    do row(n);
+    while (call.rows.size() && call.rows.follows(++n));
+  }
+
+ private:
+  MOESKIP_HD void row(index_t n) const {
+    noise_key noise;
+    const routed_token<float> t = detail::token_at(call, r, logits, n, noise);
+    router.template score<float>(t);
+    if constexpr (!ChoosesRows<R>) {
+      router.template choose<float>(t);
+      router.template weigh<float>(t);
+    }
+  }
+};
+
+template <class R> struct route_backward {
+  static constexpr const char* name = "route_backward";
+  mat<float> dlogits, dprobability;  // (N, E · logits_per_expert) (N, E)
+  mat<const float> dgate, logits;
+  moeskip::routing<float> r;
+  R router;
+  routing_call<float> call;
+  auxiliary_weights weights;
+  index_t following;
+  MOESKIP_HD void operator()(index_t n) const {
+    kernel<route_backward_t, on_reference>::row(dlogits, dgate, logits, r, router, call, weights, following, n,
+                                                dprobability.row(n));
+  }
+};
+
+struct balance_loss {
+  static constexpr const char* name = "balance_loss";
+  vec<auxiliary_losses<float>> losses;  // (N)
+  moeskip::routing<float> r;
+  mat<const float> logits;
+  routing_call<float> call;
+  index_t following;
+  MOESKIP_HD void operator()(index_t n) const {
+    losses[n] = kernel<balance_loss_t, on_reference>::row(r, logits, call, following, n);
+  }
+};
+
+}  // namespace phase
+
+namespace detail {
+
+/// A routing call with its lists where the device sees them.
+template <class Call> routing_call<float> listed_call(const routing_call<float>& c) {
+  routing_call<float> call = c;
+  call.rows = Call::listed(c.rows);
+  Call::seen(c.alive.sets), Call::seen(c.past), Call::seen(c.bias);
+  return call;
+}
+template <class Call> void expect_seen(const routing<float>& r) {
+  Call::seen(r.probability), Call::seen(r.chosen), Call::seen(r.gate), Call::seen(r.load);
+}
+
+}  // namespace detail
+
+template <> struct kernel<route_t, on_cuda> {
+  template <class B, class R>
+  static void run(B&, const routing<float>& r, mat<const float> logits, const R& router, const routing_call<float>& c) {
+    using call = detail::device_call<route_t, B>;
+    detail::expect_seen<call>(r);
+    call::each(logits.rows(), phase::route<R>{r, call::seen(logits), router, detail::listed_call<call>(c)});
+    call::settle();  // the host sorts the choices by expert
+    if constexpr (!ChoosesRows<R>)
+      for (index_t n = 0; n < logits.rows(); ++n) {
+        noise_key noise;
+        detail::expect_choices<R>(detail::token_at(c, r, logits, n, noise));
+      }
+  }
+};
+
+template <> struct kernel<route_backward_t, on_cuda> {
+  template <class B, class R, class Memory>
+  static void run(B&, mat<float> dlogits, mat<const float> dgate, mat<const float> logits, const routing<float>& r,
+                  const R& router, const routing_call<float>& c, const auxiliary_weights& weights, Memory&) {
+    using call = detail::device_call<route_backward_t, B>;
+    const auto scope = call::scratch().scope();
+    const mat<float> dprobability = call::scratch().template take<float>(logits.rows(), r.probability.cols());
+    detail::expect_seen<call>(r);
+    call::each(logits.rows(), phase::route_backward<R>{call::seen(dlogits), dprobability, call::seen(dgate),
+                                                       call::seen(logits), r, router, detail::listed_call<call>(c),
+                                                       weights, weights.change != 0 ? detail::following(c.rows) : 0});
+  }
+};
+
+template <> struct kernel<balance_loss_t, on_cuda> {
+  template <class B> static void run(B&, auxiliary_losses<float>& losses, const routing<float>& r,
+                                     mat<const float> logits, const routing_call<float>& c) {
+    using call = detail::device_call<balance_loss_t, B>;
+    const auto scope = call::scratch().scope();
+    const auto of_rows = call::scratch().template take<auxiliary_losses<float>>(r.probability.rows());
+    detail::expect_seen<call>(r);
+    call::each(of_rows.size(), phase::balance_loss{of_rows, r, call::seen(logits), detail::listed_call<call>(c),
+                                                   detail::following(c.rows)});
+    call::settle();
+    for (const auto& row : of_rows) losses += row;
+  }
+};
+
+}  // namespace moeskip

@@ -1,0 +1,211 @@
+// What nvcc compiles: the device's side of ms::cuda, and the kernels of a program. In one .cu of the program
+//   #include <moeskip/cuda.cuh>
+//   #include "my_variant.hpp"
+//   template struct moeskip::cuda_kernels<>;               // every phase
+//   template struct moeskip::cuda_program<my_variant>;     // what its router does per token, so that it runs on the device
+// The CMake helper moeskip_add_cuda(target) brings the first with routers of the library, and the flags that nvcc needs.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <new>
+#include <vector>
+
+#include "moeskip/backend/cuda/device.hpp"
+#include "moeskip/backend/cuda/program.hpp"
+
+namespace moeskip {
+
+/// A thread's view of its block; emulated_block has the same members.
+class device_block {
+ public:
+  __device__ explicit device_block(float* shared) : shared_(shared) {}
+  __device__ int thread() const { return int(threadIdx.x); }
+  __device__ int threads() const { return int(blockDim.x); }
+  __device__ index_t block() const { return index_t(blockIdx.x); }
+  __device__ index_t blocks() const { return index_t(gridDim.x); }
+  __device__ int lane() const { return int(threadIdx.x) % 32; }
+  __device__ int warp() const { return int(threadIdx.x) / 32; }
+  __device__ int warps() const { return int(blockDim.x) / 32; }
+  __device__ float* shared() const { return shared_; }
+  __device__ void sync(int) const { __syncthreads(); }
+  __device__ float warp_sum(float v) const {
+    for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
+    return v;
+  }
+  __device__ float warp_max(float v) const {
+    for (int m = 16; m; m /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, m));
+    return v;
+  }
+  __device__ float warp_at(float v, int lane) const { return __shfl_sync(~0u, v, lane); }
+
+ private:
+  float* shared_;
+};
+
+namespace device_kernel {
+
+template <class Phase> __global__ void each(index_t n, Phase phase) {
+  const index_t step = index_t(gridDim.x) * blockDim.x;
+  for (index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) phase(i);
+}
+
+template <class Phase> __global__ void blocks(Phase phase) {
+  extern __shared__ float shared[];
+  phase(device_block(shared));
+}
+
+}  // namespace device_kernel
+
+namespace detail {
+
+/// Throws error, naming the call, what it was for, and what CUDA says.
+inline void expect_success(cudaError_t code, const char* call, const char* purpose) {
+  MOESKIP_CHECK(error, code == cudaSuccess, "cuda: ", call, " (", purpose, "): expected success, got ",
+                cudaGetErrorName(code), ": ", cudaGetErrorString(code));
+}
+
+/// Memory that host and device share: pages go to whoever touches them.
+struct shared_pages {
+  static void* take(std::size_t bytes, std::size_t) {
+    void* p = nullptr;
+    if (cudaMallocManaged(&p, bytes) != cudaSuccess) throw std::bad_alloc();
+    reached_memory::add(p, bytes);
+    return p;
+  }
+  static void give(void* p, std::size_t, std::size_t) {
+    reached_memory::remove(p);
+    cudaFree(p);  // fails where the program is ending and the driver is gone: nothing is lost then
+  }
+};
+
+/// What a thread asked the device for and has not waited for.
+class device_stream {
+ public:
+  static device_stream& here() {
+    thread_local device_stream s;
+    return s;
+  }
+  /// Pinned memory of the host, which kernels read over the bus: lists are short and read once.
+  void* list(std::size_t bytes) {
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    while (at_ < chunks_.size() && used_ + bytes > chunks_[at_].size) ++at_, used_ = 0;
+    if (at_ == chunks_.size()) {
+      chunk fresh{nullptr, std::max(bytes, std::size_t{1} << 20)};
+      expect_success(cudaHostAlloc(&fresh.data, fresh.size, cudaHostAllocMapped), "cudaHostAlloc", "lists of rows");
+      chunks_.push_back(fresh);
+    }
+    void* p = static_cast<char*>(chunks_[at_].data) + used_;
+    used_ += bytes;
+    return p;
+  }
+  void settle() {
+    const cudaError_t code = cudaStreamSynchronize(cudaStreamPerThread);
+    at_ = 0, used_ = 0;
+    expect_success(code, "cudaStreamSynchronize", last);
+  }
+  ~device_stream() {
+    for (const chunk& c : chunks_) cudaFreeHost(c.data);
+  }
+
+  arena scratch;
+  const char* last = "nothing was asked for";  // the phase launched last
+
+ private:
+  struct chunk {
+    void* data;
+    std::size_t size;
+  };
+  std::vector<chunk> chunks_;
+  std::size_t at_ = 0, used_ = 0;
+};
+
+}  // namespace detail
+
+namespace driver {
+
+inline void device::start() {
+  int count = 0, number = 0, major = 0, shares = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  MOESKIP_CHECK(error, code == cudaSuccess && count > 0,
+                "no CUDA device: expected a GPU of compute capability 8.0 or more and its driver, and CUDA says \"",
+                cudaGetErrorString(code == cudaSuccess ? cudaErrorNoDevice : code), "\"");
+  detail::expect_success(cudaGetDevice(&number), "cudaGetDevice", "start");
+  detail::expect_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number),
+                         "cudaDeviceGetAttribute", "compute capability");
+  detail::expect_success(cudaDeviceGetAttribute(&shares, cudaDevAttrConcurrentManagedAccess, number),
+                         "cudaDeviceGetAttribute", "concurrent managed access");
+  MOESKIP_CHECK(error, major >= 8 && shares, "CUDA device ", number, ": expected compute capability 8.0 or more with ",
+                "concurrent managed access, got ", major, ".x ", shares ? "with it" : "without it");
+  buffers_from = {&detail::shared_pages::take, &detail::shared_pages::give};
+}
+
+template <class Phase> void device::each(index_t n, const Phase& phase) {
+  constexpr index_t threads = 256, most = index_t{1} << 20;
+  const auto blocks = unsigned(std::min(detail::ceiling(n, threads), most));
+  detail::device_stream::here().last = Phase::name;
+  device_kernel::each<<<blocks, unsigned(threads), 0, cudaStreamPerThread>>>(n, phase);
+  detail::expect_success(cudaGetLastError(), "kernel launch", Phase::name);
+}
+
+template <class Phase> void device::launch(const launch_shape& shape, const Phase& phase) {
+  MOESKIP_CHECK(error, shape.blocks < index_t{1} << 31, "cuda: ", Phase::name, ": expected under 2^31 blocks, got ",
+                shape.blocks);
+  detail::device_stream::here().last = Phase::name;
+  device_kernel::blocks<<<unsigned(shape.blocks), unsigned(shape.threads), std::size_t(shape.shared) * sizeof(float),
+                          cudaStreamPerThread>>>(phase);
+  detail::expect_success(cudaGetLastError(), "kernel launch", Phase::name);
+}
+
+inline void device::settle() { detail::device_stream::here().settle(); }
+
+inline const void* device::list(const void* p, std::size_t bytes) {
+  if (!p) return nullptr;
+  void* copy = detail::device_stream::here().list(bytes);
+  std::copy_n(static_cast<const char*>(p), bytes, static_cast<char*>(copy));
+  return copy;
+}
+
+inline arena& device::scratch() { return detail::device_stream::here().scratch; }
+
+}  // namespace driver
+
+namespace detail {
+
+/// Takes the addresses of what phases need of the device, so that the compiler makes it and other units can link it.
+template <class... P> int keep_each(phase_list<P...>) {
+  static volatile const void* kept[] = {reinterpret_cast<const void*>(&driver::device::each<P>)...};
+  return kept[0] != nullptr;
+}
+template <class... P> int keep_blocks(phase_list<P...>) {
+  static volatile const void* kept[] = {reinterpret_cast<const void*>(&driver::device::launch<P>)...};
+  return kept[0] != nullptr;
+}
+
+}  // namespace detail
+
+/// Kernels of every phase but those that routers make, for weights in float and bf16.
+template <class... None> struct cuda_kernels {
+  static int keep() {
+    using namespace detail;
+    volatile const void* kept[] = {
+        reinterpret_cast<const void*>(&driver::device::start), reinterpret_cast<const void*>(&driver::device::settle),
+        reinterpret_cast<const void*>(&driver::device::list), reinterpret_cast<const void*>(&driver::device::scratch)};
+    return (kept[0] != nullptr) + keep_each(each_of_floats{}) + keep_blocks(blocks_of_floats{}) +
+           keep_each(each_of_weights<float>{}) + keep_blocks(blocks_of_weights<float>{}) +
+           keep_each(each_of_weights<bf16>{}) + keep_blocks(blocks_of_weights<bf16>{});
+  }
+};
+
+/// Kernels of routers alone.
+template <class... Routers> struct cuda_routers {
+  static int keep() { return (0 + ... + detail::keep_each(each_of_router<Routers>{})); }
+};
+
+/// Kernels that variant V adds: its router, run per token on the device.
+template <class V> struct cuda_program : cuda_routers<typename V::router> {
+  static int keep() { return cuda_routers<typename V::router>::keep(); }
+};
+
+}  // namespace moeskip

@@ -1,0 +1,17 @@
+// The CUDA backend as plain C++ sees it: ms::cuda<ms::bf16> in place of ms::cpu<ms::bf16>, and ms::emulated_cuda<>, which runs
+// the same phases on the host. No CUDA header is behind it. A program that uses ms::cuda links kernels, which one .cu makes:
+// cuda.cuh, and the CMake helper moeskip_add_cuda.
+#pragma once
+
+#include "moeskip/backend/cuda/adamw.hpp"
+#include "moeskip/backend/cuda/attend.hpp"
+#include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/backend/cuda/device.hpp"
+#include "moeskip/backend/cuda/elementwise.hpp"
+#include "moeskip/backend/cuda/emulator.hpp"
+#include "moeskip/backend/cuda/experts.hpp"
+#include "moeskip/backend/cuda/experts_backward.hpp"
+#include "moeskip/backend/cuda/linear.hpp"
+#include "moeskip/backend/cuda/rope.hpp"
+#include "moeskip/backend/cuda/route.hpp"
+#include "moeskip/backend/cuda/rowwise.hpp"

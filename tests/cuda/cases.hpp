@@ -1,0 +1,258 @@
+// Every op as a call on random data that any backend can make: what comes out of plain loops and out of the phases of the
+// CUDA backend must agree.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "moeskip/cuda.hpp"
+#include "tiny.hpp"
+
+namespace tests {
+
+/// Random data of one call, and the numbers that came out.
+template <class B> class trial {
+ public:
+  using W = ms::weight_t<B>;
+
+  explicit trial(std::uint64_t seed) : seed_(seed) {}
+
+  B backend{};
+  ms::arena memory;
+  std::vector<std::vector<double>> out;  // of every array apart
+
+  ms::vec<float> numbers(ms::index_t n) {
+    const auto v = memory.take<float>(n);
+    for (float& x : v) x = float(next());
+    return v;
+  }
+  ms::mat<float> numbers(ms::index_t rows, ms::index_t cols) { return {numbers(rows * cols).data(), rows, cols}; }
+  ms::cube<float> numbers(ms::index_t planes, ms::index_t rows, ms::index_t cols) {
+    return {numbers(planes * rows * cols).data(), planes, rows, cols};
+  }
+  /// Weights that bf16 holds exactly.
+  template <class... Extents> auto weights(Extents... extents) {
+    const auto v = memory.take<W>(extents...);
+    for (W& w : v) w = ms::to<W>(float(ms::bf16(float(next()))));
+    return v;
+  }
+  int between(int low, int high) { return random_between(low, high, seed_, at_++); }
+  std::vector<int> ids(int count, int below) {
+    std::vector<int> list(static_cast<std::size_t>(count));
+    for (int& id : list) id = between(0, below - 1);
+    return list;
+  }
+
+  template <class... Views> void keep(const Views&... views) {
+    ms::settle(backend);
+    const auto one = [&](const auto& v) {
+      out.emplace_back();
+      for (const auto& x : v) out.back().push_back(double(float(x)));
+    };
+    (one(views), ...);
+  }
+
+ private:
+  double next() { return random_number(seed_, at_++); }
+  std::uint64_t seed_, at_ = 0;
+};
+
+inline ms::vec<const int> list(const std::vector<int>& v) { return {v.data(), v.size()}; }
+
+/// Rows of two sequences with a few tokens before them.
+struct two_sequences {
+  std::vector<int> slot, position, token;
+  two_sequences(int first, int second, int before = 0) {
+    for (int n = 0; n < first + second; ++n) {
+      slot.push_back(n < first ? 0 : 1);
+      position.push_back(before + (n < first ? n : n - first)), token.push_back(n % 7);
+    }
+  }
+  ms::token_rows rows() const { return {list(slot), list(position), list(token)}; }
+};
+
+// A case names the phases that it is about, and runs its op on a trial. `many` asks for more rows than a decode has.
+
+struct linear_case {
+  static constexpr const char* phase = "product";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = many ? t.between(17, 90) : t.between(1, 16), I = t.between(1, 300), O = t.between(1, 70);
+    const auto x = t.numbers(N, I), y = t.numbers(N, O), dx = t.numbers(N, I);
+    const auto w = t.weights(O, I);
+    const auto dw = t.numbers(O, I);
+    ms::linear(t.backend, y, x, w);
+    t.keep(y);
+    ms::linear(t.backend, y, x, w, y);
+    ms::linear_backward(t.backend, dx, dw, y, x, w);
+    t.keep(y, dx, dw);
+  }
+};
+
+struct norm_case {
+  static constexpr const char* phase = "rms_norm";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = many ? 300 : t.between(1, 9), D = t.between(1, 80);
+    const auto x = t.numbers(N, D), y = t.numbers(N, D), dx = t.numbers(N, D);
+    const auto gain = t.weights(D);
+    const auto dgain = t.numbers(D);
+    ms::rms_norm(t.backend, y, x, gain, 1e-5f);
+    ms::rms_norm_backward(t.backend, dx, dgain, y, x, gain, 1e-5f);
+    t.keep(y, dx, dgain);
+  }
+};
+
+struct attend_case {
+  static constexpr const char* phase = "attend";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int G = t.between(1, 2), H = G * t.between(1, 3), d = 2 * t.between(1, many ? 24 : 6), C = many ? 150 : 12;
+    const int before = many ? t.between(0, 140) : 0;
+    const ms::attention_shape s{H, G, d, 10000.f, 1.f / std::sqrt(float(d))};
+    const two_sequences rows(t.between(1, 4), t.between(1, 4), before);
+    const auto N = ms::index_t(rows.slot.size());
+    const auto qkv = t.numbers(N, (H + 2 * G) * d), dqkv = t.numbers(N, (H + 2 * G) * d);
+    const auto q = t.numbers(N, H * d), dq = t.numbers(N, H * d), out = t.numbers(N, H * d);
+    const ms::kv_layer<float> kv{t.numbers(2, C, G * d), t.numbers(2, C, G * d)};
+    const ms::kv_layer<float> dkv{t.numbers(2, C, G * d), t.numbers(2, C, G * d)};
+    ms::rope_append(t.backend, q, kv, qkv, rows.rows(), s);
+    ms::attend(t.backend, out, q, kv, rows.rows(), s, t.memory);
+    t.keep(q, kv.keys, kv.values, out);
+    if (many) return;
+    ms::attend_backward(t.backend, dq, dkv, out, q, kv, rows.rows(), s, t.memory);
+    ms::rope_append_backward(t.backend, dqkv, dq, dkv, rows.rows(), s);
+    t.keep(dq, dkv.keys, dkv.values, dqkv);
+    ms::rope_append(t.backend, {}, kv, t.numbers(N, 2 * G * d), rows.rows(), s);
+    t.keep(kv.keys, kv.values);
+  }
+};
+
+/// Routing by R, then the experts that it chose, forward and backward.
+template <class R> struct moe_case {
+  static constexpr const char* phase = "product";
+  bool many;
+  R router{};
+  template <class B> void operator()(trial<B>& t) const {
+    constexpr int K = R::experts_per_token;
+    const int E = 6, D = t.between(1, 40), F = t.between(1, 40);
+    const two_sequences rows(many ? 20 : t.between(1, 4), many ? 13 : t.between(1, 4));
+    const auto N = ms::index_t(rows.slot.size());
+    const auto sets = t.memory.template take<ms::expert_set>(1);
+    sets[0] = ms::expert_set::first(E).erase(t.between(0, E - 1));
+    ms::routing_call<float> call{.alive = {sets}, .rows = rows.rows(), .bias = t.numbers(E), .layer = 2};
+    call.training = true, call.from = {5}, call.step = 3;
+    const auto logits = t.numbers(N, E * ms::logits_per_expert<R>), dlogits = t.numbers(N, logits.cols());
+    const ms::routing<float> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+    ms::route(t.backend, r, logits, router, call, t.memory);
+    const auto losses = ms::balance_loss(t.backend, r, logits, call);
+    const float made[3] = {losses.balance, losses.z, losses.change};
+    t.keep(r.probability, r.gate, r.load, r.chosen, ms::vec<const float>(made, 3));
+
+    const auto plan = ms::plan_dispatch(r.chosen, E, many ? 9 : 0, t.memory);
+    const ms::activation_mask mask{0.3f, {7}, 2, 1, rows.rows()};
+    const ms::expert_weights<const ms::weight_t<B>> w{t.weights(E, 2 * F, D), t.weights(E, D, F)};
+    const ms::expert_weights<float> dw{t.numbers(E, 2 * F, D), t.numbers(E, D, F)};
+    const auto h = t.numbers(N, D), y = t.numbers(N, D), residual = t.numbers(N, D), dh = t.numbers(N, D);
+    const auto gate_up = t.numbers(plan.size(), 2 * F), dgate = t.numbers(N, K);
+    ms::experts(t.backend, y, gate_up, residual, h, r, plan, w, t.memory, many ? mask : ms::activation_mask{});
+    t.keep(y, gate_up);
+    ms::experts_backward(t.backend, dh, dgate, dw, residual, gate_up, h, r, plan, w, t.memory,
+                         many ? mask : ms::activation_mask{});
+    ms::route_backward(t.backend, dlogits, dgate, logits, r, router, call, {0.3, 0.2, 0.1}, t.memory);
+    t.keep(dh, dgate, dw.gate_up, dw.down, gate_up, dlogits);
+  }
+};
+
+struct loss_case {
+  static constexpr const char* phase = "cross_entropy";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = t.between(1, 4), V = many ? 700 : t.between(2, 300);
+    const auto logits = t.numbers(N, V);
+    for (float& x : logits) x *= 8;
+    const auto losses = t.numbers(N);
+    const auto targets = t.ids(N, V);
+    ms::cross_entropy(t.backend, losses, logits, list(targets), 0.7);
+    t.keep(losses, logits);
+  }
+};
+
+struct distillation_case {
+  static constexpr const char* phase = "distillation";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = t.between(1, 3), V = many ? 500 : t.between(2, 300);
+    const auto logits = t.numbers(N, V), teacher = t.numbers(N, V);
+    for (float& x : logits) x *= 6;
+    for (float& x : teacher) x *= 6;
+    const auto losses = t.numbers(N), divergences = t.numbers(N);
+    const auto targets = t.ids(N, V);
+    ms::distillation(t.backend, losses, divergences, logits, teacher, list(targets), 0.7, 0.4);
+    t.keep(losses, divergences, logits);
+  }
+};
+
+struct elementwise_case {
+  static constexpr const char* phase = "embed";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = t.between(1, many ? 60 : 9), V = 9, D = t.between(1, 30), M = t.between(1, N);
+    const auto tokens = t.ids(N, V);
+    const auto x = t.numbers(N, D), few = t.numbers(M, D), dtable = t.numbers(V, D);
+    ms::embed(t.backend, x, list(tokens), t.weights(V, D));
+    ms::embed_backward(t.backend, dtable, x, list(tokens));
+    std::vector<int> rows;
+    for (int m = 0; m < M; ++m) rows.push_back(N - 1 - m);
+    ms::gather_rows(t.backend, few, x, list(rows));
+    ms::scatter_rows(t.backend, x, few, list(rows));
+    t.keep(x, dtable, few);
+
+    const auto gate_up = t.numbers(N, 2 * D), act = t.numbers(N, D), g = t.numbers(N, 1), dg = t.numbers(N, 1);
+    ms::swiglu(t.backend, act, gate_up);
+    ms::gate_rows(t.backend, x, act, g);
+    t.keep(act, x);
+    ms::gate_rows_backward(t.backend, act, dg, act, x, g);
+    ms::swiglu_backward(t.backend, gate_up, act, gate_up);
+    t.keep(act, dg, gate_up);
+
+    const auto a = t.numbers(N * D), b = t.numbers(N * D), m = t.numbers(N * D), v = t.numbers(N * D);
+    for (float& square : v) square = std::abs(square);
+    ms::accumulate(t.backend, a, b);
+    ms::combine(t.backend, b, 0.3, b, -2, a);
+    const auto stored = t.weights(N * D);
+    ms::store_weights(t.backend, stored, a);
+    t.out.push_back({ms::sum_of_squares(t.backend, b)});
+    for (const bool cautious : {false, true})
+      ms::adamw_update(t.backend, a, m, v, b, {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.3, 0.2, 0.5, cautious});
+    t.keep(a, b, m, v);
+  }
+};
+
+/// Calls f(case) for all of them.
+template <class F> void each_case(F&& f) {
+  for (const bool many : {false, true}) {
+    f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(loss_case{many}), f(distillation_case{many});
+    f(elementwise_case{many});
+    f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<ms::router::sticky<ms::router::noisy_top_k<2>>>{many});
+  }
+}
+
+/// The largest difference of numbers that should be alike, relative to their array's root mean square; infinite for NaN.
+inline double difference(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double squares = 1e-12, most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    squares += a[i] * a[i];
+    const double apart = std::abs(a[i] - b[i]);
+    most = apart <= most ? most : std::isnan(apart) ? INFINITY : apart;
+  }
+  return most / std::sqrt(squares / double(a.size()));
+}
+inline double difference(const std::vector<std::vector<double>>& a, const std::vector<std::vector<double>>& b) {
+  double most = a.size() == b.size() ? 0 : INFINITY;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) most = std::max(most, difference(a[i], b[i]));
+  return most;
+}
+
+}  // namespace tests

@@ -1,0 +1,5 @@
+#include "mine.hpp"
+
+#include <moeskip/cuda.cuh>
+
+template struct moeskip::cuda_program<mine>;

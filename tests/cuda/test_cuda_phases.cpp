@@ -1,0 +1,125 @@
+// The phases of the CUDA backend, run by the emulator: every op agrees with its plain loops in three orders of threads; each
+// barrier is needed; and what a device could not do is an error.
+#include <doctest/doctest.h>
+
+#include <bit>
+
+#include "cases.hpp"
+
+using namespace tests;
+
+namespace {
+
+template <class B, class Case> std::vector<std::vector<double>> run(const Case& c, std::uint64_t seed) {
+  trial<B> t(seed);
+  c(t);
+  return t.out;
+}
+
+/// Sets how the emulator runs, for a scope.
+struct emulated {
+  emulated(int order, std::string_view without_in = {}, int without = -1) {
+    auto& e = ms::emulation::here();
+    e.order = order, e.without_in = without_in, e.without = without;
+  }
+  ~emulated() { ms::emulation::here() = {}; }
+};
+
+/// Whether leaving this barrier out shows: an error, or another result, in one of the orders.
+template <class Case> bool caught(const Case& c, std::string_view phase, int barrier) {
+  const auto expected = run<ms::reference<float>>(c, 1);
+  for (int order = 0; order < 3; ++order) {
+    const emulated e(order, phase, barrier);
+    try {
+      if (!(difference(expected, run<ms::emulated_cuda<float>>(c, 1)) < 1e-3)) return true;
+    } catch (const ms::error&) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// Threads of a block that do not agree where to wait.
+struct divergent {
+  static constexpr const char* name = "divergent";
+  template <class Block> void operator()(const Block& b) const { b.sync(b.warp()); }
+};
+
+}  // namespace
+
+TEST_CASE("every op of the emulated CUDA backend agrees with its plain loops, in three orders of threads") {
+  each_case([](const auto& c) {
+    for (const std::uint64_t seed : {1u, 2u}) {
+      const auto expected = run<ms::reference<float>>(c, seed);
+      for (int order = 0; order < 3; ++order) {
+        CAPTURE(c.phase);
+        CAPTURE(c.many);
+        CAPTURE(seed);
+        CAPTURE(order);
+        const emulated e(order);
+        CHECK(difference(expected, run<ms::emulated_cuda<float>>(c, seed)) < 3e-5);
+      }
+      CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, seed)) < 3e-5);  // weights are bf16's numbers
+    }
+  });
+}
+
+TEST_CASE("every barrier of a phase is needed") {
+  CHECK(caught(linear_case{true}, "product", 0));
+  CHECK(caught(linear_case{true}, "product", 1));
+  CHECK(caught(attend_case{true}, "attend", 0));
+  for (int b = 0; b < ms::phase::cross_entropy::barriers; ++b) {
+    CAPTURE(b);
+    CHECK(caught(loss_case{true}, "cross_entropy", b));
+  }
+  for (int b = 0; b < ms::phase::distillation::barriers; ++b) {
+    CAPTURE(b);
+    CHECK(caught(distillation_case{true}, "distillation", b));
+  }
+  CHECK_FALSE(caught(linear_case{true}, "product", 2));  // there is none: the unharmed phase passes
+}
+
+TEST_CASE("a row's bits do not depend on the rows beside it") {
+  using B = ms::emulated_cuda<ms::bf16>;
+  B b;
+  trial<B> t(4);
+  const ms::index_t I = 150, O = 9;
+  const auto x = t.numbers(16, I), y = t.numbers(16, O), alone = t.numbers(1, O);
+  const auto w = t.weights(O, I);
+  for (ms::index_t N = 1; N <= 16; ++N) {
+    ms::linear(b, y.rows(0, N), x.rows(0, N), w);
+    for (ms::index_t n = 0; n < N; ++n) {
+      ms::linear(b, alone, x.rows(n, 1), w);
+      ms::settle(b);
+      for (ms::index_t o = 0; o < O; ++o) CHECK(std::bit_cast<int>(y(n, o)) == std::bit_cast<int>(alone(0, o)));
+    }
+  }
+}
+
+TEST_CASE("what a device could not do is an error of the emulator") {
+  using B = ms::emulated_cuda<float>;
+  B b;
+  using call = ms::detail::device_call<ms::linear_t, B>;
+  call::launch({1, 64, 0}, divergent{});
+  CHECK_THROWS_WITH_AS(ms::settle(b),
+                       "the threads of a block of divergent wait at different barriers, or some have ended", ms::error);
+  std::vector<float> heap(6);
+  ms::arena memory;
+  const auto seen = memory.take<float>(6);
+  CHECK_THROWS_AS(ms::accumulate(b, seen, ms::vec<const float>(heap.data(), 6)), ms::error);
+
+  seen[0] = 1;
+  ms::accumulate(b, seen, seen);
+  CHECK(seen[0] == 1);  // nothing is done yet
+  ms::settle(b);
+  CHECK(seen[0] == 2);
+}
+
+TEST_CASE("the CUDA backend has phases for every op that no others make up, and falls back to nothing") {
+  CHECK(ms::fallbacks<ms::emulated_cuda<>>() == "");
+  std::string missing;
+  [&]<class... Ops>(ms::op_list<Ops...>) {
+    ((ms::runs_on<Ops, ms::emulated_cuda<>> ? void() : void(missing += ms::text(Ops::name, " "))), ...);
+  }(ms::all_ops{});
+  CHECK(missing == "norm_linear norm_linear_backward ");
+}
