@@ -1,5 +1,5 @@
-// Every layer MoE: the baseline, exit losses and layer dropout, expert dropout, all of it with a shared expert; and as
-// yardsticks a model of half the depth and a dense one of equal active size, both trained alone.
+// Every layer MoE: the baseline, exit losses and layer dropout, expert dropout, all of it with a shared expert, and that with
+// gates before layers; as yardsticks a model of half the depth and a dense one of equal active size, both trained alone.
 #include "../../examples/models/models.hpp"
 #include "study.hpp"
 
@@ -14,6 +14,9 @@ struct plain : ms::variant {};
 struct skip : ms::variant {
   using layer_dropout = ms::layer_dropout::exponential;
 };
+struct gated : models::all_moe {
+  using layer_skip = ms::layer_skip::gate;
+};
 struct dropping_experts : ms::variant {
   using expert_dropout = ms::expert_dropout::bernoulli;
 };
@@ -27,6 +30,7 @@ const study::known recipes[] = {
        p.model.expert_dropout = {.p = 0.1f};
        return p;
      }},
+    {"gated", [] { return study::everything<gated>(all_moe); }},
     {"everything", [] { return study::everything<models::all_moe>(all_moe); }},
     {"half_depth",
      [] {

@@ -22,6 +22,7 @@
 #include "moeskip/parts/expert_dropout/scheduled.hpp"
 #include "moeskip/parts/layer_dropout/none.hpp"
 #include "moeskip/parts/layer_dropout/schedules.hpp"
+#include "moeskip/parts/layer_skip/gate.hpp"
 #include "moeskip/parts/mlp/gated_swiglu.hpp"
 #include "moeskip/parts/projection/biased.hpp"
 #include "moeskip/parts/projection/normed.hpp"

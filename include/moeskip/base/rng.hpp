@@ -74,6 +74,7 @@ enum class stream : std::uint32_t {
   user = 7,            // free
   router_noise = 9,    // noisy routing
   hash_routing = 10,   // which experts a vocabulary id goes to
+  layer_gates = 11,    // whether a token passes a layer by, while that is learned
   // Whose output a token does without, and which units of an expert:
   expert_output = 16,
   expert_activation = 17,

@@ -5,12 +5,13 @@
 #include "moeskip/concepts/exit_head.hpp"
 #include "moeskip/concepts/expert_dropout.hpp"
 #include "moeskip/concepts/layer_dropout.hpp"
+#include "moeskip/concepts/layer_skip.hpp"
 #include "moeskip/concepts/router.hpp"
 
 namespace moeskip {
 
 template <class V> concept Variant = Router<typename V::router> && ExpertDropout<typename V::expert_dropout> &&
-    LayerDropout<typename V::layer_dropout> && ExitHead<typename V::exit_head>;
+    LayerDropout<typename V::layer_dropout> && LayerSkip<typename V::layer_skip> && ExitHead<typename V::exit_head>;
 
 template <class V> struct check_variant {
   using router = typename V::router;
@@ -49,6 +50,10 @@ template <class V> struct check_variant {
   static_assert(detail::tells_probability<typename V::layer_dropout>,
                 "moeskip: V::layer_dropout needs `float probability(int layer, int layers, double progress) const`. "
                 "See moeskip/concepts/layer_dropout.hpp");
+  static_assert(LayerSkip<typename V::layer_skip>,
+                "moeskip: V::layer_skip needs `static constexpr std::string_view name`, a defaulted operator==, and "
+                "`static constexpr bool has_gates`, with gates `bool gates(int layer, int layers) const`. See "
+                "moeskip/concepts/layer_skip.hpp");
   static_assert(detail::has_head_weights<typename V::exit_head>,
                 "moeskip: V::exit_head needs a nested `template <class W> struct weights`: what the exits own. See "
                 "moeskip/concepts/exit_head.hpp");

@@ -128,6 +128,10 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
         batch_.sessions_[std::size_t(rows.slot[n])]->meter().routed(layer, mine, rows.rows(n, end - n));
       }
     }
+    void passed(int layer, const token_rows& rows) {
+      for (index_t n = 0; n < rows.size(); ++n)
+        batch_.sessions_[std::size_t(rows.slot[n])]->meter().passed(layer, rows.rows(n, 1));
+    }
 
    private:
     batch_session& batch_;

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <iterator>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "moeskip/concepts/router.hpp"
@@ -42,6 +43,10 @@ class routing_meter : public no_tape {
     layer_runs& l = layers_[std::size_t(layer)];
     for (index_t n = 0; n < rows.size(); ++n) learn(l, rows.position[n], r.chosen.row(n));
   }
+
+  void passed(int, const token_rows& rows) { passed_ += rows.size(); }
+  /// Rows that passed a layer by since this was last asked.
+  long long take_passed() { return std::exchange(passed_, 0); }
 
   /// How many of its experts a token visits, the best ones; by default all that its router chooses.
   int most_experts() const { return most_experts_; }
@@ -111,7 +116,7 @@ class routing_meter : public no_tape {
   int phases_, most_experts_ = expert_set::capacity;
   bool learning_ = false;
   int every_ = 3;  // tokens from one that is learned from to the next: all phases have their turn
-  long long experts_read_ = 0;
+  long long experts_read_ = 0, passed_ = 0;
   std::vector<layer_runs> layers_;
 };
 

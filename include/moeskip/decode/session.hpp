@@ -168,7 +168,7 @@ template <class V, class B> class session {
       const token_rows part = rows(at + int(n), int(count));
       if (calls_) calls_->run(first, last, x.rows(n, count), part, tape_.most_experts());
       else model_.run_layers(first, last, x.rows(n, count), *kv_, part, tape_);
-      stats.layer_steps += count * (last - first);
+      stats.layer_steps += count * (last - first) - tape_.take_passed();
     }
     return x;
   }

@@ -30,6 +30,8 @@ class no_tape {
   static expert_set living(int, int count) { return expert_set::first(count); }
   static constexpr int most_experts() { return expert_set::capacity; }
   template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
+  /// Rows that did not run a layer (parts/layer_gate.hpp).
+  template <class Rows> static void passed(int, const Rows&) {}
 
  private:
   arena& memory_;
@@ -70,6 +72,8 @@ template <class T> class tape {
   const std::uint64_t step;
   const double progress;
   T balance{}, z{}, change{};  // auxiliary losses of the routers, unweighted, summed over layers
+  T open_gates{};              // mean chance that a token runs a layer with a gate, summed over such layers
+  int gates = 0;               // how many those were
 
  private:
   template <class Record> static inline const char tag = 0;  // its address names the type

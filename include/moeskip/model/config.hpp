@@ -16,6 +16,13 @@ template <class V> struct config {
   typename V::expert_dropout expert_dropout{};
   typename V::layer_dropout layer_dropout{};
   typename V::exit_head exit_head{};
+  typename V::layer_skip layer_skip{};
+
+  /// Whether tokens may pass layer l by.
+  constexpr bool has_gate(int l) const {
+    if constexpr (V::layer_skip::has_gates) return layer_skip.gates(l, sizes.layers);
+    else return false;
+  }
 
   friend constexpr bool operator==(const config&, const config&) = default;
 };
@@ -77,7 +84,8 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   for (const std::string_view complaint :
        {router::problem_of(c.router, s.moe_layers() > 0 ? s.experts : 0), detail::policy_problem(c.expert_dropout),
         detail::policy_problem(c.layer_dropout), detail::policy_problem(c.exit_head),
-        detail::policy_problem(c.expert_dropout, s.layers), detail::policy_problem(c.layer_dropout, s.layers)})
+        detail::policy_problem(c.layer_skip), detail::policy_problem(c.expert_dropout, s.layers),
+        detail::policy_problem(c.layer_dropout, s.layers)})
     if (!complaint.empty()) return complaint;
   if constexpr (requires { c.exit_head.problem(s); })
     if (const std::string_view complaint = c.exit_head.problem(s); !complaint.empty()) return complaint;
@@ -97,7 +105,7 @@ template <class C, class F> void visit_fields(C& c, F&& f) {
       values.fields(values, [&](std::string_view field, auto& value) { f(name, field, value); });
   };
   slot("sizes", c.sizes), slot("router", c.router), slot("expert_dropout", c.expert_dropout);
-  slot("layer_dropout", c.layer_dropout), slot("exit_head", c.exit_head);
+  slot("layer_dropout", c.layer_dropout), slot("exit_head", c.exit_head), slot("layer_skip", c.layer_skip);
 }
 
 /// Slots that files of earlier versions do not name: f(slot, name of V's policy, name of the default). Where it is the
@@ -106,6 +114,7 @@ template <class V, class F> void visit_newer_slots(F&& f) {
   f("projection", V::projection::name, projection::plain::name);
   f("mlp", V::mlp::name, mlp::swiglu::name);
   f("after_moe", V::after_moe::name, after_moe::nothing::name);
+  f("layer_skip", V::layer_skip::name, layer_skip::none::name);
 }
 
 /// "router=top_k<2> expert_dropout=none …": the policies of a variant by name.

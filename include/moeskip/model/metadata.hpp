@@ -101,6 +101,7 @@ template <class V> string_map policy_names() {
 template <class V> string_map to_metadata(const config<V>& c) {
   detail::expect_saved_whole("router", c.router), detail::expect_saved_whole("expert_dropout", c.expert_dropout);
   detail::expect_saved_whole("layer_dropout", c.layer_dropout), detail::expect_saved_whole("exit_head", c.exit_head);
+  detail::expect_saved_whole("layer_skip", c.layer_skip);
   string_map map = policy_names<V>();
   map["format"] = "moeskip";
   map["moeskip_version"] = text(MOESKIP_VERSION_MAJOR, ".", MOESKIP_VERSION_MINOR, ".", MOESKIP_VERSION_PATCH);

@@ -142,12 +142,7 @@ template <class V, class B> class model {
   template <class KeysValues>
   void propagate(int first, int last, mat<const T> x, KeysValues& kv, const token_rows& rows, arena& memory) {
     check_layers(first, last);
-    for (int l = first; l < last; ++l) {
-      const kv_layer<T> layer = kv.layer(l);
-      attention_of(l).append_keys_values(backend_, x, layer, rows, memory);
-      for (index_t n = 0; layer.experts.size() && n < rows.size(); ++n)  // they chose no experts here
-        layer.experts.plane(rows.slot[n])(rows.position[n], 0) = -1;
-    }
+    for (int l = first; l < last; ++l) pass_by(l, x, kv.layer(l), rows, memory);
     settle(backend_);
   }
 
@@ -187,6 +182,11 @@ template <class V, class B> class model {
   }
   dense<V, B> dense_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].dense}; }
 
+  auto gate_of(int l) const {
+    return layer_gate<typename V::layer_skip, B>{config_.sizes, weights_.layers[std::size_t(l)].gate,
+                                                 config_.layer_skip};
+  }
+
   template <class Tape> mat<T> run_layer(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     if constexpr (Tape::records) {
       settle(backend_);
@@ -200,7 +200,25 @@ template <class V, class B> class model {
     }
   }
 
+  /// Tokens do without layer l, but for their keys and values.
+  void pass_by(int l, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, arena& memory) {
+    attention_of(l).append_keys_values(backend_, x, kv, rows, memory);
+    for (index_t n = 0; kv.experts.size() && n < rows.size(); ++n)  // they chose no experts here
+      kv.experts.plane(rows.slot[n])(rows.position[n], 0) = -1;
+  }
+
+  /// The layer, for the tokens that its gate, where it has one, lets in.
   template <class Tape> mat<T> block_forward(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
+    if constexpr (V::layer_skip::has_gates)
+      if (config_.has_gate(l))
+        return gate_of(l).forward(
+            backend_, l, x, rows, tape,
+            [&](mat<T> in, const token_rows& of) { return sublayers_forward(l, in, kv, of, tape); },
+            [&](mat<const T> in, const token_rows& of) { pass_by(l, in, kv, of, tape.memory()); });
+    return sublayers_forward(l, x, kv, rows, tape);
+  }
+
+  template <class Tape> mat<T> sublayers_forward(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     x = attention_of(l).forward(backend_, x, kv, rows, tape);
     if (sizes().is_moe(l)) {
       x = moe_of(l).forward(backend_, l, x, kv, rows, tape);
@@ -211,6 +229,15 @@ template <class V, class B> class model {
 
   template <class Tape>
   void block_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
+    if constexpr (V::layer_skip::has_gates)
+      if (config_.has_gate(l))
+        return gate_of(l).backward(backend_, dx, grads.layers[std::size_t(l)].gate, tape,
+                                   [&](mat<T> inner) { sublayers_backward(l, inner, grads, tape, auxiliary); });
+    sublayers_backward(l, dx, grads, tape, auxiliary);
+  }
+
+  template <class Tape>
+  void sublayers_backward(int l, mat<T> dx, model_weights<V, T>& grads, Tape& tape, double auxiliary) {
     layer_weights<V, T>& dw = grads.layers[std::size_t(l)];
     if (!sizes().is_moe(l) || V::after_moe::has_dense) dense_of(l).backward(backend_, dx, dw.dense, tape);
     if (sizes().is_moe(l)) moe_of(l).backward(backend_, dx, dw.moe, tape, auxiliary);
@@ -234,12 +261,7 @@ template <class V, class B> class model {
     if (const index_t M = part.selected.size(); M > 0) {
       mat<T> few = memory.template take<T>(M, x.cols());
       gather_rows(backend_, few, x, part.selected);
-      vec<int> slot = memory.template take<int>(M), position = memory.template take<int>(M);
-      vec<int> token = memory.template take<int>(rows.token.size() ? M : 0);
-      for (index_t m = 0; m < M; ++m)
-        slot[m] = rows.slot[part.selected[m]], position[m] = rows.position[part.selected[m]];
-      for (index_t m = 0; m < token.size(); ++m) token[m] = rows.token[part.selected[m]];
-      few = block_forward(l, few, kv, {slot, position, token}, tape);
+      few = block_forward(l, few, kv, select_rows(rows, part.selected, memory), tape);
       scatter_rows(backend_, y, few, part.selected);
     }
     tape.save(part);

@@ -7,6 +7,7 @@
 #include "moeskip/parts/exit_head/shared.hpp"
 #include "moeskip/parts/expert_dropout/none.hpp"
 #include "moeskip/parts/layer_dropout/none.hpp"
+#include "moeskip/parts/layer_skip/none.hpp"
 #include "moeskip/parts/mlp/swiglu.hpp"
 #include "moeskip/parts/projection/plain.hpp"
 #include "moeskip/parts/router/top_k.hpp"
@@ -22,6 +23,7 @@ struct variant {
   using after_moe = moeskip::after_moe::nothing;       // one more block behind the experts
   using expert_dropout = moeskip::expert_dropout::none;
   using layer_dropout = moeskip::layer_dropout::none;
+  using layer_skip = moeskip::layer_skip::none;  // which tokens pass a layer by
   using exit_head = moeskip::exit_head::shared;
   using curriculum = moeskip::curriculum::all;              // which exits learn in a step
   using decoder = moeskip::speculative_decoder::compose<>;  // used by generate() unless it is told otherwise

@@ -8,6 +8,7 @@
 #include "moeskip/model/config.hpp"
 #include "moeskip/parts/attention.hpp"
 #include "moeskip/parts/dense.hpp"
+#include "moeskip/parts/layer_gate.hpp"
 #include "moeskip/parts/moe.hpp"
 
 namespace moeskip {
@@ -25,6 +26,7 @@ template <class V, class W> struct layer_weights {
   attention_weights<V, W> attention;
   moe_weights<V, W> moe;      // bound where the layer is MoE
   dense_weights<V, W> dense;  // bound where it is not, or where V has a dense block after the experts
+  gate_weights<W> gate;       // bound where tokens may pass the layer by
 };
 
 template <class V, class W> struct model_weights {
@@ -53,6 +55,7 @@ void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) 
     if (!s.is_moe(l)) layer.dense.tensors(s, prefixed);
     else layer.moe.tensors(s, prefixed);
     if (s.is_moe(l) && V::after_moe::has_dense) layer.dense.tensors(s, prefixed, behind_moe);
+    if (c.has_gate(l)) layer.gate.tensors(s, prefixed);
   }
   tensor(tensor_spec{"model.norm.weight", initial::ones, false, tensor_kind::norm}, w.top.norm, s.dim);
   if (s.tied) w.top.projection = w.embedding;

@@ -63,6 +63,7 @@ template <class T> step_report<double> in_double(const step_report<T>& r) {
   step_report<double> out{{}, r.gradient_norm, r.rate};
   out.losses.total = double(r.losses.total), out.losses.balance = double(r.losses.balance);
   out.losses.z = double(r.losses.z), out.losses.change = double(r.losses.change);
+  out.losses.open_gates = double(r.losses.open_gates);
   std::copy(r.losses.exits.begin(), r.losses.exits.end(), out.losses.exits.begin());
   std::copy(r.losses.divergence.begin(), r.losses.divergence.end(), out.losses.divergence.begin());
   return out;
@@ -160,6 +161,8 @@ template <class Trainer, class Data> class fitting {
     }
     out.number("balance", losses.balance).number("z", losses.z);
     if (router::change_weight(run_.trained().configuration().router) > 0) out.number("change", losses.change);
+    if constexpr (std::decay_t<decltype(run_.trained())>::variant_type::layer_skip::has_gates)
+      out.number("open_gates", losses.open_gates);
     out.number("rate", now.report.rate);
     out.number("gradient_norm", now.report.gradient_norm).number("tokens_per_second", now.tokens_per_second);
     return out.number("seconds", now.seconds).done();
@@ -193,7 +196,7 @@ template <class Trainer, class Data> class fitting {
 /// Trains until the planned steps are done or Ctrl-C. data: random_windows, or data(step, micro) that returns a batch.
 /// A new trainer goes on from options.checkpoint where that exists; one that has done steps already goes on from where
 /// it is. Lines of metrics: "step", "tokens", "loss", "exits" (loss of each trained exit, nats), "divergence" (where
-/// exits are distilled), "balance", "z", "change" (where the router weighs it), "rate", "gradient_norm", "tokens_per_second", "seconds"; and after a
+/// exits are distilled), "balance", "z", "change" (where the router weighs it), "open_gates" (where layers have some), "rate", "gradient_norm", "tokens_per_second", "seconds"; and after a
 /// validation "step", "tokens", "validation" (bits per token of each exit), "seconds".
 /// Throws config_error for options that mean nothing, and file_error where metrics or checkpoint cannot be written.
 /// Whatever is thrown while it trains, it first tries to save the run; the trainer stands after its last step, and fit()

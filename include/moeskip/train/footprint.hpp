@@ -78,6 +78,8 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
     if (m.configuration().layer_dropout.probability(l, s.layers, options.progress) > 0) bytes.kept += N * ints;
     if (M < N) bytes.kept += N * stream + M * (stream + 3 * ints), few = M * stream;
     if (M == 0) continue;
+    if (m.configuration().has_gate(l))  // normed, y, logit, opened; in backward past, dh, dlogit
+      bytes.kept += M * (2 * stream + 2 * index_t(sizeof(T))), few += M * (2 * stream + index_t(sizeof(T)));
     const detail::row_bytes& second = s.is_moe(l) ? moe : dense;
     bytes.kept += M * (attention.kept + second.kept);
     if (s.is_moe(l) && V::after_moe::has_dense)

@@ -1,5 +1,6 @@
 // The training objective and its gradient:
 //   total = Σ_e weight_e · CE_e  +  mean over MoE layers of the router's weighted losses (ops/route.hpp)
+//           + what draws gates of layers to their share (parts/layer_skip/gate.hpp)
 // CE_e: mean next-token loss (nats) of the exit after e layers. With distillation, an exit below the top has
 //   (1 − a) · CE_e + a · KL_e   instead, KL_e = mean of KL(p_top || p_e), p_top a constant.
 // Logits are made, turned into their gradient and used up a few rows at a time: those of one exit, or of one exit and
@@ -22,6 +23,7 @@ template <class T> struct training_losses {
   std::array<T, std::size_t(layer_set::capacity) + 1> exits{};       // CE by exit layer; 0 where not enabled
   std::array<T, std::size_t(layer_set::capacity) + 1> divergence{};  // KL from the top, where exits are distilled
   T balance{}, z{}, change{};                                        // unweighted, mean over MoE layers
+  T open_gates{};                                                    // mean chance, where layers have gates
 };
 
 /// How well an exit predicts a text.
@@ -173,6 +175,13 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   losses.total += T(real_t<T>(router::balance_weight(policy))) * losses.balance;
   losses.total += T(real_t<T>(router::z_weight(policy))) * losses.z;
   losses.total += T(real_t<T>(router::change_weight(policy))) * losses.change;
+  if constexpr (V::layer_skip::has_gates)
+    if (record.gates > 0) {
+      const auto& skip = m.configuration().layer_skip;
+      losses.open_gates = record.open_gates / T(real_t<T>(record.gates));
+      const T over = losses.open_gates - T(real_t<T>(skip.keep));
+      losses.total += T(real_t<T>(skip.pull)) * over * over;
+    }
 
   mat<T> dx = dx_exit[std::size_t(s.layers)];  // the top is always an exit
   for (int l = s.layers - 1; l >= 0; --l) {

@@ -200,7 +200,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   static void add(training_losses<T>& sum, const training_losses<T>& losses, double share) {
     const T part = T(real_t<T>(share));
     sum.total += part * losses.total, sum.balance += part * losses.balance, sum.z += part * losses.z;
-    sum.change += part * losses.change;
+    sum.change += part * losses.change, sum.open_gates += part * losses.open_gates;
     for (std::size_t e = 0; e < sum.exits.size(); ++e)
       sum.exits[e] += part * losses.exits[e], sum.divergence[e] += part * losses.divergence[e];
   }

@@ -1,0 +1,196 @@
+// Gates that let tokens pass layers by.
+#include <doctest/doctest.h>
+
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "model_gradients.hpp"
+#include "moeskip/model/checkpoint.hpp"
+
+using namespace tests;
+
+namespace {
+
+struct gated : ms::variant {
+  using layer_skip = ms::layer_skip::gate;
+};
+struct gated_and_dropped : gated {
+  using expert_dropout = ms::expert_dropout::bernoulli;
+  using layer_dropout = ms::layer_dropout::exponential;
+  using router = ms::router::sticky<ms::router::top_k<2>>;
+};
+struct ungated : ms::variant {};
+
+using R = ms::reference<double>;
+const auto ignore = [](const ms::emitted&) {};
+
+/// Layers 1 to 4 of six have gates.
+template <class V = gated> ms::config<V> config_of(float logit = 0) {
+  ms::config<V> c{.sizes = tiny_sizes, .exits = ms::exits_after(2, 4)};
+  c.sizes.layers = 6;
+  if constexpr (V::layer_skip::has_gates) c.layer_skip = {.first = 1, .open = logit};
+  return c;
+}
+
+/// Weights drawn anew, large enough for opinions; those of gates too.
+template <class M> void spread(M& m) {
+  auto w = m.block();
+  for (ms::index_t i = 0; i < w.size(); ++i) w[i] = ms::to<std::decay_t<decltype(w[i])>>(1.5f * float(w[i]));
+  for (const ms::tensor_info& t : m.tensors())
+    if (t.start == ms::initial::zeros)
+      for (ms::index_t i = 0; i < t.size; ++i)
+        w[t.offset + i] = ms::to<std::decay_t<decltype(w[i])>>(float(random_number(8, std::uint64_t(t.offset + i))));
+}
+
+/// Gives `to` the weights of the same name, layer l of `to` being layer from(l).
+template <class To, class From, class Layer> void copy_weights(To& to, const From& from, Layer&& layer) {
+  for (const ms::tensor_info& t : to.tensors()) {
+    std::string name = t.name;
+    const std::string before = "model.layers.";
+    if (name.starts_with(before)) {
+      const std::size_t dot = name.find('.', before.size());
+      name = before + std::to_string(layer(std::stoi(name.substr(before.size())))) + name.substr(dot);
+    }
+    for (const ms::tensor_info& f : from.tensors())
+      if (f.name == name) std::copy_n(from.block().data() + f.offset, t.size, to.block().data() + t.offset);
+  }
+}
+
+/// Counts who passes.
+struct watching : ms::no_tape {
+  using no_tape::no_tape;
+  long passed_rows = 0;
+  void passed(int, const ms::token_rows& rows) { passed_rows += rows.size(); }
+};
+
+/// Streams (N, D) of a text after all layers, in calls of `at_once` rows.
+template <class V, class B> std::vector<ms::scalar_t<B>> streams(ms::model<V, B>& m, const std::vector<int>& text,
+                                                                 int at_once, long* passed = nullptr) {
+  using T = ms::scalar_t<B>;
+  const ms::sizes& s = m.sizes();
+  ms::arena memory;
+  watching tape(memory);
+  const int N = int(text.size());
+  ms::kv_cache<T> kv(m.layers(), 1, N, s.kv_groups() * s.head_size(), 0);
+  const ms::token_rows rows = ms::batch_rows(1, N, memory);
+  std::vector<T> out;
+  for (int first = 0; first < N; first += at_once) {
+    const auto scope = memory.scope();
+    const int count = std::min(at_once, N - first);
+    ms::mat<T> x = memory.take<T>(count, s.dim);
+    m.embed(x, {text.data() + first, count});
+    x = m.run_layers(0, m.layers(), x, kv, rows.rows(first, count), tape);
+    out.insert(out.end(), x.begin(), x.end());
+  }
+  if (passed) *passed = tape.passed_rows;
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("layer skip: gradients, alone and with dropout of experts and layers") {
+  CHECK(worst_error<gated>({.sizes = tiny_sizes, .layer_skip = {.first = 1, .keep = 0.4f, .pull = 3, .open = 0.3f}}) <
+        1e-9);
+  ms::sizes s = tiny_sizes;
+  s.moe_every = 1;
+  CHECK(worst_error<gated_and_dropped>({.sizes = s,
+                                        .expert_dropout = {.p = 0.4f},
+                                        .layer_dropout = {.p_max = 0.6f},
+                                        .layer_skip = {.first = 0, .spared = 0, .temperature = 1.5f}}) < 1e-9);
+}
+
+TEST_CASE("layer skip: open gates change nothing, shut ones are a model without those layers") {
+  const std::vector<int> text = random_tokens(20, tiny_sizes.vocab, 1);
+  ms::model<gated, R> m(config_of(1e2f), ms::seed{1});
+  ms::model<ungated, R> all(config_of<ungated>(), ms::seed{2});
+  copy_weights(all, m, [](int l) { return l; });
+  CHECK(streams(m, text, 20) == streams(all, text, 20));
+
+  ms::model<gated, R> shut(config_of(-1e2f), ms::seed{1});
+  ms::config<ungated> c = config_of<ungated>();
+  c.sizes.layers = 2, c.sizes.moe_every = 1, c.exits = {};  // layers 0 and 5; the latter is MoE
+  c.sizes.moe_every = 2;
+  ms::model<ungated, R> few(c, ms::seed{2});
+  copy_weights(few, shut, [](int l) { return l == 0 ? 0 : 5; });
+  long passed = 0;
+  CHECK(streams(shut, text, 20, &passed) == streams(few, text, 20));
+  CHECK(passed == 4 * 20);
+}
+
+TEST_CASE_TEMPLATE("layer skip: a token's path does not depend on the others of its call", B, R, ms::cpu<float>) {
+  const std::vector<int> text = random_tokens(30, tiny_sizes.vocab, 1);
+  ms::model<gated, B> m(config_of(), ms::seed{1});
+  spread(m);
+  long passed = 0;
+  const auto one_by_one = streams(m, text, 1, &passed);
+  CHECK(passed > 20);
+  CHECK(passed < 100);
+  for (const int at_once : {2, 5, 15}) {
+    CAPTURE(at_once);
+    CHECK(streams(m, text, at_once) == one_by_one);
+  }
+}
+
+TEST_CASE("layer skip: speculation and batches give the tokens of plain decoding, and fewer layers are counted") {
+  using B = ms::cpu<float>;
+  ms::model<gated_and_dropped, B> m(config_of<gated_and_dropped>(), ms::seed{1});
+  spread(m);
+  std::vector<std::vector<int>> prompts;
+  for (int i = 0; i < 5; ++i) prompts.push_back(random_tokens(3 + i, tiny_sizes.vocab, 10 + std::uint64_t(i)));
+  const ms::generation options{.max_new_tokens = 16};
+  ms::session s(m);
+  ms::batch_session together(m, 3);
+  const fixed_length drafting{.draft = {.exit_layer = 2}, .length = {.num_speculations = 3}};
+  const auto batch = together.generate(prompts, options, drafting);
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    CAPTURE(i);
+    const auto plain = ms::generate(s, prompts[i], options, ms::decoder::autoregressive{}, ignore);
+    CHECK(plain.stats.layer_steps < 6 * 16);
+    CHECK(plain.stats.layer_steps >= 2 * 16);
+    CHECK(ms::generate(s, prompts[i], options, drafting, ignore).ids() == plain.ids());
+    CHECK(batch[i].ids() == plain.ids());
+  }
+}
+
+TEST_CASE("layer skip: training draws the gates to the share that is wanted") {
+  const std::vector<int> text = random_tokens(400, tiny_sizes.vocab, 1);
+  for (const float keep : {0.3f, 0.8f}) {
+    CAPTURE(keep);
+    ms::config<gated> c = config_of();
+    c.layer_skip.keep = keep, c.layer_skip.pull = 5;
+    ms::model<gated, ms::cpu<float>> m(c, ms::seed{1});
+    ms::trainer<gated, ms::cpu<float>> trainer(m, {.optimizer = {.lr = 1e-2}});
+    ms::random_windows data(text, 4, 20, ms::seed{1});
+    float open = 0;
+    for (int step = 0; step < 60; ++step) open = trainer.step(data).losses.open_gates;
+    CHECK(std::abs(open - keep) < 0.1f);
+  }
+}
+
+TEST_CASE("layer skip: memory is predicted, files keep the gates, and numbers that make no sense are refused") {
+  ms::config<gated> c = config_of();
+  c.sizes.dim = 96, c.sizes.context = 128;
+  ms::model<gated, ms::cpu<float>> m(c, ms::seed{1});
+  const std::vector<int> text = random_tokens(2000, c.sizes.vocab, 1);
+  ms::trainer<gated, ms::cpu<float>> trainer(m, {});
+  ms::random_windows data(text, 4, 128, ms::seed{1});
+  const double predicted = double(ms::training_activations(trainer, 4, 128).peak());
+  trainer.step(data);
+  CHECK(double(trainer.memory().high_water()) == doctest::Approx(predicted).epsilon(0.02));
+
+  const std::string file =
+      (std::filesystem::temp_directory_path() / ms::text("moeskip-layer-skip-", ::getpid(), ".safetensors")).string();
+  ms::save(m, file);
+  CHECK(ms::read_metadata(file).at("layer_skip") == "gate");
+  const auto again = ms::load<gated, ms::cpu<float>>(file);
+  CHECK(std::memcmp(again.block().data(), m.block().data(), std::size_t(m.block().size()) * sizeof(float)) == 0);
+  CHECK_THROWS_WITH_AS((ms::load<ungated, ms::cpu<float>>(file)), doctest::Contains("layer_skip"), ms::error);
+  std::remove(file.c_str());
+
+  c.layer_skip.keep = 0;
+  CHECK_THROWS_WITH_AS((ms::model<gated, R>(c)), "config: layer_skip.keep must be above 0 and at most 1",
+                       ms::config_error);
+}
