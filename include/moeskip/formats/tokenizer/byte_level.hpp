@@ -161,8 +161,8 @@ class byte_level {
     std::unordered_map<std::string, int> written;
     for (const auto& [token, value] : vocab.object()) {
       const int id = int(json_at{&value, text(vocab.where, ": ", in_quotes(token))}.integer(0, largest_id));
-      std::string bytes = token_bytes(token);
-      ids_.emplace(bytes, id), tokens_.emplace_back(id, std::move(bytes));
+      if (auto bytes = alphabet_bytes(token)) ids_.emplace(std::move(*bytes), id);  // others are in no text
+      tokens_.emplace_back(id, token_bytes(token));
       written.emplace(token, id);
     }
     for (int b = 0; b < 256; ++b) {

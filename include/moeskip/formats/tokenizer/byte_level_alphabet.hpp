@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,17 +25,22 @@ struct byte_alphabet {
 };
 }  // namespace detail
 
-/// The bytes that a token's text in tokenizer.json stands for; the text itself where it has other characters.
-inline std::string token_bytes(std::string_view written) {
+/// The bytes that a token's text in tokenizer.json stands for; none where it has other characters.
+inline std::optional<std::string> alphabet_bytes(std::string_view written) {
   static const detail::byte_alphabet alphabet;
   std::string out;
   for (std::size_t at = 0; at < written.size();) {
     const character c = character::first(written.substr(at));
     const int byte = c.code < alphabet.byte_of.size() ? alphabet.byte_of[c.code] : -1;
-    if (byte < 0) return std::string(written);
+    if (byte < 0) return {};
     out += static_cast<char>(byte), at += c.bytes;
   }
   return out;
+}
+
+/// The same, or the text itself: what the token is in decoded text.
+inline std::string token_bytes(std::string_view written) {
+  return alphabet_bytes(written).value_or(std::string(written));
 }
 
 }  // namespace moeskip::tokenizer
