@@ -1,6 +1,7 @@
 // The parts that real architectures brought: gradients of whole models by complex steps, and the CPU's kernels against
 // the plain loops.
 #include "model_gradients.hpp"
+#include "moeskip/train/optimizer/only_exits.hpp"
 
 using namespace tests;
 
@@ -15,6 +16,9 @@ struct normed_heads : ms::variant {
 };
 struct normed_width : ms::variant {
   using projection = ms::projection::normed_width;
+};
+struct low_rank_exits : ms::variant {
+  using exit_head = ms::exit_head::low_rank;
 };
 
 ms::mat<float> rows_of(std::vector<float>& values, ms::index_t rows, ms::index_t cols) {
@@ -50,10 +54,32 @@ TEST_CASE("stretched rotations: fast ones stay, slow ones are slowed by the fact
   CHECK(stretched[3] == doctest::Approx(plain[3] / 8).epsilon(1e-14));
 }
 
+TEST_CASE("only_exits trains the exits' own weights and leaves all others as they are") {
+  ms::config<low_rank_exits> c{.sizes = tiny_sizes};
+  c.exits = ms::exits_after(2);
+  ms::model<low_rank_exits, ms::reference<float>> m(c, ms::seed{3});
+  const ms::buffer<float> before = copy_of(m.block());
+  const std::vector<int> tokens = random_tokens(200, c.sizes.vocab, 5);
+  ms::random_windows batches(tokens, 2, 8, ms::seed{1});
+  ms::trainer trainer(m, ms::training<low_rank_exits, ms::only_exits<ms::adamw>>{.steps = 5});
+  for (int i = 0; i < 5; ++i) trainer.step(batches);
+  ms::index_t moments = 0;
+  for (const ms::tensor_info& t : m.tensors()) {
+    const bool same =
+        std::equal(m.block().begin() + t.offset, m.block().begin() + t.offset + t.size, before.data() + t.offset);
+    CHECK_MESSAGE(same == !t.name.starts_with("model.exits."), t.name);
+  }
+  trainer.optimizer_state().blocks([&](auto, const auto&, const auto& block) { moments += block.size(); });
+  CHECK(moments < m.block().size() / 4);
+  ms::model<normed_width, ms::reference<float>> none(ms::config<normed_width>{.sizes = tiny_sizes});
+  CHECK_THROWS_AS((ms::trainer(none, ms::training<normed_width, ms::only_exits<ms::adamw>>{})), ms::config_error);
+}
+
 TEST_CASE("the CPU's kernels for projections and experts of four matrices are the plain loops") {
   ms::cpu<float> cpu;
   ms::reference<float> plain;
-  for (const auto [rows, count, width] : {std::array{1, 1, 37}, {3, 5, 6}, {40, 2, 16}, {17, 3, 1}}) {
+  for (const auto& shape : {std::array{1, 1, 37}, {3, 5, 6}, {40, 2, 16}, {17, 3, 1}}) {
+    const int rows = shape[0], count = shape[1], width = shape[2];
     const ms::column_groups groups{3, count, width};
     const ms::index_t P = groups.end() + 5;
     const std::size_t size = std::size_t(rows * P);

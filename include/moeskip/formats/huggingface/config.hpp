@@ -20,7 +20,8 @@ class config_file {
 
   /// Throws file_error unless the folder has a config.json that is a JSON object.
   explicit config_file(const std::filesystem::path& folder)
-      : path_((folder / "config.json").string()), document_(read_json(path_)) {
+      : config_file(read_json(folder / "config.json"), (folder / "config.json").string()) {}
+  config_file(json_value document, std::string path) : path_(std::move(path)), document_(std::move(document)) {
     json_at{&document_, path_}.object();
   }
 
