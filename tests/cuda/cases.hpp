@@ -229,34 +229,11 @@ struct elementwise_case {
   }
 };
 
-/// Biases, norms of groups of columns, and the experts of four matrices.
-struct projection_case {
-  static constexpr const char* phase = "norm_groups";
-  bool many;
-  template <class B> void operator()(trial<B>& t) const {
-    const int N = t.between(1, many ? 60 : 9), count = t.between(1, 4), width = t.between(1, 70);
-    const ms::column_groups groups{t.between(0, 3), count, width};
-    const ms::index_t P = groups.end() + t.between(0, 5);
-    const auto x = t.numbers(N, P), dx = t.numbers(N, P), y = t.numbers(N, P), act = t.numbers(N, P);
-    const auto gain = t.weights(width);
-    const auto dgain = t.numbers(width), dbias = t.numbers(P), factors = t.numbers(2 * N);
-    ms::add_bias(t.backend, x, t.weights(P));
-    ms::add_bias_backward(t.backend, dbias, x);
-    ms::norm_groups_backward(t.backend, dx, dgain, x, gain, groups, 1e-5f);
-    ms::norm_groups(t.backend, x, gain, groups, 1e-5f);
-    ms::gated_swiglu(t.backend, act, t.numbers(N, 3 * P));
-    std::vector<int> rows, which;
-    for (int n = 0; n < N; ++n) rows.push_back(N - 1 - n), which.push_back(2 * n);
-    ms::add_rows(t.backend, y, x, list(rows), factors, list(which));
-    t.keep(x, dx, dgain, dbias, act, y);
-  }
-};
-
 /// Calls f(case) for all of them.
 template <class F> void each_case(F&& f) {
   for (const bool many : {false, true}) {
     f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(loss_case{many}), f(distillation_case{many});
-    f(elementwise_case{many}), f(projection_case{many});
+    f(elementwise_case{many});
     f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<ms::router::sticky<ms::router::noisy_top_k<2>>>{many});
   }
 }

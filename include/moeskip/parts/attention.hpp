@@ -2,10 +2,11 @@
 // V's projection may add a bias, or normalise queries and keys.
 #pragma once
 
+#include <algorithm>
+
 #include "moeskip/memory/tape.hpp"
 #include "moeskip/ops/attend.hpp"
 #include "moeskip/ops/norm_linear.hpp"
-#include "moeskip/ops/vector.hpp"
 #include "moeskip/parts/sizes.hpp"
 
 namespace moeskip {
@@ -54,8 +55,7 @@ template <class V, class B> struct attention {
       const auto scope = memory.scope();
       mat<T> qkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
       norm_linear(b, qkv, h, x, w.norm, w.qkv(), size.norm_eps);
-      if (input.data())
-        combine(b, {input.data(), input.size()}, 1, {qkv.data(), qkv.size()}, 0, {qkv.data(), qkv.size()});
+      if (input.data()) std::copy(qkv.begin(), qkv.end(), input.begin());
       w.projected.forward(b, qkv, size);
       rope_append(b, q, kv, qkv, rows, shape);
     }

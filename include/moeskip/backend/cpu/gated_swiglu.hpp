@@ -30,15 +30,14 @@ template <> struct kernel<gated_swiglu_t, on_cpu> {
 };
 
 template <> struct kernel<add_rows_t, on_cpu> {
-  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, mat<float> y, mat<const float> x,
-                                                         vec<const int> rows, vec<const float> factors,
-                                                         vec<const int> which) {
+  template <class W, class Isa, class P>
+  static void run(cpu<W, Isa, P>&, mat<float> y, mat<const float> x, vec<const int> rows, vec<const float> factors) {
     namespace k = cpu_kernels;
     parallel_for(
         rows.size(),
         [&](index_t first, index_t last) {
           for (index_t m = first; m < last; ++m)
-            k::add_scaled<k::arch<Isa>>(y.row(rows[m]).data(), factors[which[m]], x.row(m).data(), x.cols());
+            k::add_scaled<k::arch<Isa>>(y.row(rows[m]).data(), factors[m], x.row(m).data(), x.cols());
         },
         32);
   }
