@@ -27,7 +27,7 @@ struct emulated {
 
 /// Whether leaving this barrier out shows: an error, or another result, in one of the orders.
 template <class Case> bool caught(const Case& c, std::string_view phase, int barrier) {
-  const auto expected = run<ms::reference<float>>(c, 1);
+  const auto expected = run<ms::reference<double>>(c, 1);
   for (int order = 0; order < 3; ++order) {
     const emulated e(order, phase, barrier);
     try {
@@ -47,10 +47,10 @@ struct divergent {
 
 }  // namespace
 
-TEST_CASE("every op of the emulated CUDA backend agrees with its plain loops, in three orders of threads") {
+TEST_CASE("every op of the emulated CUDA backend agrees with plain loops in double, in three orders of threads") {
   each_case([](const auto& c) {
     for (const std::uint64_t seed : {1u, 2u}) {
-      const auto expected = run<ms::reference<float>>(c, seed);
+      const auto expected = run<ms::reference<double>>(c, seed);
       for (int order = 0; order < 3; ++order) {
         CAPTURE(c.phase);
         CAPTURE(c.many);
