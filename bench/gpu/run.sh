@@ -43,7 +43,7 @@ else
       ${MOESKIP_CMAKE:-}) && cmake --build "$build" --target gpu_check gpu_time
   }
   if build >"$work/build" 2>&1; then
-    row 'build for sm_80 and sm_90, spilled registers are errors' done
+    row 'build for sm_80 and sm_90, spilled registers are errors' 'done'
     step 'every op, in f32 and bf16, within 3e-5 of double; rows keep their bits; tokens; ten training steps' 500 \
       "$build/bench/gpu/gpu_check"
     for tool in memcheck racecheck; do
