@@ -95,13 +95,18 @@ struct norm_case {
   static constexpr const char* phase = "rms_norm";
   bool many;
   template <class B> void operator()(trial<B>& t) const {
-    const int N = many ? 300 : t.between(1, 9), D = t.between(1, 80);
+    const int N = many ? 300 : t.between(5, 16), D = t.between(1, 80);
     const auto x = t.numbers(N, D), y = t.numbers(N, D), dx = t.numbers(N, D);
     const auto gain = t.weights(D);
     const auto dgain = t.numbers(D);
     ms::rms_norm(t.backend, y, x, gain, 1e-5f);
     ms::rms_norm_backward(t.backend, dx, dgain, y, x, gain, 1e-5f);
     t.keep(y, dx, dgain);
+    const int O = t.between(1, 70);
+    const auto w = t.weights(O, D);
+    const auto z = t.numbers(N, O);
+    ms::norm_linear(t.backend, z, y, x, gain, w, 1e-5f);
+    t.keep(z, y);
   }
 };
 

@@ -19,7 +19,7 @@ template <class V, class W> void same_tokens() {
   ms::session b(on_phases);
   const auto run = [](auto& s, const auto& decoder, std::uint64_t seed) {
     const std::vector<int> prompt = random_tokens(int(seed) + 3, tiny_sizes.vocab, seed);
-    return ms::generate(s, prompt, {.max_new_tokens = 8}, decoder, [](const ms::emitted&) {});
+    return ms::generate(s, prompt, {.max_new_tokens = 6}, decoder, [](const ms::emitted&) {});
   };
   const auto alike = [&](const auto& decoder, std::uint64_t seed) {
     const ms::generated expected = run(a, decoder, seed), got = run(b, decoder, seed);
@@ -51,7 +51,7 @@ TEST_CASE("a token's bits do not depend on the tokens verified beside it") {
   const std::vector<int> tokens = random_tokens(8, tiny_sizes.vocab, 3), prompt = {1, 2, 3};
   const int D = tiny_sizes.dim;
   for (auto* s : {&together, &alone}) s->prefill(prompt);
-  for (const int N : {1, 2, 5, 8}) {
+  for (const int N : {1, 3, 8}) {
     const auto x = together.memory().take<float>(N, D), y = alone.memory().take<float>(1, D);
     together.embed(x, {tokens.data(), N}, 2);
     together.run(0, m.layers(), x, 2);
