@@ -238,11 +238,33 @@ struct elementwise_case {
   }
 };
 
+struct projection_case {
+  static constexpr const char* phase = "norm_groups";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = many ? 300 : t.between(1, 9), d = t.between(1, 40), M = t.between(1, N);
+    const ms::column_groups groups{t.between(0, 3), t.between(1, 3), d};
+    const auto P = groups.end() + t.between(0, 5);
+    const auto x = t.numbers(N, P), dx = t.numbers(N, P), act = t.numbers(N, d), few = t.numbers(M, P);
+    const auto dgain = t.numbers(d), dbias = t.numbers(P), factors = t.numbers(M);
+    const auto gain = t.weights(d), bias = t.weights(P);
+    ms::norm_groups_backward(t.backend, dx, dgain, x, gain, groups, 1e-5f);
+    ms::add_bias(t.backend, x, bias);
+    ms::norm_groups(t.backend, x, gain, groups, 1e-5f);
+    ms::add_bias_backward(t.backend, dbias, x);
+    std::vector<int> rows;
+    for (int m = 0; m < M; ++m) rows.push_back(N - 1 - m);
+    ms::add_rows(t.backend, x, few, list(rows), factors);
+    ms::gated_swiglu(t.backend, act, t.numbers(N, 3 * d));
+    t.keep(dx, dgain, x, dbias, act);
+  }
+};
+
 /// Calls f(case) for all of them.
 template <class F> void each_case(F&& f) {
   for (const bool many : {false, true}) {
     f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(loss_case{many}), f(distillation_case{many});
-    f(elementwise_case{many});
+    f(elementwise_case{many}), f(projection_case{many});
     f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<sticky_router>{many});
   }
 }

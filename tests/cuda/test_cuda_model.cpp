@@ -42,6 +42,8 @@ TEST_CASE("every decoder's tokens are the CPU's") {
   same_tokens<plain, float>();
   ms::emulation::here().order = 2;
   same_tokens<everything, ms::bf16>();
+  ms::emulation::here().order = 1;
+  same_tokens<four_matrices, float>();
   ms::emulation::here() = {};
 }
 
