@@ -14,7 +14,7 @@ if(MOESKIP_WERROR)
 endif()
 
 add_library(moeskip_flags INTERFACE)
-target_compile_options(moeskip_flags INTERFACE ${moeskip_warnings})
+target_compile_options(moeskip_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${moeskip_warnings}>") # nvcc has its own
 add_library(moeskip_portable INTERFACE)
 target_link_libraries(moeskip_portable INTERFACE moeskip::moeskip moeskip_flags)
 add_library(moeskip_dev INTERFACE)
@@ -25,7 +25,7 @@ if(MOESKIP_NATIVE)
   if(NOT MOESKIP_HAS_MARCH_NATIVE)
     message(FATAL_ERROR "${CMAKE_CXX_COMPILER} does not know -march=native: configure with -DMOESKIP_NATIVE=OFF.")
   endif()
-  target_compile_options(moeskip_dev INTERFACE -march=native)
+  target_compile_options(moeskip_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
 
 if(MOESKIP_SANITIZE)

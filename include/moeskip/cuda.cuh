@@ -189,7 +189,7 @@ template <class... P> int keep_blocks(phase_list<P...>) {
 template <class... None> struct cuda_kernels {
   static int keep() {
     using namespace detail;
-    volatile const void* kept[] = {
+    static volatile const void* kept[] = {
         reinterpret_cast<const void*>(&driver::device::start), reinterpret_cast<const void*>(&driver::device::settle),
         reinterpret_cast<const void*>(&driver::device::list), reinterpret_cast<const void*>(&driver::device::scratch)};
     return (kept[0] != nullptr) + keep_each(each_of_floats{}) + keep_blocks(blocks_of_floats{}) +

@@ -12,6 +12,7 @@
 #include "moeskip/backend/cuda/experts.hpp"
 #include "moeskip/backend/cuda/experts_backward.hpp"
 #include "moeskip/backend/cuda/linear.hpp"
+#include "moeskip/backend/cuda/projection.hpp"
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"
 #include "moeskip/backend/cuda/rowwise.hpp"

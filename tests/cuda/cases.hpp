@@ -7,12 +7,14 @@
 
 #include "moeskip/cuda.hpp"
 #include "tiny.hpp"
+#include "variants.hpp"
 
 namespace tests {
 
 /// Random data of one call, and the numbers that came out.
 template <class B> class trial {
  public:
+  using T = ms::scalar_t<B>;
   using W = ms::weight_t<B>;
 
   explicit trial(std::uint64_t seed) : seed_(seed) {}
@@ -21,13 +23,13 @@ template <class B> class trial {
   ms::arena memory;
   std::vector<std::vector<double>> out;  // of every array apart
 
-  ms::vec<float> numbers(ms::index_t n) {
-    const auto v = memory.take<float>(n);
-    for (float& x : v) x = float(next());
+  ms::vec<T> numbers(ms::index_t n) {
+    const auto v = memory.take<T>(n);
+    for (T& x : v) x = T(float(next()));
     return v;
   }
-  ms::mat<float> numbers(ms::index_t rows, ms::index_t cols) { return {numbers(rows * cols).data(), rows, cols}; }
-  ms::cube<float> numbers(ms::index_t planes, ms::index_t rows, ms::index_t cols) {
+  ms::mat<T> numbers(ms::index_t rows, ms::index_t cols) { return {numbers(rows * cols).data(), rows, cols}; }
+  ms::cube<T> numbers(ms::index_t planes, ms::index_t rows, ms::index_t cols) {
     return {numbers(planes * rows * cols).data(), planes, rows, cols};
   }
   /// Weights that bf16 holds exactly.
@@ -47,7 +49,7 @@ template <class B> class trial {
     ms::settle(backend);
     const auto one = [&](const auto& v) {
       out.emplace_back();
-      for (const auto& x : v) out.back().push_back(double(float(x)));
+      for (const auto& x : v) out.back().push_back(ms::to<double>(x));
     };
     (one(views), ...);
   }
@@ -93,13 +95,18 @@ struct norm_case {
   static constexpr const char* phase = "rms_norm";
   bool many;
   template <class B> void operator()(trial<B>& t) const {
-    const int N = many ? 300 : t.between(1, 9), D = t.between(1, 80);
+    const int N = many ? 300 : t.between(5, 16), D = t.between(1, 80);
     const auto x = t.numbers(N, D), y = t.numbers(N, D), dx = t.numbers(N, D);
     const auto gain = t.weights(D);
     const auto dgain = t.numbers(D);
     ms::rms_norm(t.backend, y, x, gain, 1e-5f);
     ms::rms_norm_backward(t.backend, dx, dgain, y, x, gain, 1e-5f);
     t.keep(y, dx, dgain);
+    const int O = t.between(1, 70);
+    const auto w = t.weights(O, D);
+    const auto z = t.numbers(N, O);
+    ms::norm_linear(t.backend, z, y, x, gain, w, 1e-5f);
+    t.keep(z, y);
   }
 };
 
@@ -107,6 +114,7 @@ struct attend_case {
   static constexpr const char* phase = "attend";
   bool many;
   template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
     const int G = t.between(1, 2), H = G * t.between(1, 3), d = 2 * t.between(1, many ? 24 : 6), C = many ? 150 : 12;
     const int before = many ? t.between(0, 140) : 0;
     const ms::attention_shape s{H, G, d, 10000.f, 1.f / std::sqrt(float(d))};
@@ -114,8 +122,8 @@ struct attend_case {
     const auto N = ms::index_t(rows.slot.size());
     const auto qkv = t.numbers(N, (H + 2 * G) * d), dqkv = t.numbers(N, (H + 2 * G) * d);
     const auto q = t.numbers(N, H * d), dq = t.numbers(N, H * d), out = t.numbers(N, H * d);
-    const ms::kv_layer<float> kv{t.numbers(2, C, G * d), t.numbers(2, C, G * d)};
-    const ms::kv_layer<float> dkv{t.numbers(2, C, G * d), t.numbers(2, C, G * d)};
+    const ms::kv_layer<T> kv{t.numbers(2, C, G * d), t.numbers(2, C, G * d)};
+    const ms::kv_layer<T> dkv{t.numbers(2, C, G * d), t.numbers(2, C, G * d)};
     ms::rope_append(t.backend, q, kv, qkv, rows.rows(), s);
     ms::attend(t.backend, out, q, kv, rows.rows(), s, t.memory);
     t.keep(q, kv.keys, kv.values, out);
@@ -134,25 +142,26 @@ template <class R> struct moe_case {
   bool many;
   R router{};
   template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
     constexpr int K = R::experts_per_token;
     const int E = 6, D = t.between(1, 40), F = t.between(1, 40);
     const two_sequences rows(many ? 20 : t.between(1, 4), many ? 13 : t.between(1, 4));
     const auto N = ms::index_t(rows.slot.size());
     const auto sets = t.memory.template take<ms::expert_set>(1);
     sets[0] = ms::expert_set::first(E).erase(t.between(0, E - 1));
-    ms::routing_call<float> call{.alive = {sets}, .rows = rows.rows(), .bias = t.numbers(E), .layer = 2};
+    ms::routing_call<T> call{.alive = {sets}, .rows = rows.rows(), .bias = t.numbers(E), .layer = 2};
     call.training = true, call.from = {5}, call.step = 3;
     const auto logits = t.numbers(N, E * ms::logits_per_expert<R>), dlogits = t.numbers(N, logits.cols());
-    const ms::routing<float> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+    const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
     ms::route(t.backend, r, logits, router, call, t.memory);
     const auto losses = ms::balance_loss(t.backend, r, logits, call);
-    const float made[3] = {losses.balance, losses.z, losses.change};
-    t.keep(r.probability, r.gate, r.load, r.chosen, ms::vec<const float>(made, 3));
+    const T made[3] = {losses.balance, losses.z, losses.change};
+    t.keep(r.probability, r.gate, r.load, r.chosen, ms::vec<const T>(made, 3));
 
     const auto plan = ms::plan_dispatch(r.chosen, E, many ? 9 : 0, t.memory);
     const ms::activation_mask mask{0.3f, {7}, 2, 1, rows.rows()};
     const ms::expert_weights<const ms::weight_t<B>> w{t.weights(E, 2 * F, D), t.weights(E, D, F)};
-    const ms::expert_weights<float> dw{t.numbers(E, 2 * F, D), t.numbers(E, D, F)};
+    const ms::expert_weights<T> dw{t.numbers(E, 2 * F, D), t.numbers(E, D, F)};
     const auto h = t.numbers(N, D), y = t.numbers(N, D), residual = t.numbers(N, D), dh = t.numbers(N, D);
     const auto gate_up = t.numbers(plan.size(), 2 * F), dgate = t.numbers(N, K);
     ms::experts(t.backend, y, gate_up, residual, h, r, plan, w, t.memory, many ? mask : ms::activation_mask{});
@@ -170,7 +179,7 @@ struct loss_case {
   template <class B> void operator()(trial<B>& t) const {
     const int N = t.between(1, 4), V = many ? 700 : t.between(2, 300);
     const auto logits = t.numbers(N, V);
-    for (float& x : logits) x *= 8;
+    for (auto& x : logits) x *= 8;
     const auto losses = t.numbers(N);
     const auto targets = t.ids(N, V);
     ms::cross_entropy(t.backend, losses, logits, list(targets), 0.7);
@@ -184,8 +193,8 @@ struct distillation_case {
   template <class B> void operator()(trial<B>& t) const {
     const int N = t.between(1, 3), V = many ? 500 : t.between(2, 300);
     const auto logits = t.numbers(N, V), teacher = t.numbers(N, V);
-    for (float& x : logits) x *= 6;
-    for (float& x : teacher) x *= 6;
+    for (auto& x : logits) x *= 6;
+    for (auto& x : teacher) x *= 6;
     const auto losses = t.numbers(N), divergences = t.numbers(N);
     const auto targets = t.ids(N, V);
     ms::distillation(t.backend, losses, divergences, logits, teacher, list(targets), 0.7, 0.4);
@@ -217,7 +226,7 @@ struct elementwise_case {
     t.keep(act, dg, gate_up);
 
     const auto a = t.numbers(N * D), b = t.numbers(N * D), m = t.numbers(N * D), v = t.numbers(N * D);
-    for (float& square : v) square = std::abs(square);
+    for (auto& square : v) square = std::abs(square);
     ms::accumulate(t.backend, a, b);
     ms::combine(t.backend, b, 0.3, b, -2, a);
     const auto stored = t.weights(N * D);
@@ -229,12 +238,34 @@ struct elementwise_case {
   }
 };
 
+struct projection_case {
+  static constexpr const char* phase = "norm_groups";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = many ? 300 : t.between(1, 9), d = t.between(1, 40), M = t.between(1, N);
+    const ms::column_groups groups{t.between(0, 3), t.between(1, 3), d};
+    const auto P = groups.end() + t.between(0, 5);
+    const auto x = t.numbers(N, P), dx = t.numbers(N, P), act = t.numbers(N, d), few = t.numbers(M, P);
+    const auto dgain = t.numbers(d), dbias = t.numbers(P), factors = t.numbers(M);
+    const auto gain = t.weights(d), bias = t.weights(P);
+    ms::norm_groups_backward(t.backend, dx, dgain, x, gain, groups, 1e-5f);
+    ms::add_bias(t.backend, x, bias);
+    ms::norm_groups(t.backend, x, gain, groups, 1e-5f);
+    ms::add_bias_backward(t.backend, dbias, x);
+    std::vector<int> rows;
+    for (int m = 0; m < M; ++m) rows.push_back(N - 1 - m);
+    ms::add_rows(t.backend, x, few, list(rows), factors);
+    ms::gated_swiglu(t.backend, act, t.numbers(N, 3 * d));
+    t.keep(dx, dgain, x, dbias, act);
+  }
+};
+
 /// Calls f(case) for all of them.
 template <class F> void each_case(F&& f) {
   for (const bool many : {false, true}) {
     f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(loss_case{many}), f(distillation_case{many});
-    f(elementwise_case{many});
-    f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<ms::router::sticky<ms::router::noisy_top_k<2>>>{many});
+    f(elementwise_case{many}), f(projection_case{many});
+    f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<sticky_router>{many});
   }
 }
 

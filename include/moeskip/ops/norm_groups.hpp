@@ -13,7 +13,7 @@ namespace moeskip {
 /// `count` groups of `width` columns that stand side by side from column `first` on.
 struct column_groups {
   index_t first, count, width;
-  constexpr index_t end() const { return first + count * width; }
+  MOESKIP_HD constexpr index_t end() const { return first + count * width; }
 };
 
 /// Throws shape_error, also where the groups do not lie within the columns.

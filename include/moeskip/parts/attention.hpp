@@ -55,7 +55,7 @@ template <class V, class B> struct attention {
       const auto scope = memory.scope();
       mat<T> qkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
       norm_linear(b, qkv, h, x, w.norm, w.qkv(), size.norm_eps);
-      if (input.data()) std::copy(qkv.begin(), qkv.end(), input.begin());
+      if (input.data()) settle(b), std::copy(qkv.begin(), qkv.end(), input.begin());
       w.projected.forward(b, qkv, size);
       rope_append(b, q, kv, qkv, rows, shape);
     }

@@ -90,10 +90,10 @@ template <class P, class B> struct layer_gate {
       };
       // Before the others, which may look back at them.
       const vec<const int> by{passing.data(), pass}, through{running.data(), run};
-      const token_rows passed = select_rows(rows, by, memory);
+      const token_rows passed = select_rows(rows, by, memory), ran = select_rows(rows, through, memory);
       remember(gathered(by), passed);
       tape.passed(l, passed);
-      if (run > 0) scatter_rows(b, x, layer(gathered(through), select_rows(rows, through, memory)), through);
+      if (run > 0) scatter_rows(b, x, layer(gathered(through), ran), through);
       return x;
     }
   }

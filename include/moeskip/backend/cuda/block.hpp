@@ -46,8 +46,15 @@ template <class W> MOESKIP_HD void load_pack(float (&out)[pack], const W* w, ind
 /// Rows of x that share one reading of a row of weights.
 inline constexpr int rows_at_once = 8;
 
-/// sum[t] = Σ_i w_i x_i(t) of this lane's packs, for t < rows; x(t) gives row t. A row's sum is made alike whatever the
-/// other rows are.
+/// Rows of a call as lane_products reads them.
+struct plain_rows {
+  mat<const float> x;
+  index_t first;
+  MOESKIP_HD void load(float (&out)[pack], int t, index_t i) const { load_pack(out, &x(first + t, 0), i, x.cols()); }
+};
+
+/// sum[t] = Σ_i w_i x_t,i of this lane's packs, for t < rows; x.load(out, t, i) gives a pack of row t. A row's sum is made alike
+/// whatever the other rows are.
 template <class W, class X>
 MOESKIP_HD void lane_products(float (&sum)[rows_at_once], const W* w, index_t n, int lane, int rows, const X& x) {
   for (float& s : sum) s = 0;
@@ -57,10 +64,15 @@ MOESKIP_HD void lane_products(float (&sum)[rows_at_once], const W* w, index_t n,
     for (int t = 0; t < rows_at_once; ++t) {
       if (t >= rows) break;
       float value[pack];
-      load_pack(value, x(t), i, n);
+      x.load(value, t, i);
       for (int j = 0; j < pack; ++j) sum[t] += weight[j] * value[j];
     }
   }
+}
+
+/// How many of the rows from n on go together.
+MOESKIP_HD inline int rows_from(index_t n, index_t end) {
+  return int(end - n < rows_at_once ? end - n : index_t(rows_at_once));
 }
 
 }  // namespace moeskip::phase

@@ -7,9 +7,11 @@
 // block; races between blocks, timing and tensor cores it does not show.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -153,7 +155,7 @@ template <class Phase> void team::run(const launch_shape& shape, const Phase& ph
   prepare(shape.threads);
   for (index_t i = 0; i < shape.blocks; ++i) {
     const index_t block = in_order(i, shape.blocks, order_for(shape.blocks, e.order));
-    std::memset(shared.data(), 0xff, shared.size() * sizeof(float));
+    std::fill(shared.begin(), shared.end(), std::numeric_limits<float>::quiet_NaN());
     job_ = [&](int thread) {
       emulated_block b(*this, shape, block, thread, shared.data(), without);
       phase(b);

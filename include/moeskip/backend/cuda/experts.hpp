@@ -10,26 +10,38 @@ namespace moeskip {
 
 namespace phase {
 
-/// gate_up (M, 2F) of few rows: a warp an expert and unit.
+/// Rows of assignments.
+struct assigned_rows {
+  mat<const float> h;
+  const int* row;  // of each assignment from the first of these on
+  MOESKIP_HD void load(float (&out)[pack], int t, index_t i) const { load_pack(out, &h(row[t], 0), i, h.cols()); }
+};
+
+/// gate_up (M, 2F) and act (M, F) of few rows: a warp an expert and unit, whose gate and up it makes.
 template <class W> struct expert_units {
   static constexpr const char* name = "expert_units";
-  mat<float> gate_up;
+  mat<float> act, gate_up;
   mat<const float> h;
   cube<const W> w;                     // (E, 2F, D)
   vec<const int> experts, first, row;  // those that were chosen; (E+1), (M) of the dispatch
+  activation_mask mask;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    const index_t item = b.block() * b.warps() + b.warp(), units = w.rows();
-    if (item >= experts.size() * units) return;
-    const int e = experts[item / units];
-    const index_t f = item % units;
-    for (int m = first[e]; m < first[e + 1]; m += rows_at_once) {
-      const int rows = first[e + 1] - m < rows_at_once ? first[e + 1] - m : rows_at_once;
-      float sum[rows_at_once];
-      lane_products(sum, w.plane(e).row(f).data(), w.cols(), b.lane(), rows, [&](int t) { return &h(row[m + t], 0); });
+    const index_t item = b.block() * b.warps() + b.warp(), F = act.cols();
+    if (item >= experts.size() * F) return;
+    const int e = experts[item / F];
+    const index_t f = item % F;
+    for (index_t m = first[e]; m < first[e + 1]; m += rows_at_once) {
+      const int rows = rows_from(m, first[e + 1]);
+      const assigned_rows x{h, &row[m]};
+      float gate[rows_at_once], up[rows_at_once];
+      lane_products(gate, w.plane(e).row(f).data(), w.cols(), b.lane(), rows, x);
+      lane_products(up, w.plane(e).row(F + f).data(), w.cols(), b.lane(), rows, x);
       for (int t = 0; t < rows_at_once; ++t) {
         if (t >= rows) break;
-        const float made = b.warp_sum(sum[t]);
-        if (b.lane() == 0) gate_up(m + t, f) = made;
+        const float g = b.warp_sum(gate[t]), u = b.warp_sum(up[t]);
+        if (b.lane() != 0) continue;
+        gate_up(m + t, f) = g, gate_up(m + t, F + f) = u;
+        act(m + t, f) = silu(g) * u * (mask.masks() ? mask.factor(row[m + t], e, f) : 1.f);
       }
     }
   }
@@ -82,7 +94,7 @@ template <class W> struct experts_down {
     row_assignments mine{assignment.data() + n * K, K};
     for (int m; (m = mine.next()) >= 0;) {
       float sum[rows_at_once];
-      lane_products(sum, w.plane(expert[m]).row(o).data(), w.cols(), b.lane(), 1, [&](int) { return &act(m, 0); });
+      lane_products(sum, w.plane(expert[m]).row(o).data(), w.cols(), b.lane(), 1, plain_rows{act, m});
       out += gate[choice[m]] * b.warp_sum(sum[0]);
     }
     if (b.lane() == 0) y(n, o) = out;
@@ -153,27 +165,24 @@ template <> struct kernel<experts_t, on_cuda> {
     const int K = int(r.gate.cols());
     const vec<const float> gate(r.gate.data(), r.gate.size());
     const mat<float> act = call::scratch().template take<float>(M, F);
-    const bool few = h.rows() <= kernel<linear_t, on_cuda>::few;
-    if (few)
-      call::launch(detail::warp_each(plan.chosen.size() * 2 * F),
-                   phase::expert_units<W>{gate_up, h, w.gate_up, plan.chosen, plan.first, plan.row});
-    else
-      detail::multiply_tiles<call>(phase::product<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, plan.row.data()},
-                                                     .b = {w.gate_up.data(), D, 1, 2 * F * D},
-                                                     .c = gate_up.data(),
-                                                     .cols = 2 * F,
-                                                     .depth = D,
-                                                     .first = plan.first.data(),
-                                                     .groups = d.experts(),
-                                                     .by = phase::assigned::rows},
-                                   plan.row_tiles);
-    call::each(act.size(),
-               phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, {}, detail::listed_mask<call>(m)});
-    if (few) {
+    const activation_mask mask = detail::listed_mask<call>(m);
+    if (h.rows() <= kernel<linear_t, on_cuda>::few) {
+      call::launch(detail::warp_each(plan.chosen.size() * F),
+                   phase::expert_units<W>{act, gate_up, h, w.gate_up, plan.chosen, plan.first, plan.row, mask});
       call::launch(detail::warp_each(y.size()), phase::experts_down<W>{y, residual, act, w.down, plan.assignment,
                                                                        plan.expert, plan.choice, gate, K});
       return;
     }
+    detail::multiply_tiles<call>(phase::product<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, plan.row.data()},
+                                                   .b = {w.gate_up.data(), D, 1, 2 * F * D},
+                                                   .c = gate_up.data(),
+                                                   .cols = 2 * F,
+                                                   .depth = D,
+                                                   .first = plan.first.data(),
+                                                   .groups = d.experts(),
+                                                   .by = phase::assigned::rows},
+                                 plan.row_tiles);
+    call::each(act.size(), phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, {}, mask});
     const mat<float> out = call::scratch().template take<float>(M, D);
     detail::multiply_tiles<call>(phase::product<W>{.a = {act.data(), F, 1, 0, phase::assigned::rows},
                                                    .b = {w.down.data(), F, 1, D * F},

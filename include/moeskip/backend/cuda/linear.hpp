@@ -3,7 +3,7 @@
 #pragma once
 
 #include "moeskip/backend/cuda/product.hpp"
-#include "moeskip/ops/linear.hpp"
+#include "moeskip/ops/norm_linear.hpp"
 
 namespace moeskip {
 
@@ -19,15 +19,61 @@ template <class W> struct few_rows {
     const index_t o = b.block() * b.warps() + b.warp();
     if (o >= w.rows()) return;
     for (index_t n = 0; n < x.rows(); n += rows_at_once) {
-      const int rows = int(x.rows() - n < rows_at_once ? x.rows() - n : rows_at_once);
+      const int rows = rows_from(n, x.rows());
       float sum[rows_at_once];
-      lane_products(sum, &w(o, 0), w.cols(), b.lane(), rows, [&](int t) { return &x(n + t, 0); });
+      lane_products(sum, &w(o, 0), w.cols(), b.lane(), rows, plain_rows{x, n});
       for (int t = 0; t < rows_at_once; ++t) {
         if (t >= rows) break;
         const float made = b.warp_sum(sum[t]);
         if (b.lane() == 0) y(n + t, o) = residual.data() ? residual(n + t, o) + made : made;
       }
     }
+  }
+};
+
+/// Rows that are normalised while they are read.
+template <class W> struct normed_rows {
+  mat<const float> x;
+  vec<const W> gain;
+  const float* scale;  // (N) 1 / rms
+  index_t first;
+  MOESKIP_HD void load(float (&out)[pack], int t, index_t i) const {
+    float of_gain[pack];
+    load_pack(out, &x(first + t, 0), i, x.cols());
+    load_pack(of_gain, gain.data(), i, x.cols());
+    for (int j = 0; j < pack; ++j) out[j] = out[j] * scale[first + t] * of_gain[j];
+  }
+};
+
+/// h = rms_norm(x), y = h wᵀ of few rows: every block finds the rows' scales for itself, all write down h together.
+template <class W> struct norm_few_rows {
+  static constexpr const char* name = "norm_few_rows";
+  static constexpr int barriers = 1;
+  mat<float> y, h;     // (N, O) (N, I)
+  mat<const float> x;  // (N, I)
+  vec<const W> gain;
+  mat<const W> w;  // (O, I)
+  float eps;
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    float* scale = b.shared();
+    for (index_t n = b.warp(); n < x.rows(); n += b.warps()) {
+      const float r = reciprocal_rms(b, &x(n, 0), x.cols(), eps);
+      if (b.lane() == 0) scale[n] = r;
+    }
+    b.sync(0);
+    for (index_t i = b.block() * b.threads() + b.thread(); i < h.size(); i += b.blocks() * b.threads())
+      h.data()[i] = x.data()[i] * scale[i / x.cols()] * to<float>(gain[i % x.cols()]);
+    for (index_t o = b.block() * b.warps() + b.warp(); o < w.rows(); o += b.blocks() * b.warps())
+      for (index_t n = 0; n < x.rows(); n += rows_at_once) {
+        const int rows = rows_from(n, x.rows());
+        float sum[rows_at_once];
+        lane_products(sum, &w(o, 0), w.cols(), b.lane(), rows, normed_rows<W>{x, gain, scale, n});
+        for (int t = 0; t < rows_at_once; ++t) {
+          if (t >= rows) break;
+          const float made = b.warp_sum(sum[t]);
+          if (b.lane() == 0) y(n + t, o) = made;
+        }
+      }
   }
 };
 
@@ -51,6 +97,23 @@ template <> struct kernel<linear_t, on_cuda> {
                                                .depth = x.cols()},
                              y.rows());
     }
+  }
+};
+
+template <> struct kernel<norm_linear_t, on_cuda> {
+  static constexpr index_t most_blocks = 1024;  // each one normalises the rows again
+  template <class B, class W>
+  static void run(B& b, mat<float> y, mat<float> h, mat<const float> x, vec<const W> gain, mat<const W> w, float eps) {
+    using call = detail::device_call<norm_linear_t, B>;
+    if (x.rows() > kernel<linear_t, on_cuda>::few) {
+      rms_norm(b, h, x, gain, eps);
+      return linear(b, y, h, w);
+    }
+    expect_shape(norm_linear_t::name, "y", y, x.rows(), w.rows());
+    launch_shape shape = detail::warp_each(w.rows());
+    shape.blocks = std::min(shape.blocks, most_blocks), shape.shared = x.rows();
+    call::launch(shape, phase::norm_few_rows<W>{call::seen(y), call::seen(h), call::seen(x), call::seen(gain),
+                                                call::seen(w), eps});
   }
 };
 

@@ -7,6 +7,7 @@
 #include "moeskip/backend/cuda/attend.hpp"
 #include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/experts_backward.hpp"
+#include "moeskip/backend/cuda/projection.hpp"
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"
 
@@ -15,7 +16,7 @@ namespace moeskip {
 template <class... Phases> struct phase_list {};
 
 /// Phases of numbers that each thread makes by itself.
-template <class W> using each_of_weights = phase_list<phase::embed<W>, phase::store_weights<W>>;
+template <class W> using each_of_weights = phase_list<phase::embed<W>, phase::store_weights<W>, phase::add_bias<W>>;
 using each_of_floats =
     phase_list<phase::embed_backward, phase::gather_rows, phase::scatter_rows, phase::swiglu, phase::swiglu_backward,
                phase::gate_rows, phase::combine, phase::accumulate, phase::sum_of_squares, phase::gain_gradient,
@@ -26,10 +27,11 @@ template <class R> using each_of_router = phase_list<phase::route<R>, phase::rou
 
 /// Phases of threads that work together.
 template <class W> using blocks_of_weights =
-    phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::product<W>,
-               phase::expert_units<W>, phase::experts_down<W>>;
-using blocks_of_floats =
-    phase_list<phase::gate_rows_backward, phase::cross_entropy, phase::distillation, phase::attend,
-               phase::attend_backward_queries, phase::attend_backward_keys, phase::expert_act_backward>;
+    phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
+               phase::product<W>, phase::expert_units<W>, phase::experts_down<W>, phase::norm_groups<W>,
+               phase::norm_groups_backward<W>>;
+using blocks_of_floats = phase_list<phase::gate_rows_backward, phase::cross_entropy, phase::distillation, phase::attend,
+                                    phase::attend_backward_queries, phase::attend_backward_keys,
+                                    phase::expert_act_backward, phase::group_scales>;
 
 }  // namespace moeskip

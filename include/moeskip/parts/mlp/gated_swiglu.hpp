@@ -30,20 +30,21 @@ struct gated_swiglu {
                                          mat<const scalar_t<B>> h, const routing<scalar_t<B>>& r, const dispatch& d,
                                          const expert_weights<const weight_t<B>>& w, arena& memory) {
     using T = scalar_t<B>;
+    const auto scope = memory.scope();
+    const vec<T> factors = memory.take<T>(d.size());
+    for (index_t m = 0; m < d.size(); ++m) factors[m] = r.gate.data()[d.choice[m]];
     if (y.data() != residual.data()) std::copy(residual.begin(), residual.end(), y.begin());
     for (int e = 0; e < d.experts(); ++e) {
       const index_t M = d.first[e + 1] - d.first[e], F = w.down.cols();
       if (M == 0) continue;
-      const auto scope = memory.scope();
+      const auto of_expert = memory.scope();
       const vec<const int> rows(d.row.data() + d.first[e], M);
-      const vec<T> factors = memory.take<T>(M);
-      for (index_t m = 0; m < M; ++m) factors[m] = r.gate.data()[d.choice[d.first[e] + m]];
       mat<T> few = memory.take<T>(M, h.cols()), products = memory.take<T>(M, 3 * F), act = memory.take<T>(M, F);
       gather_rows(b, few, h, rows);
       linear(b, products, few, w.gate_up.plane(e));
       activate(b, act, products);
       linear(b, few, act, w.down.plane(e));
-      add_rows(b, y, few, rows, factors);
+      add_rows(b, y, few, rows, {factors.data() + d.first[e], M});
     }
   }
 };

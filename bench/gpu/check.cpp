@@ -1,0 +1,104 @@
+// What must hold on a GPU before anything is timed: every op against plain loops in double, rows that keep their bits, the
+// tokens of every decoder, and training steps against the CPU's.       gpu_check [ops]      ops: for compute-sanitizer
+// Exit status 0: all of it held; 1: something did not; 77: there is no GPU, which it says in one sentence.
+#include <bit>
+#include <cstdio>
+#include <string_view>
+
+#include "cases.hpp"
+#include "models.hpp"
+
+using namespace tests;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  std::printf("%s %s\n", holds ? "ok    " : "FAILED", what.c_str());
+  failures += !holds;
+}
+
+template <class B, class Case> auto run(const Case& c, std::uint64_t seed) {
+  trial<B> t(seed);
+  c(t);
+  return t.out;
+}
+
+template <class W> void check_ops() {
+  each_case([](const auto& c) {
+    double most = 0;
+    for (std::uint64_t seed = 1; seed <= 5; ++seed)
+      most = std::max(most, difference(run<ms::reference<double>>(c, seed), run<ms::cuda<W>>(c, seed)));
+    expect(most < 3e-5, ms::text(c.phase, c.many ? " (many rows)" : " (few rows)", ", weights in ",
+                                 ms::scalar_name<W>(), ": within ", most, " of double"));
+  });
+}
+
+/// Rows of a call and the same rows alone, through a whole model.
+void check_rows() {
+  auto m = lively_model<everything, ms::cuda<ms::bf16>>();
+  ms::session together(m), alone(m);
+  const std::vector<int> tokens = random_tokens(8, tiny_sizes.vocab, 3), prompt = {1, 2, 3};
+  bool same = true;
+  for (auto* s : {&together, &alone}) s->prefill(prompt);
+  for (int N = 1; N <= 8; ++N) {
+    const auto x = together.memory().take<float>(N, tiny_sizes.dim), y = alone.memory().take<float>(1, tiny_sizes.dim);
+    together.embed(x, {tokens.data(), N}, 2);
+    together.run(0, m.layers(), x, 2);
+    for (int n = 0; n < N; ++n) {
+      alone.embed(y, tokens[std::size_t(n)], 2 + n);
+      alone.run(0, m.layers(), y, 2 + n);
+      for (int i = 0; i < tiny_sizes.dim; ++i) same &= std::bit_cast<int>(x(n, i)) == std::bit_cast<int>(y(0, i));
+    }
+  }
+  expect(same, "rows keep their bits in calls of 1 to 8");
+}
+
+template <class W> void check_tokens() {
+  auto on_cpu = lively_model<plain, ms::cpu<W>>();
+  auto on_gpu = lively_model<plain, ms::cuda<W>>();
+  ms::session a(on_cpu);
+  ms::session b(on_gpu);
+  int same = 0, lossless = 0;
+  constexpr int prompts = 20;
+  for (std::uint64_t p = 0; p < prompts; ++p) {
+    const std::vector<int> prompt = random_tokens(int(p % 5) + 2, tiny_sizes.vocab, p);
+    const auto ids = [&](auto& s, const auto& decoder) {
+      return ms::generate(s, prompt, {.max_new_tokens = 16}, decoder, [](const ms::emitted&) {}).ids();
+    };
+    const auto whole = ids(b, ms::decoder::autoregressive{});
+    same += whole == ids(a, ms::decoder::autoregressive{});
+    lossless += whole == ids(b, fixed_length{{.exit_layer = 2}, {.num_speculations = 4}});
+  }
+  expect(lossless == prompts, ms::text("speculation changes no token, weights in ", ms::scalar_name<W>()));
+  // Sums differ in their last bits, so a text may part where two tokens are as good as equal.
+  expect(same >= prompts - 2, ms::text("the CPU's tokens for ", same, " of ", prompts, " prompts"));
+}
+
+void check_training() {
+  using B = ms::cuda<float>;
+  const float all = training_difference<everything, B>(ms::adamw{.lr = 1e-3}, 10);
+  expect(all < 1e-4f, ms::text("ten AdamW steps with every policy on: within ", all, " of the CPU's"));
+  const float muon = training_difference<plain, B>(ms::muon{.lr = 1e-3}, 10);
+  expect(muon < 1e-4f, ms::text("ten Muon steps: within ", muon, " of the CPU's"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const ms::cuda<float> there_is_a_device;
+  } catch (const ms::error& e) {
+    std::printf("%s\n", e.what());
+    return 77;
+  }
+  check_ops<float>();
+  check_ops<ms::bf16>();
+  if (argc > 1 && std::string_view(argv[1]) == "ops") return failures != 0;
+  check_rows();
+  check_tokens<float>();
+  check_tokens<ms::bf16>();
+  check_training();
+  return failures != 0;
+}

@@ -1,0 +1,86 @@
+#!/bin/sh
+# bench/gpu/run.sh: builds, checks and times the CUDA backend, and writes docs/gpu-results.md and docs/gpu-results.jsonl.
+# Where there is no GPU it goes as far as it can and says what was not done. MOESKIP_CMAKE holds further options for CMake.
+set -u
+root=$(cd "$(dirname "$0")/../.." && pwd)
+build=$root/build/cuda
+results=$root/docs/gpu-results.md
+lines=$root/docs/gpu-results.jsonl
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0
+
+say() { echo "gpu: $*" >&2; }
+row() { printf '| %s | %s |\n' "$1" "$2" >>"$work/table"; say "$1: $2"; }
+# step <what> <seconds> <command...>: a row of the table: done, failed with its last line, or no GPU (status 77).
+step() {
+  what=$1 limit=$2
+  shift 2
+  timeout "$limit" "$@" >"$work/out" 2>&1
+  status=$?
+  last=$(tail -1 "$work/out")
+  case $status in
+    0) row "$what" "done: $(grep -c '^ok ' "$work/out") checks held" ;;
+    77) row "$what" "**not done**: $last" ;;
+    124) row "$what" "**failed**: not finished after $limit seconds"; failures=$((failures + 1)) ;;
+    *) row "$what" "**failed**: $(grep -m 1 -i -e failed -e error "$work/out" || echo "$last")"; failures=$((failures + 1)) ;;
+  esac
+  cat "$work/out" >>"$work/log"
+  return "$status"
+}
+
+: >"$work/lines"
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || nvcc=
+card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -1) || card=
+[ "$card" ] || card='no GPU'
+
+if [ -z "$nvcc" ]; then
+  row build '**not done**: nvcc was not found'
+else
+  build() {
+    # shellcheck disable=SC2086  # several options may stand in it
+    (cd "$root" && cmake --preset cuda -DMOESKIP_WERROR=ON -DMOESKIP_BUILD_TESTS=OFF -DMOESKIP_BUILD_EXAMPLES=OFF \
+      ${MOESKIP_CMAKE:-}) && cmake --build "$build" --target gpu_check gpu_time
+  }
+  if build >"$work/build" 2>&1; then
+    row 'build for sm_80 and sm_90, spilled registers are errors' 'done'
+    step 'every op, in f32 and bf16, within 3e-5 of double; rows keep their bits; tokens; ten training steps' 500 \
+      "$build/bench/gpu/gpu_check"
+    for tool in memcheck racecheck; do
+      if ! command -v compute-sanitizer >/dev/null 2>&1; then
+        row "compute-sanitizer $tool" '**not done**: compute-sanitizer was not found'
+      else
+        step "compute-sanitizer $tool" 550 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+          "$build/bench/gpu/gpu_check" ops
+      fi
+    done
+    if [ "$failures" -eq 0 ]; then
+      if step 'timings' 580 "$build/bench/gpu/gpu_time" --json "$work/lines"; then cp "$work/out" "$work/times"; fi
+    else
+      row timings '**not done**: what is wrong is not timed'
+    fi
+  else
+    row build "**failed**: $(grep -m 1 -e error -e Error "$work/build")"
+    failures=$((failures + 1))
+  fi
+fi
+
+date=$(date -u +%Y-%m-%d)
+commit=$(cd "$root" && git rev-parse --short HEAD 2>/dev/null) || commit=unknown
+{
+  echo '# The CUDA backend on a GPU'
+  echo
+  echo "Written by bench/gpu/run.sh on $date, commit $commit: $card, $("${nvcc:-false}" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p')."
+  echo
+  echo '| step | result |'
+  echo '|---|---|'
+  cat "$work/table"
+  if [ -e "$work/times" ]; then
+    printf '\n```\n'
+    cat "$work/times"
+    printf '```\n'
+  fi
+} >"$results"
+sed "s/^{/{\"date\": \"$date\", \"commit\": \"$commit\", \"gpu\": \"$card\", /" "$work/lines" >"$lines"
+[ -s "$lines" ] || rm -f "$lines"
+[ "$failures" -eq 0 ] || { cat "$work/log" >&2; exit 1; }

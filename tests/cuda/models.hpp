@@ -1,0 +1,60 @@
+// Whole models that the tests of the CUDA backend and bench/gpu share.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "moeskip/cuda.hpp"
+#include "tiny.hpp"
+#include "variants.hpp"
+
+namespace tests {
+
+template <class V> ms::config<V> tiny_config() {
+  ms::config<V> c{.sizes = tiny_sizes};
+  c.exits = ms::exits_every(1, c.sizes.layers);
+  return c;
+}
+
+/// A model whose texts are not all one token.
+template <class V, class B> ms::model<V, B> lively_model() {
+  ms::model<V, B> m(tiny_config<V>(), ms::seed{11});
+  for (auto& w : m.block()) w = ms::to<ms::weight_t<B>>(2.f * float(w));
+  return m;
+}
+
+/// The losses of each training step, and the weights after the last.
+template <class V, class B, class O> std::vector<float> trained(const O& optimizer, int steps) {
+  ms::model<V, B> m(tiny_config<V>(), ms::seed{5});
+  ms::training<V, O> options{.steps = 10, .exit_scale = 0.3, .distill = 0.25, .optimizer = optimizer};
+  ms::trainer<V, B, O> run(m, options);
+  std::vector<float> out;
+  for (int step = 0; step < steps; ++step) {
+    const std::vector<int> ids = random_tokens(2 * 9, tiny_sizes.vocab, std::uint64_t(step));
+    std::vector<int> inputs, targets;
+    for (std::size_t s = 0; s < 2; ++s)
+      for (std::size_t i = 0; i < 8; ++i) inputs.push_back(ids[9 * s + i]), targets.push_back(ids[9 * s + i + 1]);
+    const auto data = [&](std::uint64_t, std::uint64_t) {
+      return ms::batch{{inputs.data(), inputs.size()}, {targets.data(), targets.size()}, 2, 8};
+    };
+    const auto report = run.step(data);
+    out.push_back(report.losses.total), out.push_back(float(report.gradient_norm));
+    out.push_back(report.losses.balance), out.push_back(report.losses.z);
+  }
+  out.insert(out.end(), run.master().begin(), run.master().end());
+  return out;
+}
+
+/// The largest difference of losses, gradients' norms and weights between training on B and on the CPU.
+template <class V, class B, class O> float training_difference(const O& optimizer, int steps) {
+  const auto expected = trained<V, ms::cpu<float>>(optimizer, steps), got = trained<V, B>(optimizer, steps);
+  float most = expected.size() == got.size() ? 0.f : INFINITY;
+  for (std::size_t i = 0; i < std::min(got.size(), expected.size()); ++i) {
+    const float apart = std::abs(got[i] - expected[i]);
+    most = apart <= most ? most : std::isnan(apart) ? INFINITY : apart;
+  }
+  return most;
+}
+
+}  // namespace tests

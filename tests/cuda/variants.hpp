@@ -1,0 +1,41 @@
+// Variants of the tests of the CUDA backend. nvcc reads this: only headers of policies.
+#pragma once
+
+#include "moeskip/model/variant.hpp"
+#include "moeskip/parts/exit_head/low_rank.hpp"
+#include "moeskip/parts/expert_dropout/hidden.hpp"
+#include "moeskip/parts/layer_dropout/schedules.hpp"
+#include "moeskip/parts/layer_skip/gate.hpp"
+#include "moeskip/parts/mlp/gated_swiglu.hpp"
+#include "moeskip/parts/projection/biased.hpp"
+#include "moeskip/parts/projection/normed.hpp"
+#include "moeskip/parts/router/biased.hpp"
+#include "moeskip/parts/router/noisy_top_k.hpp"
+#include "moeskip/parts/router/segment.hpp"
+#include "moeskip/parts/router/sticky.hpp"
+#include "moeskip/parts/shared_expert/swiglu.hpp"
+
+namespace tests {
+
+namespace ms = moeskip;
+
+using sticky_router = ms::router::sticky<ms::router::noisy_top_k<2>>;
+
+struct everything : ms::variant {
+  using router = ms::router::biased<ms::router::segment<ms::router::noisy_top_k<2>, 2, 1>>;
+  using shared_expert = ms::shared_expert::gated;
+  using expert_dropout = ms::expert_dropout::hidden;
+  using layer_dropout = ms::layer_dropout::linear;
+  using exit_head = ms::exit_head::low_rank;
+  using projection = ms::projection::normed_heads;
+  using layer_skip = ms::layer_skip::gate;
+};
+struct plain : ms::variant {
+  using projection = ms::projection::biased;
+};
+/// OpenMoE's blocks, which have no backward.
+struct four_matrices : ms::variant {
+  using mlp = ms::mlp::gated_swiglu;
+};
+
+}  // namespace tests
