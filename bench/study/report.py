@@ -11,7 +11,7 @@ import pathlib
 import sys
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f"]  # Okabe and Ito
-ORDER = ["baseline", "skip", "expert_dropout", "everything", "half_depth", "dense"]
+ORDER = ["baseline", "skip", "expert_dropout", "everything", "gated", "half_depth", "dense", "all_moe", "every_4th", "draft"]
 
 
 def read(folder):
@@ -50,7 +50,7 @@ def table(head, rows):
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
     for row in rows:
-        print("| " + " | ".join(row) + " |")
+        print("| " + " | ".join(row + [""] * (len(head) - len(row))) + " |")
     print()
 
 
@@ -134,10 +134,10 @@ class Plot:
         middle = (self.LEFT + self.W - self.RIGHT) / 2
         out.append(f'<text x="{middle}" y="{self.H - 8}" text-anchor="middle">{self.x_label}</text>')
         out.append(f'<text transform="translate(16 {self.H / 2}) rotate(-90)" text-anchor="middle">{self.y_label}</text>')
-        last = -1e9
-        for y, name, colour in sorted(self.legend):
-            last = max(y, last + 15)
-            out.append(f'<text x="{self.W - self.RIGHT + 10}" y="{last + 4:.1f}" style="fill:{colour}">{name}</text>')
+        beyond = 1e9
+        for y, name, colour in sorted(self.legend, reverse=True):  # upwards from the lowest, where lines end close together
+            beyond = min(y, beyond - 15)
+            out.append(f'<text x="{self.W - self.RIGHT + 10}" y="{beyond + 4:.1f}" style="fill:{colour}">{name}</text>')
         return "\n".join(out + self.parts + ["</svg>"]) + "\n"
 
 
@@ -153,7 +153,7 @@ def ticks(low, high, count=6):
 
 def plot_exits(runs, folder):
     lines = {name: [(e, mean([exits(run)[e] for run in group])) for e in sorted(exits(group[0]))]
-             for name, group in runs.items() if name in ORDER or name.startswith("every_4th")}
+             for name, group in runs.items() if (name in ORDER or name.startswith("every_4th")) and name != "draft"}
     points = [p for line in lines.values() for p in line]
     plot = Plot("What each exit knows", "layers", "bits per byte", [x for x, _ in points], [y for _, y in points])
     for i, (name, line) in enumerate(lines.items()):
