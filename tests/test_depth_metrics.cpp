@@ -2,7 +2,10 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
+#include "moeskip/eval/choice_file.hpp"
 #include "moeskip/eval/depth.hpp"
 #include "moeskip/eval/perplexity.hpp"
 #include "moeskip/eval/reliability.hpp"
@@ -89,4 +92,71 @@ TEST_CASE("readings of a model are those of evaluate(), exit by exit") {
     CHECK(judged[e].exit_layer == expected[e].exit_layer);
     CHECK(judged[e].bits == Approx(expected[e].bits_per_token));
   }
+}
+
+TEST_CASE("questions answered by what is likeliest behind them, at every exit") {
+  const std::vector<ms::choice_question> questions{{{1, 2}, {{3}, {4, 5}}, 1}, {{6}, {{7, 8}, {9}}, 0}};
+  const auto texts = ms::choice_texts(questions);
+  CHECK(texts == std::vector<std::vector<int>>{{1, 2, 3}, {1, 2, 4, 5}, {6, 7, 8}, {6, 9}});
+  ms::depth_readings r;
+  r.exits = {2, 4};
+  // Rows: 2→3 is the first choice; 2→4 and 4→5 the second; then 6→7, 7→8; then 6→9.
+  r.bits = {9, 9, 3, 3, 9, 9, 2, 1, 2, 1, 1, 2, 2, 2, 2.5, 3};
+  const auto judged = ms::judge_choices(r, questions);
+  REQUIRE(judged.size() == 2);
+  CHECK(judged[0].exit_layer == 2);
+  CHECK(judged[0].correct == 0);            // 3 < 2 + 2, and 2.5 < 1 + 2
+  CHECK(judged[0].correct_by_length == 1);  // but 3 > 2, and 2.5 > 1.5
+  CHECK(judged[0].agreement == 0.5);
+  CHECK(judged[1].correct == 0.5);
+  CHECK(judged[1].correct_by_length == 1);
+  CHECK(judged[1].agreement == 1);
+  CHECK(ms::chance(questions) == 0.5);
+  CHECK_THROWS_AS(ms::choice_texts(std::vector<ms::choice_question>{{{1}, {{2}, {3}}, 2}}), ms::config_error);
+  CHECK_THROWS_AS(ms::choice_texts(std::vector<ms::choice_question>{{{1}, {{2}}, 0}}), ms::config_error);
+
+  struct V : ms::variant {};
+  ms::model<V, ms::reference<double>> m({.sizes = tiny_sizes}, ms::seed{5});  // no exits but the full depth
+  const auto full = ms::read_depth_at(m, {4}, std::span<const std::vector<int>>(texts));
+  CHECK(full.tokens() == 2 + 3 + 2 + 1);
+  CHECK(ms::judge_choices(full, questions)[0].agreement == 1);
+}
+
+TEST_CASE("questions from a file, and what is wrong with them by line and field") {
+  const auto path = std::filesystem::temp_directory_path() / "moeskip_test_choices.jsonl";
+  const auto read = [&](const std::string& content) {
+    std::ofstream(path, std::ios::binary) << content;
+    return ms::read_choices(path, 9, [](const std::string& t) { return std::vector<int>(t.begin(), t.end()); });
+  };
+  const auto wrong = [&](const std::string& content) {
+    try {
+      read(content);
+    } catch (const ms::file_error& e) {
+      return std::string(e.what()).substr(path.string().size());
+    }
+    return std::string("nothing");
+  };
+  const auto good = read(
+      "{\"context\":\"ab\",\"choices\":[\"c\",\"de\"],\"answer\":1}\n\n"
+      "{\"context\":\"x\",\"choices\":[\"y\",\"z\"],\"answer\":0,\"more\":true}");
+  REQUIRE(good.size() == 2);
+  CHECK(good[0].context == std::vector<int>{'a', 'b'});
+  CHECK(good[0].choices[1] == std::vector<int>{'d', 'e'});
+  CHECK(good[0].answer == 1);
+  CHECK(wrong("no\n") == ":1: expected a question (a JSON object), got no JSON");
+  CHECK(wrong("\n{}\n") == ":2: context: expected a text that is not empty, got nothing");
+  CHECK(wrong("{\"context\":\"\"}") == ":1: context: expected a text that is not empty, got none");
+  CHECK(wrong("{\"context\":\"a\"}") == ":1: choices: expected a list of at least two texts, got nothing");
+  CHECK(wrong("{\"context\":\"a\",\"choices\":[\"b\"]}") ==
+        ":1: choices: expected a list of at least two texts, got 1");
+  CHECK(wrong("{\"context\":\"a\",\"choices\":[\"b\",3]}") ==
+        ":1: choices[1]: expected a text that is not empty, got number");
+  CHECK(wrong("{\"context\":\"a\",\"choices\":[\"b\",\"c\"]}") ==
+        ":1: answer: expected the number of the right choice, got nothing");
+  CHECK(wrong("{\"context\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":2}") ==
+        ":1: answer: expected from 0 to 1, got 2");
+  CHECK(wrong("{\"context\":\"123456789\",\"choices\":[\"b\",\"c\"],\"answer\":0}") ==
+        ":1: choices[0]: expected at most 9 tokens with its context, got 10");
+  CHECK(wrong("\n") == ": expected questions, one a line, got none");
+  std::filesystem::remove(path);
 }

@@ -3,9 +3,14 @@
 
 #include <cmath>
 
+#include "moeskip/eval/counted_session.hpp"
+#include "moeskip/eval/drops.hpp"
 #include "moeskip/eval/expert_observer.hpp"
 #include "moeskip/eval/expert_parallel.hpp"
+#include "moeskip/eval/machine_limits.hpp"
 #include "moeskip/eval/perplexity.hpp"
+#include "moeskip/eval/saturation.hpp"
+#include "moeskip/eval/touched_experts.hpp"
 #include "tiny.hpp"
 
 using namespace tests;
@@ -15,7 +20,127 @@ namespace {
 
 ms::vec<const int> ids(const std::vector<int>& v) { return {v.data(), ms::index_t(v.size())}; }
 
+/// Choices and probabilities of N rows, and where they stand: what an observer is shown.
+struct shown {
+  std::vector<double> probability;  // (N, E)
+  std::vector<int> chosen;          // (N, K)
+  int experts, per_token;
+  std::vector<int> slot, position;  // (N)
+
+  ms::routing<double> routing() {
+    const ms::index_t N = ms::index_t(slot.size());
+    probability.resize(std::size_t(N * experts));
+    return {{probability.data(), N, experts}, {chosen.data(), N, per_token}, {}, {}};
+  }
+  ms::token_rows rows() const { return {ids(slot), ids(position), {}}; }
+};
+
 }  // namespace
+
+TEST_CASE("the confidence of gates: how much of the router's probability its choices have") {
+  shown s{{0.5, 0.3, 0.2, 0.1, 0.1, 0.8}, {0, 1, 2, 0}, 3, 2, {0, 0}, {0, 1}};
+  ms::arena memory;
+  ms::routing_observer watch(memory);
+  watch.routed(0, s.routing(), s.rows());
+  const ms::layer_routing l = watch.layers().front();
+  CHECK(l.confidence() == Approx((0.8 + 0.9) / 2));
+  CHECK(l.first_share() == Approx((0.5 / 0.8 + 0.8 / 0.9) / 2));
+}
+
+TEST_CASE("a capacity drops what comes last, first choices before second ones") {
+  ms::arena memory;
+  {  // expert 0 takes 4 of 8 assignments: the third and fourth token of the second sequence go without
+    shown s{{}, {0, 0, 0, 1, 0, 1, 0, 0}, 2, 1, {0, 0, 0, 0, 1, 1, 1, 1}, {0, 1, 2, 3, 0, 1, 2, 3}};
+    ms::drop_observer watch(memory, 1, 4, 2);
+    watch.routed(0, s.routing(), s.rows());
+    CHECK(watch.layers()[0].ratio(0) == 0);
+    CHECK(watch.layers()[0].ratio(1) == 0.5);
+    CHECK(watch.all().ratio() == 0.25);
+    ms::drop_observer roomy(memory, 2, 4, 2);
+    roomy.routed(0, s.routing(), s.rows());
+    CHECK(roomy.all().ratio() == 0);
+  }
+  {  // capacity 2: expert 0 is the first choice of the last two tokens, so the first two lose it as their second
+    shown s{{}, {1, 0, 2, 0, 0, 1, 0, 2}, 3, 2, {0, 0, 0, 0}, {0, 1, 2, 3}};
+    ms::drop_observer watch(memory, 0.75, 4, 4);
+    watch.routed(3, s.routing(), s.rows());
+    CHECK(watch.layers()[0].assigned.empty());
+    const ms::drop_counts& c = watch.layers()[3];
+    CHECK(c.ratio(0) == 0.5);
+    CHECK(c.ratio(1) == 0.5);
+    CHECK(c.ratio(2) == 0);
+    CHECK(c.ratio(3) == 0);
+  }
+  CHECK_THROWS_AS(ms::drop_observer(memory, 0, 4), ms::config_error);
+  CHECK_THROWS_AS(ms::drop_observer(memory, 1, 4, 5), ms::config_error);
+}
+
+TEST_CASE("saturation: how many choices of an earlier checkpoint stay") {
+  const std::vector<int> early{0, 1, 2, 3}, late{1, 0, 2, 4}, none{-1, -1, 5, 6};
+  CHECK(ms::saturation(early, late, 2) == 0.75);
+  CHECK(ms::saturation(late, late, 2) == 1);
+  CHECK(ms::saturation(early, none, 2) == 0);
+  CHECK(ms::saturation(early, late, 1) == 0.25);
+  CHECK_THROWS_AS(ms::saturation(early, std::vector<int>{1, 2}, 2), ms::config_error);
+  CHECK_THROWS_AS(ms::saturation(early, late, 3), ms::config_error);
+}
+
+TEST_CASE("experts touched for a token that stands") {
+  ms::decode_stats s;
+  CHECK(ms::experts_touched(s) == 0);
+  s.tokens = 4, s.experts_read = 10;  // of two MoE layers: plain decoding of four tokens reads 16
+  CHECK(ms::experts_touched(s) == 2.5);
+  CHECK(ms::touched_gain(s, tiny_sizes, 2) == Approx(1.6));
+}
+
+TEST_CASE("what a session reads and computes, call by call") {
+  struct V : ms::variant {
+    using router = ms::router::hash<2>;
+  };
+  using B = ms::reference<double>;
+  ms::model<V, B> m({.sizes = tiny_sizes, .exits = ms::exits_after(2)}, ms::seed{3});
+  const ms::sizes& s = m.sizes();
+  const double active = double(ms::footprint(m).active_parameters), width = s.head_size();
+  ms::counted_session<V, B> counted(m);
+  const std::vector<int> prompt{1, 2, 3};
+  const auto made = ms::generate(counted.session(), prompt, {.max_new_tokens = 4}, ms::decoder::autoregressive{},
+                                 [](const ms::emitted&) {});
+  const double pasts = 3 + 4 + 5 + 6;  // of the four tokens, themselves included
+  CHECK(counted.done.weights == Approx(4 * active));
+  CHECK(counted.done.past == Approx(s.layers * 2 * s.kv_heads * width * pasts));
+  CHECK(counted.done.products == Approx(4 * active + s.layers * 2 * s.heads * width * pasts));
+  CHECK(counted.bytes() == Approx(8 * (counted.done.weights + counted.done.past)));
+  CHECK(ms::experts_touched(made.stats) == 2 * 2);
+  CHECK(ms::touched_gain(made.stats, s, 2) == 1);
+
+  // Three rows of one id visit the same experts, so a call of them reads what one row reads, and computes three times that.
+  auto& session = counted.session();
+  session.prefill(prompt);
+  counted.done = {};
+  const ms::mat<double> x = session.memory().take<double>(3, s.dim), logits = session.memory().take<double>(3, s.vocab);
+  const std::vector<int> same{7, 7, 7};
+  session.embed(x, ids(same), 2);
+  session.run(0, s.layers, x, 2);
+  session.logits(logits, x, s.layers);
+  CHECK(counted.done.weights == Approx(active));
+  CHECK(counted.done.past == Approx(s.layers * 2 * s.kv_heads * width * 5));
+  CHECK(counted.done.products == Approx(3 * active + s.layers * 2 * s.heads * width * (3 + 4 + 5)));
+
+  // What it decodes is what a session of its own decodes.
+  ms::session<V, B> alone(m);
+  const auto plain = ms::generate(alone, prompt, {.max_new_tokens = 9}, ms::decoder::autoregressive{}, [](auto&) {});
+  const auto speculated =
+      ms::generate(session, prompt, {.max_new_tokens = 9},
+                   ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::fixed>{},
+                   [](auto&) {});
+  CHECK(plain.ids() == speculated.ids());
+}
+
+TEST_CASE("the roof is the lower one") {
+  const ms::machine_limits limits{.read = 100, .peak = 1000};
+  CHECK(limits.roof(10, 20) == 10);
+  CHECK(limits.roof(10, 200) == 5);
+}
 
 TEST_CASE("the loads of a layer: shares, their variation and entropy") {
   const ms::layer_routing l{.experts = 4, .per_token = 1, .tokens = 8, .choices = {4, 2, 2, 0}};

@@ -4,14 +4,17 @@
 #include <algorithm>
 #include <vector>
 
-#include "counted.hpp"
+#include "moeskip/eval/counted_session.hpp"
+#include "moeskip/moeskip.hpp"
 
 namespace bench {
+
+namespace ms = moeskip;
 
 template <class M> struct counted_small_model {
   static constexpr std::string_view name = "small_model";
   ms::draft::small_model<M> base{};
-  work* to = nullptr;
+  ms::decode_work* to = nullptr;
 
   template <class Session> class on {
     using T = typename Session::T;
@@ -43,7 +46,7 @@ template <class M> struct counted_small_model {
     void count(double rows) { to_ += {weights_, 0, weights_ * rows}; }
 
     typename ms::draft::small_model<M>::template on<Session> draft_;
-    work& to_;
+    ms::decode_work& to_;
     double weights_;
     std::vector<int> seen_;  // tokens that the small model has run
   };

@@ -88,8 +88,8 @@ struct contest {
   std::vector<std::vector<int>> windows;  // that quality is measured on
   std::vector<contestant> rows{};
 
-  template <class M, class Decoder>
-  void add(const char* key, std::string name, M& m, const Decoder& decoder, double bits, work* also = nullptr) {
+  template <class M, class Decoder> void add(const char* key, std::string name, M& m, const Decoder& decoder,
+                                             double bits, ms::decode_work* also = nullptr) {
     std::fprintf(stderr, "compare: %s …\n", name.c_str());
     rows.push_back({.key = key, .name = std::move(name), .bits = bits});
     compete(rows.back(), model, m, set, decoder, also);
@@ -112,7 +112,7 @@ void speculate(contest& all, double bits, plain_model* small) {
   all.add("lookup_or_self", "earlier text, else self", m,
           speculating(ms::draft::either<ms::draft::lookup, ms::draft::self>{}), bits);
   if (!small) return;
-  work drafts;
+  ms::decode_work drafts;
   all.add("small_model", "small model drafts", m,
           speculating(counted_small_model<plain_model>{.base = {small}, .to = &drafts}), bits, &drafts);
 }

@@ -7,15 +7,18 @@
 #include <span>
 #include <vector>
 
-#include "counted.hpp"
+#include "moeskip/eval/counted_session.hpp"
+#include "moeskip/moeskip.hpp"
 
 namespace bench {
+
+namespace ms = moeskip;
 
 /// texts (n, N + 1), each begun with its first token. For decoders of one token a round.
 template <class V, class B, class Decoder>
 double bits_per_token(ms::model<V, B>& m, std::span<const std::vector<int>> texts, const Decoder& decoder) {
   using T = ms::scalar_t<B>;
-  counted<V, B> runner(m);
+  ms::counted_session<V, B> runner(m);
   runner.listen();
   auto& s = runner.session();
   ms::sampler greedy(ms::sampling{});

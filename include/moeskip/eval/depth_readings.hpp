@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "moeskip/decode/exit_rule/max_probability.hpp"
@@ -46,14 +47,15 @@ template <class Rule> struct with_surprise {
 
 }  // namespace detail
 
-/// Reads texts, each in one pass. Throws config_error for a model without exits below its full depth, and for a text that
-/// it cannot read in one pass.
+/// Reads texts at these exits, the full depth last, each text in one pass. Throws config_error for a text that cannot be
+/// read in one pass.
 template <ThresholdRule Rule = exit_rule::max_probability, class V, class B>
-depth_readings read_depth(model<V, B>& m, std::span<const std::vector<int>> texts, const Rule& rule = {}) {
+depth_readings read_depth_at(model<V, B>& m, std::vector<int> exits, std::span<const std::vector<int>> texts,
+                             const Rule& rule = {}) {
   expect_texts("read_depth", m, texts);
   depth_readings all;
   exit_readings one;
-  all.exits = one.exits = exits_of("read_depth", m);
+  all.exits = one.exits = std::move(exits);
   std::vector<double> bits;
   arena memory;
   no_tape watch(memory);
@@ -63,6 +65,12 @@ depth_readings read_depth(model<V, B>& m, std::span<const std::vector<int>> text
     all.append(one, bits);
   }
   return all;
+}
+
+/// At all exits. Throws config_error for a model without exits below its full depth, and as read_depth_at.
+template <ThresholdRule Rule = exit_rule::max_probability, class V, class B>
+depth_readings read_depth(model<V, B>& m, std::span<const std::vector<int>> texts, const Rule& rule = {}) {
+  return read_depth_at(m, exits_of("read_depth", m), texts, rule);
 }
 
 }  // namespace moeskip

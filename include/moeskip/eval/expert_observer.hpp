@@ -17,6 +17,7 @@ struct expert_counts {
   expert_pairs within;  // (E, E) both in this layer; of the diagonal, an expert with itself
   expert_pairs before;  // (E', E) one in the MoE layer before, the other in this one; of the first layer empty
   std::vector<int> first_tokens{}, first_choices{};  // (n), (n, K) of the first n = expert_observer::traced rows
+  std::vector<int> choices{};                        // (N, K) of all rows, where they are kept
   token_experts ids[2]{};  // of sequences with even and with odd slots: one half predicts the other
 };
 
@@ -25,7 +26,9 @@ class expert_observer : public routing_observer {
  public:
   static constexpr std::size_t traced = 72;  // tokens whose choices are kept
 
-  expert_observer(arena& memory, int vocab) : routing_observer(memory), vocab_(vocab) {}
+  /// keep_choices: of all tokens, four bytes for each: to compare checkpoints (eval/saturation.hpp).
+  expert_observer(arena& memory, int vocab, bool keep_choices = false)
+      : routing_observer(memory), vocab_(vocab), keep_choices_(keep_choices) {}
 
   template <class T> void routed(int layer, const routing<T>& r, const token_rows& rows) {
     routing_observer::routed(layer, r, rows);
@@ -48,6 +51,7 @@ class expert_observer : public routing_observer {
       }
       if (rows.token.size()) c.ids[rows.slot[n] % 2].add(rows.token[n], chosen);
     }
+    if (keep_choices_) c.choices.insert(c.choices.end(), r.chosen.begin(), r.chosen.end());
     last_layer_ = layer, last_rows_ = rows.size(), last_cols_ = K;
     last_.assign(r.chosen.begin(), r.chosen.end());
   }
@@ -62,6 +66,7 @@ class expert_observer : public routing_observer {
 
  private:
   int vocab_, last_layer_ = -1;
+  bool keep_choices_;
   index_t last_rows_ = 0, last_cols_ = 0;
   std::vector<int> last_;              // (N, K) what the rows chose in last_layer_
   std::vector<expert_counts> counts_;  // by layer; dense ones stay empty

@@ -5,12 +5,16 @@
 //                                                                    "CV", Shazeer et al., arXiv:1701.06538, section 4
 //   entropy        − Σ share log share / log E: 1 where balance is perfect
 //   dead           experts with less than a hundredth of their fair share
+//   confidence     mean over tokens of Σ_k p_k, the router's probability of the K experts that it chose: 1 where it is sure of
+//                  them, K/E where it knows nothing               "router_confidence", flaxformer, before renormalisation
+//   first_share    mean over tokens of p_1 / Σ_k p_k, how much of that the best expert has: 1/K to 1
 //   distinct(t)    experts that a run of t consecutive tokens visits together, on average: what a verify of t tokens
 //                  reads. Over all runs, and over those that start at a multiple of t.
 //   independent(t) the same if each token chose alone, by the same marginals f_e: Σ_e 1 − (1 − f_e)^t
 //   growth(t)      (distinct − k) / (independent − k): 1 for independent choices, 0 where a run shares its experts
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <span>
@@ -29,7 +33,10 @@ struct layer_routing {
   std::vector<long long> choices;                                       // (E) by expert
   std::array<double, run_lengths.size()> visited{}, visited_aligned{};  // distinct experts, summed over runs
   std::array<long long, run_lengths.size()> runs{}, runs_aligned{};
+  double chosen_mass = 0, first_shares = 0;  // Σ_k p_k, and p_1 over it, summed over tokens
 
+  double confidence() const { return tokens ? chosen_mass / double(tokens) : 0; }
+  double first_share() const { return tokens ? first_shares / double(tokens) : 0; }
   double share(int e) const {
     long long all = 0;
     for (const long long c : choices) all += c;
@@ -93,6 +100,12 @@ class routing_observer : public no_tape {
     for (const int e : r.chosen)
       if (e >= 0) ++l.choices[std::size_t(e)];
     for (std::size_t i = 0; i < run_lengths.size(); ++i) count_runs(l, i, r.chosen, rows);
+    for (index_t n = 0; n < r.chosen.rows(); ++n) {
+      double all = 0, best = 0;
+      for (const int e : r.chosen.row(n))
+        if (e >= 0) all += double(r.probability(n, e)), best = std::max(best, double(r.probability(n, e)));
+      l.chosen_mass += all, l.first_shares += all > 0 ? best / all : 0;
+    }
   }
   /// MoE layers seen so far, in order.
   std::vector<layer_routing> layers() const {

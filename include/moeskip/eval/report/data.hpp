@@ -28,7 +28,9 @@ struct decoder_speed {
   decode_stats stats{};
   double relative = 1, lowest = 1, highest = 1;  // speed, plain decoding being 1: median prompt and the extremes
   double mean_exit = 0;
-  double same = 1;  // share of prompts continued token for token as plain decoding does
+  double bytes = 0, flop = 0;  // read and computed for a token; 0: not known
+  double roof = 0;             // tokens/s that the machine allows at best (eval/machine_limits.hpp); 0: not known
+  double same = 1;             // share of prompts continued token for token as plain decoding does
 };
 
 /// What a run's log says, in bits per token, over tokens trained on.
@@ -60,6 +62,7 @@ struct report_data {
   std::vector<decoded_text> texts{};
   std::vector<decoder_speed> speeds{};
   std::string machine{};
+  double read = 0, peak = 0;  // the machine's limits, bytes/s and FLOP/s; 0: not known
 
   training_curves training{};
 };

@@ -56,8 +56,8 @@ inline std::string load_map(const report_data& d) {
 }
 
 inline std::string layer_table(const report_data& d) {
-  std::vector<std::vector<std::string>> rows{{"layer", "MaxVio", "CV", "entropy", "dead", "overload on 2", "on 4",
-                                              "id decides", "guessed by id", "guessed blindly"}};
+  std::vector<std::vector<std::string>> rows{{"layer", "MaxVio", "CV", "entropy", "dead", "gates", "overload on 2",
+                                              "on 4", "id decides", "guessed by id", "guessed blindly"}};
   for (std::size_t i = 0; i < d.routing.size(); ++i) {
     const layer_routing& l = d.routing[i];
     const auto over = [&](int p) {
@@ -68,6 +68,7 @@ inline std::string layer_table(const report_data& d) {
                                  fixed(l.variation(), 2),
                                  fixed(l.entropy(), 3),
                                  text(l.dead()),
+                                 fixed(l.confidence(), 2),
                                  over(2),
                                  over(4)};
     if (i < d.experts.size()) {
@@ -83,7 +84,8 @@ inline std::string layer_table(const report_data& d) {
   return figure(
       "Balance and specialisation, layer by layer",
       "MaxVio: load of the busiest expert over a fair one, less 1. CV: deviation of loads over their mean. Entropy: 1 "
-      "is perfect balance. Overload: by how much p devices with E/p experts each wait for the busiest. Id decides: "
+      "is perfect balance. Gates: the router's probability of the experts that it chose, K/E where it knows nothing. "
+      "Overload: by how much p devices with E/p experts each wait for the busiest. Id decides: "
       "share of the choice's entropy that the token's id explains. Guessed: choices named right by the counts of "
       "another half of the text, by id and without a look at it.",
       table(rows), true);

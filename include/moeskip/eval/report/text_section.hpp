@@ -9,6 +9,7 @@
 #include "moeskip/eval/report/data.hpp"
 #include "moeskip/eval/report/page.hpp"
 #include "moeskip/eval/report/token_strip.hpp"
+#include "moeskip/eval/touched_experts.hpp"
 
 namespace moeskip::report {
 
@@ -47,19 +48,38 @@ inline std::string acceptance_by_position(const decoder_speed& s) {
                 true);
 }
 
+/// "12.3 GB/s" of reads, "45 GFLOP/s" of products: what the roof is made of.
+inline std::string limits_in_words(const report_data& d) {
+  if (!(d.read > 0)) return {};
+  return text(
+      " Roof: the tokens a second that this machine allows, by what a decoder reads and computes for a token, drafts "
+      "included: it read weights of this size at ",
+      fixed(d.read / 1e9, 1), " GB/s and multiplied at ", fixed(d.peak / 1e9, 0),
+      " GFLOP/s, measured beside. The rest is the price of small steps.");
+}
+
 inline std::string speed_table(const report_data& d) {
-  std::vector<std::vector<std::string>> rows{{"decoder", "tokens/s", "speed", "layers", "accepted", "same text"}};
-  for (const decoder_speed& s : d.speeds)
+  std::vector<std::vector<std::string>> rows{
+      {"decoder", "tokens/s", "speed", "layers", "experts", "accepted", "same text"}};
+  if (d.read > 0) rows.front().insert(rows.front().end(), {"MB", "MFLOP", "roof", "reached"});
+  for (const decoder_speed& s : d.speeds) {
     rows.push_back(
         {s.name, fixed(s.stats.tokens_per_second(), 0),
          &s == &d.speeds.front() ? std::string("1×")
                                  : text(fixed(s.relative, 2), "× (", fixed(s.lowest, 2), "–", fixed(s.highest, 2), ")"),
-         fixed(double(s.stats.layer_steps) / std::max(1, s.stats.tokens), 1),
+         fixed(double(s.stats.layer_steps) / std::max(1, s.stats.tokens), 1), fixed(experts_touched(s.stats), 1),
          s.stats.drafted ? fixed(100 * s.stats.acceptance_rate(), 0) + " %" : "–", fixed(100 * s.same, 0) + " %"});
+    if (d.read > 0)
+      rows.back().insert(rows.back().end(),
+                         {fixed(s.bytes / 1e6, 2), fixed(s.flop / 1e6, 2), s.roof > 0 ? fixed(s.roof, 0) : "–",
+                          s.roof > 0 ? fixed(100 * s.stats.tokens_per_second() / s.roof, 0) + " %" : "–"});
+  }
   return figure("Speed",
                 text("The same prompts, greedy, one after the other: ", escape(d.machine),
                      ". Speed: against plain decoding of the same prompt, median and extremes. Layers: run for each "
-                     "token, drafts included. Same text: prompts continued as plain decoding does."),
+                     "token, drafts included. Experts: distinct ones of each call, for each token that stands. Same "
+                     "text: prompts continued as plain decoding does.",
+                     limits_in_words(d)),
                 table(rows), true);
 }
 

@@ -2,73 +2,76 @@
 // read a weight once, in a MoE layer those of the experts that they visit together.     MoESD, arXiv:2505.19645, section 3
 //   bytes = weights read · their size + keys and values of the row's past · their size
 //   FLOP  = 2 · (weights · rows + 2 · heads · d · past), norms and what is elementwise left out
-// Prompts are not counted, nor is what a draft does in a session of its own (drafting.hpp counts that).
+// Prompts are not counted, nor is what a draft does in a session of its own (draft::small_model).
 #pragma once
 
 #include <chrono>
 #include <memory>
 #include <vector>
 
+#include "moeskip/decode/session.hpp"
 #include "moeskip/model/weights_read.hpp"
-#include "moeskip/moeskip.hpp"
 
-namespace bench {
+namespace moeskip {
 
-namespace ms = moeskip;
-
-struct work {
-  double weights = 0;   // read
+struct decode_work {
+  double weights = 0;   // read, each once a call
   double past = 0;      // keys and values read, scalars
   double products = 0;  // multiply-adds
 
-  work& operator+=(const work& more) {
+  decode_work& operator+=(const decode_work& more) {
     weights += more.weights, past += more.past, products += more.products;
     return *this;
   }
+  /// per_weight, per_scalar: bytes of a stored weight, and of a key's or value's number.
+  double bytes(double per_weight, double per_scalar) const { return weights * per_weight + past * per_scalar; }
+  double flop() const { return 2 * products; }
 };
 
-template <class V, class B> class counted final : ms::shared_calls<ms::scalar_t<B>> {
+/// Decode in its session().
+template <class V, class B> class counted_session final : shared_calls<scalar_t<B>> {
  public:
-  using T = ms::scalar_t<B>;
-  using model_type = ms::model<V, B>;
-  using session_type = ms::session<V, B>;
+  using T = scalar_t<B>;
+  using model_type = moeskip::model<V, B>;
+  using session_type = moeskip::session<V, B>;
 
-  explicit counted(model_type& m)
+  explicit counted_session(model_type& m)
       : model_(m),
-        kv_(std::make_shared<ms::kv_cache<T>>(session_type::cache_for(m, 1))),
+        kv_(std::make_shared<kv_cache<T>>(session_type::cache_for(m, 1))),
         tape_(memory_, *this),
         session_(m, kv_, 0, this) {
-    for (int l = 0; l < m.layers(); ++l) rest_.push_back(ms::layer_weights_read(m.configuration(), l, 0));
+    for (int l = 0; l < m.layers(); ++l) rest_.push_back(layer_weights_read(m.configuration(), l, 0));
   }
   session_type& session() { return session_; }
-  work done{};  // since somebody emptied it
+  decode_work done{};  // since somebody emptied it
+  double bytes() const { return done.bytes(sizeof(weight_t<B>), sizeof(T)); }
 
   /// From now on, what the last call for logits said of its first row (V).
   void listen() { said_.resize(std::size_t(model_.sizes().vocab)); }
-  ms::vec<const T> said() const { return {said_.data(), ms::index_t(said_.size())}; }
+  vec<const T> said() const { return {said_.data(), index_t(said_.size())}; }
 
  private:
-  class counting_tape : public ms::no_tape {
+  class counting_tape : public no_tape {
    public:
-    counting_tape(ms::arena& memory, counted& to) : no_tape(memory), to_(to) {}
+    counting_tape(arena& memory, counted_session& to) : no_tape(memory), to_(to) {}
     int most_experts() const { return most; }
-    template <class R> void routed(int layer, const R& r, const ms::token_rows& rows) {
-      ms::expert_set read;
+    template <class R> void routed(int layer, const R& r, const token_rows& rows) {
+      expert_set read;
       double chosen = 0;
       for (const int e : r.chosen) read.insert(e), chosen += e >= 0;
-      const ms::sizes& s = to_.model_.sizes();
+      const sizes& s = to_.model_.sizes();
       const double expert = 3.0 * s.dim * s.ffn;
       to_.done.weights += read.size() * expert, to_.done.products += chosen * expert;
       to_.session_.meter().routed(layer, r, rows);
     }
-    int most = ms::expert_set::capacity;
+    int most = expert_set::capacity;
 
    private:
-    counted& to_;
+    counted_session& to_;
   };
 
-  void run(int first, int last, ms::mat<T> x, const ms::token_rows& rows, int most_experts) override {
-    const ms::sizes& s = model_.sizes();
+  void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) override {
+    const sizes& s = model_.sizes();
     double past = 0;
     for (const int position : rows.position) past += position + 1;
     const double longest = rows.position[rows.size() - 1] + 1;
@@ -78,21 +81,21 @@ template <class V, class B> class counted final : ms::shared_calls<ms::scalar_t<
     tape_.most = most_experts;
     model_.run_layers(first, last, x, *kv_, rows, tape_);
   }
-  void logits(ms::mat<T> out, ms::mat<const T> x, int exit_layer, int) override {
+  void logits(mat<T> out, mat<const T> x, int exit_layer, int) override {
     const auto head = model_.weights().head(exit_layer);
     const double weights = double(out.cols() * x.cols() + head.down.size() + head.up.size() + head.norm.size());
     const auto scope = memory_.scope();
-    const ms::index_t most = std::min<ms::index_t>(x.rows(), session_type::invariant_rows);
-    const ms::mat<T> normed = memory_.template take<T>(most, x.cols());
-    for (ms::index_t n = 0; n < x.rows(); n += most) {
-      const ms::index_t count = std::min(most, x.rows() - n);
+    const index_t most = std::min<index_t>(x.rows(), session_type::invariant_rows);
+    const mat<T> normed = memory_.template take<T>(most, x.cols());
+    for (index_t n = 0; n < x.rows(); n += most) {
+      const index_t count = std::min(most, x.rows() - n);
       model_.head(out.rows(n, count), normed.rows(0, count), x.rows(n, count), exit_layer);
       done += {weights, 0, weights * double(count)};
     }
     if (!said_.empty()) std::copy(out.row(0).begin(), out.row(0).end(), said_.begin());
   }
-  void propagate(int first, ms::mat<const T> x, const ms::token_rows& rows) override {
-    const ms::sizes& s = model_.sizes();
+  void propagate(int first, mat<const T> x, const token_rows& rows) override {
+    const sizes& s = model_.sizes();
     const double weights = s.dim * (1 + 2.0 * s.kv_groups() * s.head_size());  // with the norm
     done += {(model_.layers() - first) * weights, 0, (model_.layers() - first) * weights * double(rows.size())};
     model_.propagate(first, model_.layers(), x, *kv_, rows, memory_);
@@ -102,12 +105,12 @@ template <class V, class B> class counted final : ms::shared_calls<ms::scalar_t<
   }
 
   model_type& model_;
-  std::shared_ptr<ms::kv_cache<T>> kv_;
-  ms::arena memory_;
+  std::shared_ptr<kv_cache<T>> kv_;
+  arena memory_;
   counting_tape tape_;
   session_type session_;
   std::vector<double> rest_;  // weights of each layer without routed experts
   std::vector<T> said_;       // (V) or empty
 };
 
-}  // namespace bench
+}  // namespace moeskip
