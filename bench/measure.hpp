@@ -27,9 +27,11 @@ template <class Work> double time_of(Work&& work) {
   return seconds() - start;
 }
 
+/// Of an even number the mean of the two in the middle.
 inline double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + std::ptrdiff_t(values.size() / 2), values.end());
-  return values[values.size() / 2];
+  std::sort(values.begin(), values.end());
+  const std::size_t n = values.size();
+  return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
 /// (largest − smallest) / median.

@@ -56,7 +56,7 @@ int main(int argc, char** argv) {
                                       .exit_weighting = ms::exit_weight_rule::uniform,
                                       .distill = 0.5,
                                       .curriculum = {},
-                                      .optimizer = {.base = {.lr = 1e-2}}},
+                                      .optimizer = {{.lr = 1e-2}}},
                                      batches);
     print_exits("exits trained", m, tokens);
     train<ms::adamw>(m, {.steps = steps, .exit_scale = 1.0, .optimizer = {.lr = 1e-3}}, batches);

@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "model_gradients.hpp"
+#include "moeskip/eval/counted_session.hpp"
 #include "moeskip/model/checkpoint.hpp"
 
 using namespace tests;
@@ -152,7 +153,46 @@ TEST_CASE("layer skip: speculation and batches give the tokens of plain decoding
     CHECK(plain.stats.layer_steps >= 2 * 16);
     CHECK(ms::generate(s, prompts[i], options, drafting, ignore).ids() == plain.ids());
     CHECK(batch[i].ids() == plain.ids());
+    CHECK(batch[i].stats.layer_steps == ms::generate(s, prompts[i], options, drafting, ignore).stats.layer_steps);
   }
+}
+
+TEST_CASE("layer skip: layers that were run are counted, behind a long prompt too, and their bytes") {
+  using B = ms::cpu<float>;
+  const std::vector<int> prompt = random_tokens(20, tiny_sizes.vocab, 1);
+  const auto work = [&](float logit) {
+    ms::model<gated, B> m(config_of(logit), ms::seed{1});
+    ms::counted_session<gated, B> counted(m);
+    const auto made =
+        ms::generate(counted.session(), prompt, {.max_new_tokens = 10}, ms::decoder::autoregressive{}, ignore);
+    return std::pair{made.stats.layer_steps, counted.done};
+  };
+  const auto [shut_steps, shut] = work(-1e2f);
+  const auto [open_steps, open] = work(1e2f);
+  CHECK(shut_steps == 2 * 10);
+  CHECK(open_steps == 6 * 10);
+  CHECK(shut.weights < 0.6 * open.weights);
+  CHECK(shut.products < 0.6 * open.products);
+  CHECK(shut.past == doctest::Approx(open.past / 3));
+}
+
+TEST_CASE("layer skip: early exits run fewer layers still, and those that never leave write plain decoding's text") {
+  using B = ms::cpu<float>;
+  ms::model<gated, B> m(config_of(), ms::seed{1});
+  spread(m);
+  const std::vector<int> prompt = random_tokens(5, tiny_sizes.vocab, 1);
+  ms::session s(m);
+  const auto with = [&](auto decoder) { return ms::generate(s, prompt, {.max_new_tokens = 20}, decoder, ignore); };
+  const auto plain = with(ms::decoder::autoregressive{});
+  using rule = ms::exit_rule::max_probability;
+  const auto never = with(ms::decoder::early_exit<rule, ms::missing_kv::propagate>{.rule = {.threshold = 2}});
+  CHECK(never.ids() == plain.ids());
+  CHECK(never.stats.layer_steps == plain.stats.layer_steps);
+  const auto at_once = with(ms::decoder::early_exit<rule, ms::missing_kv::propagate>{.rule = {.threshold = 0}});
+  CHECK(at_once.stats.layer_steps < plain.stats.layer_steps);
+  const auto later = with(ms::decoder::early_exit<rule, ms::missing_kv::recompute>{.rule = {.threshold = 0}});
+  CHECK(later.tokens.front().token == at_once.tokens.front().token);
+  CHECK(later.stats.layer_steps > at_once.stats.layer_steps);
 }
 
 TEST_CASE("layer skip: training draws the gates to the share that is wanted") {

@@ -88,8 +88,9 @@ def removal(runs):
         if "removed" not in group[0]:
             continue
         full = [exits(run)[max(exits(run))] for run in group]
-        counts = sorted(map(int, group[0]["removed"]))
-        rows.append([name, cell(full)] + [f"{cell([run['removed'][str(n)] for run in group])} (without {n})" for n in counts])
+        experts, removed = int(group[0]["config"]["sizes.experts"]), group[0]["removed"]
+        rows.append([name, cell(full)] + [f"{cell([run['removed'][str(n)] for run in group])} (without {n} of {experts})"
+                                          if str(n) in removed else "" for n in (experts // 8, experts // 4, experts // 2)])
     table(["recipe", "all", "an eighth removed", "a quarter", "a half"], rows)
 
 

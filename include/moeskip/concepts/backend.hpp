@@ -27,8 +27,9 @@ template <Scalar T> struct reference {
 };
 
 /// SIMD on the host. W: how weights are stored; Isa: the instruction set compiled for; Product: what linear maps round both
-/// factors to, those of up to 16 rows (decoding) only where the weights are stored so. With bf16 they take half as long on
-/// processors with AVX512-BF16, and are slower on others. Sums are f32, and so are norms, losses and routing.
+/// factors to, those of up to 16 rows (decoding) only where the weights are stored so. With bf16 large ones take half as long on
+/// processors with AVX512-BF16, and are slower on others. Sums are f32, and so are norms, losses, routing and attention, but for
+/// attention's products while training.
 template <Storage W, class Isa, Storage Product> struct cpu {
   static_assert(std::same_as<Product, float> || std::same_as<Product, bf16>,
                 "moeskip: cpu<W, Isa, Product> multiplies in float or bf16");

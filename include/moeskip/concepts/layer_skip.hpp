@@ -9,9 +9,14 @@ namespace moeskip {
 namespace detail {
 template <class P> concept tells_gates = requires { bool{P::has_gates}; }
 &&(!P::has_gates || requires(const P& p) { bool{p.gates(int{}, int{})}; });
+template <class P> concept tells_gate_numbers = !P::has_gates || requires(const P& p) {
+  float{p.open}, float{p.temperature}, float{p.keep}, float{p.pull};
+};
 }  // namespace detail
 
-/// gates(layer, layers): whether layer = 0 … layers-1 has a gate.
-template <class P> concept LayerSkip = detail::names_itself<P> && detail::comparable<P> && detail::tells_gates<P>;
+/// gates(layer, layers): whether layer = 0 … layers-1 has a gate. The numbers open, temperature, keep and pull are those of
+/// parts/layer_skip/gate.hpp.
+template <class P> concept LayerSkip =
+    detail::names_itself<P> && detail::comparable<P> && detail::tells_gates<P> && detail::tells_gate_numbers<P>;
 
 }  // namespace moeskip

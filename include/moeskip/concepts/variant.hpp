@@ -50,9 +50,15 @@ template <class V> struct check_variant {
   static_assert(detail::tells_probability<typename V::layer_dropout>,
                 "moeskip: V::layer_dropout needs `float probability(int layer, int layers, double progress) const`. "
                 "See moeskip/concepts/layer_dropout.hpp");
-  static_assert(LayerSkip<typename V::layer_skip>,
-                "moeskip: V::layer_skip needs `static constexpr std::string_view name`, a defaulted operator==, and "
-                "`static constexpr bool has_gates`, with gates `bool gates(int layer, int layers) const`. See "
+  static_assert(detail::names_itself<typename V::layer_skip> && detail::comparable<typename V::layer_skip>,
+                "moeskip: V::layer_skip needs `static constexpr std::string_view name` and a defaulted operator==. See "
+                "moeskip/concepts/layer_skip.hpp");
+  static_assert(
+      detail::tells_gates<typename V::layer_skip>,
+      "moeskip: V::layer_skip needs `static constexpr bool has_gates` and, with gates, `bool gates(int layer, "
+      "int layers) const`. See moeskip/concepts/layer_skip.hpp");
+  static_assert(detail::tells_gate_numbers<typename V::layer_skip>,
+                "moeskip: V::layer_skip with gates needs the numbers open, temperature, keep and pull. See "
                 "moeskip/concepts/layer_skip.hpp");
   static_assert(detail::has_head_weights<typename V::exit_head>,
                 "moeskip: V::exit_head needs a nested `template <class W> struct weights`: what the exits own. See "

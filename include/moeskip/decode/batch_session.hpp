@@ -129,6 +129,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
       }
     }
     void passed(int layer, const token_rows& rows) {
+      batch_.stats.layer_rows -= rows.size();
       for (index_t n = 0; n < rows.size(); ++n)
         batch_.sessions_[std::size_t(rows.slot[n])]->meter().passed(layer, rows.rows(n, 1));
     }

@@ -130,6 +130,7 @@ template <class V, class B> class session {
       std::copy_n(all.begin() + first, count, token_.begin() + first);
       model_.run_layers(0, model_.layers(), x, *kv_, rows(first, count), tape_);
     }
+    tape_.take_passed();  // a prompt's are not counted
     tokens_ = std::move(all);
   }
 

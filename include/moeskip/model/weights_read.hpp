@@ -11,7 +11,8 @@ namespace moeskip {
 template <class V> double layer_weights_read(const config<V>& c, int l, double distinct) {
   const sizes& s = c.sizes;
   const double D = s.dim, d = s.head_size();
-  const double attention = 2 * D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups()) +  // with both norms
+  const double gate = c.has_gate(l) ? 2 * D : 0;
+  const double attention = gate + 2 * D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups()) +  // with both norms
                            double(V::projection::active_weights(s));
   constexpr int matrices = V::mlp::gates + 2;
   const double dense = matrices * D * s.dense_width();

@@ -135,8 +135,7 @@ template <class P, class B> struct layer_gate {
  private:
   /// Of the logistic distribution.
   template <class Tape> static real_t<T> noise(int l, const token_rows& rows, index_t n, const Tape& tape) {
-    const std::uint64_t token = std::uint64_t(rows.slot[n]) << 24 | std::uint64_t(rows.position[n]);
-    const double u = draws{tape.from, stream::layer_gates}.uniform_double(tape.step, std::uint64_t(l), token);
+    const double u = draws{tape.from, stream::layer_gates}.uniform_double(tape.step, std::uint64_t(l), rows.id(n));
     const double inside = std::clamp(u, 1e-9, 1 - 1e-9);
     return real_t<T>(std::log(inside / (1 - inside)));
   }

@@ -89,7 +89,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     report.rate = options_.optimizer.lr * options_.schedule.at(step_, options_.steps);
     ++step_;
     const vec<T> w = master();
-    move_selection_biases(loads);
+    if constexpr (!requires { requires !O::moves_selection_biases; }) move_selection_biases(loads);
     for (const tensor_info& t : model_.tensors())
       if (t.kind != tensor_kind::selection_bias)
         state_.update(model_.backend(), options_.optimizer, t, {w.data() + t.offset, t.size},

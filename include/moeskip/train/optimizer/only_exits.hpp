@@ -1,6 +1,6 @@
 // An optimizer for the exits' own weights alone: the model that they leave stays as it is, bit for bit. Its state covers
 // these weights only; gradients are computed for all, and their norm is what training.clip limits.
-//   ms::training<V, ms::only_exits<ms::adamw>> options{.optimizer = {.base = {.lr = 1e-3}}};
+//   ms::training<V, ms::only_exits<ms::adamw>> options{.optimizer = {{.lr = 1e-3}}};
 #pragma once
 
 #include <cstdint>
@@ -12,18 +12,9 @@
 
 namespace moeskip {
 
-template <class O> struct only_exits {
+template <class O> struct only_exits : O {
   static constexpr std::string_view name = "only_exits";
-  O base{};
-  double lr = base.lr;
-
-  constexpr std::string_view problem() const {
-    if constexpr (requires { base.problem(); }) return base.problem();
-    else return {};
-  }
-  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
-    f("lr", self.lr), O::fields(self.base, f);
-  }
+  static constexpr bool moves_selection_biases = false;
 
   template <class B> struct on {
     index_t first;  // of the exits' weights, which stand together at the end of the block
@@ -39,7 +30,7 @@ template <class O> struct only_exits {
       if (!is_exit(tensor)) return;
       tensor_info here = tensor;
       here.offset -= first;
-      state.update(b, o.base, here, w, g, rate, t, gradient_scale);
+      state.update(b, o, here, w, g, rate, t, gradient_scale);
     }
 
    private:
