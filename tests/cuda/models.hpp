@@ -17,10 +17,16 @@ template <class V> ms::config<V> tiny_config() {
   return c;
 }
 
-/// A model whose texts are not all one token.
+/// A model whose texts are not all one token, and in which weights that start at zero do something: biases, gates of layers.
 template <class V, class B> ms::model<V, B> lively_model() {
-  ms::model<V, B> m(tiny_config<V>(), ms::seed{11});
-  for (auto& w : m.block()) w = ms::to<ms::weight_t<B>>(2.f * float(w));
+  ms::config<V> c = tiny_config<V>();
+  if constexpr (V::layer_skip::has_gates) c.layer_skip.open = 0;
+  ms::model<V, B> m(c, ms::seed{11});
+  const auto block = m.block();
+  for (auto& w : block) w = ms::to<ms::weight_t<B>>(2.f * float(w));
+  for (const ms::tensor_info& t : m.tensors())
+    for (ms::index_t i = t.offset; t.start == ms::initial::zeros && i < t.offset + t.size; ++i)
+      block[i] = ms::to<ms::weight_t<B>>(float(random_number(7, std::uint64_t(i))));
   return m;
 }
 
