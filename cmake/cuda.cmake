@@ -15,21 +15,23 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 # -std: CMake 3.25 does not know that nvcc 13 has C++20. Relaxed constexpr: policies may use std's constexpr functions.
-set(flags -std=c++20 --expt-relaxed-constexpr)
+set(moeskip_flags_of_nvcc -std=c++20 --expt-relaxed-constexpr)
 if(TARGET OpenMP::OpenMP_CXX)
-  list(APPEND flags -Xcompiler=-fopenmp) # all units of a program see the same base/parallel.hpp
+  list(APPEND moeskip_flags_of_nvcc -Xcompiler=-fopenmp) # all units of a program see the same base/parallel.hpp
 endif()
 if(MOESKIP_WERROR)
-  list(APPEND flags -Werror=all-warnings -Xptxas=--warn-on-spills,--warning-as-error)
+  list(APPEND moeskip_flags_of_nvcc -Werror=all-warnings -Xptxas=--warn-on-spills,--warning-as-error)
 endif()
-set(moeskip_cuda_flags ${flags} CACHE INTERNAL "") # moeskip_add_cuda may be called from any folder
+set(moeskip_cuda_flags ${moeskip_flags_of_nvcc} CACHE INTERNAL "") # moeskip_add_cuda may be called from any folder
 
-add_library(moeskip_cuda STATIC EXCLUDE_FROM_ALL ${CMAKE_CURRENT_LIST_DIR}/kernels.cu)
-add_library(moeskip::cuda ALIAS moeskip_cuda)
-target_link_libraries(moeskip_cuda PUBLIC moeskip::moeskip CUDA::cudart_static)
-target_compile_options(moeskip_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${moeskip_cuda_flags}>")
-set_target_properties(moeskip_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON
-                                              CUDA_ARCHITECTURES "${MOESKIP_CUDA_ARCHITECTURES}")
+if(NOT TARGET moeskip_cuda) # find_package may be called twice
+  add_library(moeskip_cuda STATIC EXCLUDE_FROM_ALL ${CMAKE_CURRENT_LIST_DIR}/kernels.cu)
+  add_library(moeskip::cuda ALIAS moeskip_cuda)
+  target_link_libraries(moeskip_cuda PUBLIC moeskip::moeskip CUDA::cudart_static)
+  target_compile_options(moeskip_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${moeskip_cuda_flags}>")
+  set_target_properties(moeskip_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON
+                                                CUDA_ARCHITECTURES "${MOESKIP_CUDA_ARCHITECTURES}")
+endif()
 
 function(moeskip_add_cuda target)
   if(ARGN AND NOT CMAKE_CUDA_COMPILE_OBJECT)

@@ -1,7 +1,7 @@
 // example_06_exits_for_a_pretrained_model FOLDER [TEXT [CHECKPOINT]]: takes an OLMoE model from its folder, as transformers
 // writes it, and trains it to be left early. First the exits alone, low-rank corrections of the model's own head, while
 // the model stays as it is; then everything, by LayerSkip's recipe: layer dropout, rotating exits. Other models: another
-// preset. Beside the model training needs four scalars a weight, with the model frozen little more than one.
+// preset. Beside the model training needs three scalars a weight, with the model frozen little more than one.
 #include "example.hpp"
 #include "moeskip/formats/tokenizer/byte_level.hpp"
 #include "moeskip/model/presets/olmoe.hpp"
@@ -16,9 +16,9 @@ struct skipping : ms::presets::olmoe {
 };
 using model = ms::model<skipping, ms::cpu<float>>;
 
-/// Ids of the text by the folder's tokenizer; where it has none (the tests' models), bytes that the vocabulary holds.
-std::vector<int> encode(const std::filesystem::path& folder, const std::string& text, int vocab) {
-  if (std::filesystem::exists(folder / "tokenizer.json")) return ms::tokenizer::byte_level(folder).encode(text);
+/// Ids of the text by the folder's tokenizer; for --tiny, whose models have none, bytes that the vocabulary holds.
+std::vector<int> encode(const std::filesystem::path& folder, const std::string& text, int vocab, bool tiny) {
+  if (!tiny) return ms::tokenizer::byte_level(folder).encode(text);
   std::vector<int> tokens = ms::tokenizer::byte::encode(text);
   for (int& token : tokens) token %= vocab;
   return tokens;
@@ -45,7 +45,7 @@ int main(int argc, char** argv) {
     });
     example::print(ms::describe(m));
     const std::string text = given.files.size() > 1 ? ms::read_text(given.files[1]) : example::rhyme();
-    const std::vector<int> tokens = encode(given.files[0], text, m.sizes().vocab);
+    const std::vector<int> tokens = encode(given.files[0], text, m.sizes().vocab, given.tiny);
     ms::random_windows batches(tokens, 4, 32, ms::seed{42});
 
     print_exits("as loaded", m, tokens);

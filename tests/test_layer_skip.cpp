@@ -188,9 +188,9 @@ TEST_CASE("layer skip: early exits run fewer layers still, and those that never 
   const auto never = with(ms::decoder::early_exit<rule, ms::missing_kv::propagate>{.rule = {.threshold = 2}});
   CHECK(never.ids() == plain.ids());
   CHECK(never.stats.layer_steps == plain.stats.layer_steps);
-  const auto at_once = with(ms::decoder::early_exit<rule, ms::missing_kv::propagate>{.rule = {.threshold = 0}});
+  const auto at_once = with(ms::decoder::early_exit<rule, ms::missing_kv::propagate>{.rule = {.threshold = 1e-6f}});
   CHECK(at_once.stats.layer_steps < plain.stats.layer_steps);
-  const auto later = with(ms::decoder::early_exit<rule, ms::missing_kv::recompute>{.rule = {.threshold = 0}});
+  const auto later = with(ms::decoder::early_exit<rule, ms::missing_kv::recompute>{.rule = {.threshold = 1e-6f}});
   CHECK(later.tokens.front().token == at_once.tokens.front().token);
   CHECK(later.stats.layer_steps > at_once.stats.layer_steps);
 }

@@ -25,9 +25,14 @@ ms::mat<float> rows_of(std::vector<float>& values, ms::index_t rows, ms::index_t
   return {values.data(), rows, cols};
 }
 
+/// The largest; infinite where a number is NaN.
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
   double worst = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(double(a[i]) - double(b[i])));
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double apart = std::abs(double(a[i]) - double(b[i]));
+    worst = std::isnan(apart) ? std::numeric_limits<double>::infinity() : std::max(worst, apart);
+    if (std::isinf(worst)) break;
+  }
   return worst;
 }
 

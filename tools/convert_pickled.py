@@ -4,7 +4,8 @@
     python3 tools/convert_pickled.py FOLDER OUT [--dtype bfloat16]
 
 The library never reads a pickle, because a pickle can run any code. Here torch reads it with weights_only, which builds
-tensors and refuses everything else. One shard is in memory at a time. Needs torch and safetensors.
+tensors and refuses everything else; before 2.6 a file could get round that (CVE-2025-32434). One shard is in memory at a time.
+Needs torch 2.6 or later and safetensors.
 """
 import argparse
 import json
@@ -20,6 +21,8 @@ parser.add_argument("out", type=Path)
 parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as it is stored")
 given = parser.parse_args()
 
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+    parser.error(f"expected torch 2.6 or later, which reads pickles safely, got {torch.__version__}")
 shards = sorted(given.folder.glob("pytorch_model*.bin"))
 if not shards:
     parser.error(f"{given.folder}: expected pytorch_model*.bin, got none")

@@ -20,7 +20,7 @@ step() {
   status=$?
   last=$(tail -1 "$work/out")
   case $status in
-    0) row "$what" "done: $(grep -c '^ok ' "$work/out") checks held" ;;
+    0) held=$(grep -c '^ok ' "$work/out") && row "$what" "done: $held checks held" || row "$what" done ;;
     77) row "$what" "**not done**: $last" ;;
     124) row "$what" "**failed**: not finished after $limit seconds"; failures=$((failures + 1)) ;;
     *) row "$what" "**failed**: $(grep -m 1 -i -e failed -e error "$work/out" || echo "$last")"; failures=$((failures + 1)) ;;

@@ -70,13 +70,17 @@ inline void expect_success(cudaError_t code, const char* call, const char* purpo
 struct shared_pages {
   static void* take(std::size_t bytes, std::size_t) {
     void* p = nullptr;
-    if (cudaMallocManaged(&p, bytes) != cudaSuccess) throw std::bad_alloc();
+    if (cudaMallocManaged(&p, bytes) != cudaSuccess) {
+      cudaGetLastError();  // forgotten, or the next launch would report it
+      throw std::bad_alloc();
+    }
     reached_memory::add(p, bytes);
     return p;
   }
   static void give(void* p, std::size_t, std::size_t) {
     reached_memory::remove(p);
-    cudaFree(p);  // fails where the program is ending and the driver is gone: nothing is lost then
+    // Fails where the program is ending and the driver is gone: nothing is lost then.
+    if (cudaFree(p) != cudaSuccess) cudaGetLastError();
   }
 };
 

@@ -26,7 +26,8 @@ class mapped_file {
  public:
   /// Throws file_error unless path is a regular file that can be read. An empty file gives an empty span.
   explicit mapped_file(const std::filesystem::path& path) : path_(path.string()) {
-    const descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    const descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+    // Not blocking: a pipe without a writer is opened, and refused below.
     if (file.number < 0) fail<file_error>(path_, ": cannot open: ", os_error(errno));
     struct stat status {};
     if (::fstat(file.number, &status) != 0) fail<file_error>(path_, ": cannot read its size: ", os_error(errno));

@@ -22,7 +22,8 @@ using each_of_floats =
                phase::gate_rows, phase::combine, phase::accumulate, phase::sum_of_squares, phase::gain_gradient,
                phase::sum_of_rows, phase::rope_append, phase::rope_append_backward, phase::balance_loss,
                phase::expert_act, phase::add_experts, phase::dropped_gates, phase::adamw_moments, phase::count_agreeing,
-               phase::adamw_weights>;
+               phase::adamw_weights, phase::column_sums, phase::add_rows, phase::gated_swiglu,
+               phase::group_gain_gradient>;
 template <class R> using each_of_router = phase_list<phase::route<R>, phase::route_backward<R>>;
 
 /// Phases of threads that work together.

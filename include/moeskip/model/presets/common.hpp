@@ -52,9 +52,13 @@ template <class R> bool set_renormalise(R& r, bool value) {
   else if constexpr (requires { r.base; }) return set_renormalise(r.base, value);
   else return false;
 }
-template <class R> void set_balance(R& r, float value) {
-  if constexpr (requires { r.balance_loss; }) r.balance_loss = value;
-  else if constexpr (requires { r.base; }) set_balance(r.base, value);
+/// coefficient: of a balance loss that is K for balanced experts, as transformers has it; ours is 1 then.
+template <class R> void set_balance(R& r, float coefficient) {
+  if constexpr (requires { r.balance_loss; }) r.balance_loss = coefficient * float(R::experts_per_token);
+  else if constexpr (requires { r.base; }) set_balance(r.base, coefficient);
+}
+template <class R> float balance_of(const R& r) {
+  return float(router::balance_weight(r)) / float(R::experts_per_token);
 }
 
 /// Softmax routing: K of E experts, gates divided by their sum or not.

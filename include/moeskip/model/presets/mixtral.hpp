@@ -35,7 +35,7 @@ template <int K> struct mixtral_of : variant {
     template <class V> static std::string describe(const config<V>& c) {
       common::lines out = common::write_decoder(c.sizes, "mixtral", architecture);
       out.add("intermediate_size", c.sizes.ffn).add("num_local_experts", c.sizes.experts);
-      out.add("num_experts_per_tok", K).add("router_aux_loss_coef", float(moeskip::router::balance_weight(c.router)));
+      out.add("num_experts_per_tok", K).add("router_aux_loss_coef", common::balance_of(c.router));
       return out.raw("sliding_window", "null").done();
     }
   };

@@ -28,7 +28,7 @@ template <int K> struct olmoe_of : variant {
       common::lines out = common::write_decoder(c.sizes, "olmoe", architecture);
       out.add("intermediate_size", c.sizes.ffn).add("num_experts", c.sizes.experts).add("num_experts_per_tok", K);
       out.add("norm_topk_prob", c.router.renormalise).add("attention_bias", false).raw("clip_qkv", "null");
-      return out.add("router_aux_loss_coef", float(moeskip::router::balance_weight(c.router))).done();
+      return out.add("router_aux_loss_coef", common::balance_of(c.router)).done();
     }
   };
 };

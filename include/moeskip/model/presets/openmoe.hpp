@@ -64,6 +64,7 @@ struct openmoe : variant {
       out.add("max_position_embeddings", s.context).add("intermediate_size", s.ffn).add("num_experts", s.experts);
       out.add("moe_layer_interval", s.moe_every).add("router_topk", V::router::experts_per_token);
       out.add("rms_norm_eps", s.norm_eps).add("rope_theta", s.rope_theta).add("hidden_act", "swiglu");
+      out.add("router_aux_loss_factor", common::balance_of(c.router));
       return out.add("mlp_gated", true).add("tie_word_embeddings", false).done();
     }
   };

@@ -29,7 +29,7 @@ lines write_qwen_moe(const config<V>& c, std::string_view model_type, std::strin
   out.add("num_experts", c.sizes.experts).add("num_experts_per_tok", V::router::experts_per_token);
   out.add("norm_topk_prob", c.router.renormalise).add("decoder_sparse_step", c.sizes.moe_every);
   out.raw("mlp_only_layers", "[]").add("use_sliding_window", false);
-  return out.add("router_aux_loss_coef", float(router::balance_weight(c.router)));
+  return out.add("router_aux_loss_coef", balance_of(c.router));
 }
 
 }  // namespace common
