@@ -39,8 +39,8 @@ void generation(ms::report::report_data& d, any_model& m, std::span<const int> t
     if (c.how.what != decoder_choice::plain || r.all.size() == 1)
       d.texts.push_back(ms::report::decoded_bytes(c.name, c.note, r.prompts.front(), c.out.front().tokens,
                                                   c.out.front().stats.drafted > 0));
-  d.machine = ms::text("prompts: ", r.prompts.size(), ", of ", r.tokens, " new bytes each; threads: ", ms::thread_count(),
-                       ", weights in ", m.facts().weights);
+  d.machine = ms::text("prompts: ", r.prompts.size(), ", of ", r.tokens,
+                       " new bytes each; threads: ", ms::thread_count(), ", weights in ", m.facts().weights);
 }
 
 void write(const options& o) {
