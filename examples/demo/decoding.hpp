@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "moeskip/eval/counted_session.hpp"
 #include "moeskip/formats/tokenizer/byte.hpp"
 #include "progress.hpp"
 #include "shape.hpp"
@@ -13,8 +14,9 @@ namespace demo {
 
 struct decoded {
   std::string name;
-  ms::generated out;          // every repetition gives the same
-  std::vector<double> rates;  // tokens per second, one for each repetition
+  ms::generated out{};          // every repetition gives the same
+  std::vector<double> rates{};  // tokens per second, one for each repetition
+  double bytes = 0, flop = 0;   // read and computed for a token
 
   double tokens_per_second() const {  // the median
     std::vector<double> sorted = rates;
@@ -30,7 +32,7 @@ struct decoded {
 };
 
 struct comparison {
-  decoded plain{"plain decoding", {}, {}}, early_exit{"early exit", {}, {}}, speculative{"self-speculation", {}, {}};
+  decoded plain{.name = "plain decoding"}, early_exit{.name = "early exit"}, speculative{.name = "self-speculation"};
 };
 
 /// From green, the first layers, to violet, the full depth.
@@ -47,7 +49,7 @@ template <class B> class decoding {
         text_(std::move(prompt)),
         prompt_(ms::tokenizer::byte::encode(text_)),
         options_{.max_new_tokens = tokens},
-        session_(m),
+        counted_(m),
         to_(to) {}
 
   /// Each decoder once, at the speed at which it works, every token in the colour of how it came about.
@@ -87,15 +89,17 @@ template <class B> class decoding {
     ms::tokenizer::byte::stream characters;
     box.put(text_, grey);
     colour last = no_colour;
-    ms::generate(session_, prompt_, options_, decoder,
+    ms::generate(counted_.session(), prompt_, options_, decoder,
                  [&](const ms::emitted& e) { box.put(characters.push(e.token), last = colour_of(e)); });
     box.put(characters.flush(), last);
     box.end();
   }
 
   template <class Decoder> void time(decoded& d, const Decoder& decoder) {
-    d.out = ms::generate(session_, prompt_, options_, decoder, [](const ms::emitted&) {});
+    counted_.done = {};
+    d.out = ms::generate(counted_.session(), prompt_, options_, decoder, [](const ms::emitted&) {});
     d.rates.push_back(d.out.stats.tokens_per_second());
+    d.bytes = counted_.bytes() / d.out.stats.tokens, d.flop = counted_.done.flop() / d.out.stats.tokens;
   }
 
   ms::model<variant, B>& model_;
@@ -103,7 +107,7 @@ template <class B> class decoding {
   std::string text_;
   std::vector<int> prompt_;
   ms::generation options_;  // greedy: only then is "identical" a question about every single token
-  ms::session<variant, B> session_;
+  ms::counted_session<variant, B> counted_;
   const terminal& to_;
 };
 

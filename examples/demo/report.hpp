@@ -9,6 +9,7 @@
 #include "../page/page.hpp"
 #include "decoding.hpp"
 #include "moeskip/base/parallel.hpp"
+#include "moeskip/eval/machine_limits.hpp"
 #include "moeskip/eval/report/fill.hpp"
 #include "moeskip/formats/atomic_file.hpp"
 #include "training.hpp"
@@ -16,7 +17,7 @@
 namespace demo {
 
 /// A decoder against plain decoding of the same repetition: what disturbed one disturbed the other.
-inline ms::report::decoder_speed speed(const decoded& d, const decoded& plain) {
+inline ms::report::decoder_speed speed(const decoded& d, const decoded& plain, const ms::machine_limits& limits) {
   ms::report::decoder_speed s{.name = d.name, .stats = d.out.stats, .mean_exit = d.mean_exit_layer()};
   s.stats.seconds = s.stats.tokens / d.tokens_per_second();  // of the median repetition
   std::vector<double> ratios;
@@ -24,6 +25,7 @@ inline ms::report::decoder_speed speed(const decoded& d, const decoded& plain) {
   std::sort(ratios.begin(), ratios.end());
   s.relative = ratios[ratios.size() / 2], s.lowest = ratios.front(), s.highest = ratios.back();
   s.same = d.out.ids() == plain.out.ids();
+  s.bytes = d.bytes, s.flop = d.flop, s.roof = limits.roof(d.bytes, d.flop);
   return s;
 }
 
@@ -45,7 +47,10 @@ template <class B> void write_report(const std::filesystem::path& path, ms::mode
   d.token_names = ms::report::byte_names();
   const float threshold = t.s.early_exit.rule.threshold;
   ms::report::add_depth(d, ms::read_depth(m, std::span<const std::vector<int>>(texts)), threshold, "the demo's");
-  for (const decoded* one : {&c.plain, &c.early_exit, &c.speculative}) d.speeds.push_back(speed(*one, c.plain));
+  const ms::machine_limits limits = ms::measure_limits(
+      {reinterpret_cast<const std::byte*>(m.block().data()), std::size_t(m.block().size()) * sizeof(ms::weight_t<B>)});
+  d.read = limits.read, d.peak = limits.peak;
+  for (const decoded* one : {&c.plain, &c.early_exit, &c.speculative}) d.speeds.push_back(speed(*one, c.plain, limits));
   const std::vector<int> begun = ms::tokenizer::byte::encode(prompt);
   d.texts = {ms::report::decoded_bytes(c.early_exit.name, ms::report::note_on_early_exit(threshold), begun,
                                        c.early_exit.out.tokens, false),

@@ -12,6 +12,7 @@
 #include "moeskip/eval/calibration.hpp"
 #include "moeskip/eval/depth_readings.hpp"
 #include "moeskip/eval/expert_observer.hpp"
+#include "moeskip/eval/roofline.hpp"
 #include "moeskip/model/describe.hpp"
 
 namespace tool {
@@ -37,17 +38,24 @@ struct model_facts {
   bool leaves_early() const { return exits.size() > 1; }
 };
 
+struct continuation : ms::generated {
+  double bytes = 0, flop = 0;  // read and computed for all its tokens
+};
+
 class any_model {
  public:
   virtual ~any_model() = default;
   virtual const model_facts& facts() const = 0;
   virtual std::vector<ms::exit_quality> evaluate(std::span<const int> tokens, const ms::window_options& windows,
                                                  ms::expert_observer& watch) = 0;
+  /// At all exits, the full depth last; of a model without others at that alone.
   virtual ms::depth_readings read_depth(const texts& all) = 0;
   virtual ms::calibration calibrate(const texts& all, const ms::calibration_options& options) = 0;
   /// All calls share a session: what a decoder learns of the machine, it keeps.
-  virtual ms::generated generate(std::span<const int> prompt, const ms::generation& options, const decoder_choice& how,
-                                 const std::function<void(const ms::emitted&)>& sink) = 0;
+  virtual continuation generate(std::span<const int> prompt, const ms::generation& options, const decoder_choice& how,
+                                const std::function<void(const ms::emitted&)>& sink) = 0;
+  /// What this machine can do with weights of this size.
+  virtual ms::machine_limits limits() const = 0;
   /// Keeps what else the file says of the model, but not the state of an unfinished training.
   virtual void save(const std::string& path, const ms::string_map& about) = 0;
 };

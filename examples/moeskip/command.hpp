@@ -22,6 +22,8 @@ action declare_eval(CLI::App& app);
 action declare_generate(CLI::App& app);
 action declare_calibrate(CLI::App& app);
 action declare_report(CLI::App& app);
+action declare_bench(CLI::App& app);
+action declare_train(CLI::App& app);
 
 /// What is wrong is said in terms of this range; --help stays short.
 template <class N> CLI::Validator within(N lowest, N highest) {

@@ -8,9 +8,10 @@
 namespace {
 
 constexpr const char* about =
-    "Looks into Mixture-of-Experts models that skip depth, and runs them.\n"
+    "Trains Mixture-of-Experts models that skip depth, looks into them, and runs them.\n"
     "\n"
     "A first tour:\n"
+    "  moeskip train    --corpus T.txt --out M.safetensors         learn a text\n"
     "  moeskip inspect  --model M.safetensors                      what is in the file\n"
     "  moeskip eval     --model M.safetensors --text T.txt         quality by exit, and what the experts do\n"
     "  moeskip generate --model M.safetensors --prompt 'The '      continue a text\n"
@@ -40,12 +41,16 @@ int run(int argc, char** argv) {
     CLI::App* const command = app.add_subcommand(name, what);
     actions[command] = declare(*command);
   };
+  add("train", "Train a model by a recipe, with a loss at every exit; go on where a run was stopped",
+      tool::declare_train);
   add("inspect", "What a checkpoint holds: variant, sizes, exits, weights, bytes read for a token",
       tool::declare_inspect);
   add("eval", "Bits per byte at every exit, how confident exits are, and what the experts do", tool::declare_eval);
   add("generate", "Continue a prompt plainly, with early exit or with self-speculation", tool::declare_generate);
   add("calibrate", "Choose the threshold of early exit, with a guarantee, and keep it in the checkpoint",
       tool::declare_calibrate);
+  add("bench", "Tokens a second of each decoder, against plain decoding and against the machine's roof",
+      tool::declare_bench);
   add("report", "One HTML page about a model and a text: depth, experts, generation, training", tool::declare_report);
   std::string command;
   try {

@@ -4,6 +4,7 @@
 
 #include "moeskip/eval/expert_parallel.hpp"
 #include "moeskip/eval/report/fill.hpp"
+#include "moeskip/eval/touched_experts.hpp"
 
 namespace tool {
 
@@ -56,8 +57,14 @@ nlohmann::json experts_json(const report_data& d) {
   nlohmann::json out = nlohmann::json::array();
   for (std::size_t i = 0; i < d.routing.size(); ++i) {
     const ms::layer_routing& l = d.routing[i];
-    nlohmann::json one{{"layer", l.layer},           {"choices", l.choices},   {"max_violation", l.max_violation()},
-                       {"variation", l.variation()}, {"entropy", l.entropy()}, {"dead", l.dead()}};
+    nlohmann::json one{{"layer", l.layer},
+                       {"choices", l.choices},
+                       {"max_violation", l.max_violation()},
+                       {"variation", l.variation()},
+                       {"entropy", l.entropy()},
+                       {"dead", l.dead()},
+                       {"gate_confidence", l.confidence()},
+                       {"first_gate_share", l.first_share()}};
     for (const int p : {2, 4, 8})
       if (p <= l.experts) one["overload"][ms::text(p)] = ms::overload(std::span<const long long>(l.choices), p);
     for (std::size_t r = 0; r < ms::run_lengths.size(); ++r)
@@ -82,37 +89,16 @@ nlohmann::json experts_json(const report_data& d) {
   return out;
 }
 
-nlohmann::json speeds_json(const report_data& d) {
-  nlohmann::json out = nlohmann::json::array();
-  for (const ms::report::decoder_speed& s : d.speeds) {
-    nlohmann::json one{{"decoder", s.name},
-                       {"tokens_per_second", s.stats.tokens_per_second()},
-                       {"relative", s.relative},
-                       {"relative_lowest", s.lowest},
-                       {"relative_highest", s.highest},
-                       {"mean_exit_layer", s.mean_exit},
-                       {"layers_per_token", double(s.stats.layer_steps) / std::max(1, s.stats.tokens)},
-                       {"same_text", s.same},
-                       {"acceptance_rate", nullptr}};
-    if (s.stats.drafted) {
-      one["acceptance_rate"] = s.stats.acceptance_rate();
-      one["drafted_at"] = s.stats.drafted_at, one["accepted_at"] = s.stats.accepted_at;
-    }
-    out.push_back(one);
-  }
-  return out;
-}
-
 }  // namespace
 
 report_data measure(any_model& m, std::span<const int> tokens, const ms::window_options& windows,
-                    const std::string& text_name, const threshold_option& threshold) {
+                    const std::string& text_name, const threshold_option& threshold, bool keep_choices) {
   report_data d;
   const model_facts& f = m.facts();
   const texts all = windows_of(tokens, windows.length, windows.max_windows);
   name(d, f, text_name, windows, all.size());
   ms::arena memory;
-  ms::expert_observer watch(memory, f.sizes.vocab);
+  ms::expert_observer watch(memory, f.sizes.vocab, keep_choices);
   const std::vector<ms::exit_quality> quality = m.evaluate(tokens, windows, watch);
   d.bits = quality.back().bits_per_token;
   d.routing = watch.layers(), d.experts = watch.counts();
@@ -125,6 +111,27 @@ report_data measure(any_model& m, std::span<const int> tokens, const ms::window_
   return d;
 }
 
+nlohmann::json to_json(const ms::report::decoder_speed& s) {
+  nlohmann::json out{{"decoder", s.name},
+                     {"tokens_per_second", s.stats.tokens_per_second()},
+                     {"relative", s.relative},
+                     {"relative_lowest", s.lowest},
+                     {"relative_highest", s.highest},
+                     {"mean_exit_layer", s.mean_exit},
+                     {"layers_per_token", double(s.stats.layer_steps) / std::max(1, s.stats.tokens)},
+                     {"experts_per_token", ms::experts_touched(s.stats)},
+                     {"bytes_per_token", s.bytes},
+                     {"flop_per_token", s.flop},
+                     {"roof_tokens_per_second", s.roof},
+                     {"same_text", s.same},
+                     {"acceptance_rate", nullptr}};
+  if (s.stats.drafted) {
+    out["acceptance_rate"] = s.stats.acceptance_rate();
+    out["drafted_at"] = s.stats.drafted_at, out["accepted_at"] = s.stats.accepted_at;
+  }
+  return out;
+}
+
 nlohmann::json to_json(const report_data& d) {
   nlohmann::json out{{"title", d.title},
                      {"bits_per_byte", d.bits},
@@ -134,7 +141,9 @@ nlohmann::json to_json(const report_data& d) {
   for (const auto& [key, value] : d.facts) out["facts"][key] = value;
   out.update(depth_json(d));
   out["experts"] = experts_json(d);
-  if (!d.speeds.empty()) out["speeds"] = speeds_json(d), out["machine"] = d.machine;
+  for (const ms::report::decoder_speed& s : d.speeds) out["speeds"].push_back(to_json(s));
+  if (!d.speeds.empty())
+    out["machine"] = d.machine, out["read_bytes_per_second"] = d.read, out["flop_per_second"] = d.peak;
   return out;
 }
 

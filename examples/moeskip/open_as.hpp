@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "any_model.hpp"
+#include "moeskip/eval/machine_limits.hpp"
 #include "moeskip/model/checkpoint.hpp"
 #include "moeskip/moeskip.hpp"
 
@@ -32,15 +33,19 @@ template <class V, class B> class opened final : public any_model {
     return ms::evaluate(model_, tokens, windows, watch);
   }
   ms::depth_readings read_depth(const texts& all) override {
-    return ms::read_depth(model_, std::span<const std::vector<int>>(all));
+    return ms::read_depth_at(model_, facts_.exits, std::span<const std::vector<int>>(all));
   }
   ms::calibration calibrate(const texts& all, const ms::calibration_options& options) override {
     return ms::calibrate(model_, std::span<const std::vector<int>>(all), options);
   }
-  ms::generated generate(std::span<const int> prompt, const ms::generation& options, const decoder_choice& how,
-                         const std::function<void(const ms::emitted&)>& sink) override {
+  continuation generate(std::span<const int> prompt, const ms::generation& options, const decoder_choice& how,
+                        const std::function<void(const ms::emitted&)>& sink) override {
     if (!session_) session_.emplace(model_);
-    const auto run = [&](const auto& decoder) { return ms::generate(*session_, prompt, options, decoder, sink); };
+    session_->done = {};
+    const auto run = [&](const auto& decoder) {
+      return continuation{ms::generate(session_->session(), prompt, options, decoder, sink), session_->bytes(),
+                          session_->done.flop()};
+    };
     switch (how.what) {
       case decoder_choice::early_exit:
         return run(ms::decoder::early_exit<>{.rule = {.threshold = how.threshold}});
@@ -49,6 +54,10 @@ template <class V, class B> class opened final : public any_model {
       default:
         return run(ms::decoder::autoregressive{});
     }
+  }
+  ms::machine_limits limits() const override {
+    return ms::measure_limits({reinterpret_cast<const std::byte*>(model_.block().data()),
+                               std::size_t(model_.block().size()) * sizeof(ms::weight_t<B>)});
   }
   void save(const std::string& path, const ms::string_map& about) override {
     ms::string_map all = about;
@@ -62,7 +71,7 @@ template <class V, class B> class opened final : public any_model {
  private:
   ms::model<V, B> model_;
   model_facts facts_;
-  std::optional<ms::session<V, B>> session_;  // holds a reference to the model
+  std::optional<ms::counted_session<V, B>> session_;  // holds a reference to the model
 };
 
 template <class V, class B> std::unique_ptr<any_model> open_as(const std::string& path, const std::string& variant) {

@@ -40,7 +40,10 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
         kv_(std::make_shared<kv_cache<T>>(session_type::cache_for(m, 1))),
         tape_(memory_, *this),
         session_(m, kv_, 0, this) {
-    for (int l = 0; l < m.layers(); ++l) rest_.push_back(layer_weights_read(m.configuration(), l, 0));
+    for (int l = 0; l < m.layers(); ++l) {
+      rest_.push_back(layer_weights_read(m.configuration(), l, 0));
+      expert_.push_back(layer_weights_read(m.configuration(), l, 1) - rest_.back());
+    }
   }
   session_type& session() { return session_; }
   decode_work done{};  // since somebody emptied it
@@ -59,8 +62,7 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
       expert_set read;
       double chosen = 0;
       for (const int e : r.chosen) read.insert(e), chosen += e >= 0;
-      const sizes& s = to_.model_.sizes();
-      const double expert = 3.0 * s.dim * s.ffn;
+      const double expert = to_.expert_[std::size_t(layer)];
       to_.done.weights += read.size() * expert, to_.done.products += chosen * expert;
       to_.session_.meter().routed(layer, r, rows);
     }
@@ -127,8 +129,8 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
   arena memory_;
   counting_tape tape_;
   session_type session_;
-  std::vector<double> rest_;  // weights of each layer without routed experts
-  std::vector<T> said_;       // (V) or empty
+  std::vector<double> rest_, expert_;  // weights of each layer without routed experts, and of one of these
+  std::vector<T> said_;                // (V) or empty
 };
 
 }  // namespace moeskip
