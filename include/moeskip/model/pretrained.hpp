@@ -6,12 +6,14 @@
 #pragma once
 
 #include <filesystem>
+#include <mutex>
 #include <set>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "moeskip/base/parallel.hpp"
 #include "moeskip/formats/huggingface/config.hpp"
 #include "moeskip/formats/huggingface/folder.hpp"
 #include "moeskip/model/checkpoint.hpp"
@@ -106,8 +108,8 @@ config<V> read_pretrained_config(const std::filesystem::path& folder, Adjust&& a
   return c;
 }
 
-/// The model in a folder, its weights converted to what B stores, tensor by tensor and with all threads; pages of the
-/// file are given back behind it, so that memory holds the model and little else. An exit with weights of its own starts
+/// The model in a folder, its weights converted to what B stores, tensor by tensor, a thread each; pages of the
+/// file are given back behind them, so that memory holds the model and little else. An exit with weights of its own starts
 /// as the full model's head, a low-rank correction without effect. progress(done, all): elements, after every tensor.
 /// Throws file_error; nothing large is allocated before names and shapes are known to fit.
 template <class V, class B, class Adjust = detail::keep_config, class Progress = detail::no_progress>
@@ -119,18 +121,20 @@ model<V, B> load_pretrained(const std::filesystem::path& path, Adjust&& adjust =
   model<V, B> m(c, typename model<V, B>::uninitialised{});
   const auto weights_of = [&](const tensor_info& t) { return vec<W>(m.block().data() + t.offset, t.size); };
   index_t done = 0;
-  for (std::size_t i = 0; i < plan.size(); ++i) {
-    const auto& [none, from, found] = plan[i];
-    const tensor_info& t = m.tensors()[i];
-    if (!found) continue;
+  std::mutex counting;
+  parallel_tasks(index_t(plan.size()), [&](index_t i) {
+    const auto& [none, from, found] = plan[std::size_t(i)];
+    const tensor_info& t = m.tensors()[std::size_t(i)];
+    if (!found) return;
     MOESKIP_CHECK(
         file_error,
         detail::copy_from_source<W>(weights_of(t), t, from, found.info->dtype, found.file->bytes(*found.info)),
         found.file->path(), ": tensor ", in_quotes(from.name), ": expected elements that convert to ", dtype_of<W>(),
         ", got ", found.info->dtype);
     found.file->drop(*found.info);
+    const std::lock_guard lock(counting);
     progress(done += t.size, m.block().size());
-  }
+  });
   const draws draw{seed{0}, stream::weights};
   for (std::size_t i = 0; i < plan.size(); ++i) {
     const tensor_info& t = m.tensors()[i];

@@ -8,7 +8,6 @@
 #include <string_view>
 #include <vector>
 
-#include "moeskip/base/parallel.hpp"
 #include "moeskip/formats/arrays.hpp"
 #include "moeskip/model/weights.hpp"
 
@@ -53,35 +52,22 @@ inline std::optional<tensor_source> fused_expert(const tensor_info& t, const siz
 
 namespace detail {
 
-/// Copies the weight out of the bytes of its source, converted; all threads. False where the types do not convert.
+/// Copies the weight out of the bytes of its source, converted. False where the types do not convert.
 template <class W> bool copy_from_source(vec<W> out, const tensor_info& t, const tensor_source& from,
                                          std::string_view dtype, std::span<const std::byte> bytes) {
   const std::size_t element = std::size_t(find_dtype(dtype)->bits) / 8;
   const auto part = [&](index_t first, index_t count) {
     return bytes.subspan(std::size_t(first) * element, std::size_t(count) * element);
   };
-  if (!convert_array(std::span<W>(out.data(), 0), dtype, {})) return false;
-  if (from.stride == 0) {
-    parallel_for(
-        out.size(),
-        [&](index_t first, index_t last) {
-          const std::span<W> to(out.data() + first, std::size_t(last - first));
-          (void)convert_array(to, dtype, part(from.first + first, last - first));
-        },
-        1 << 16);
-    return true;
-  }
+  if (!convert_array(std::span<W>(out.data(), 0), dtype, {})) return false;  // 4-bit types have no byte of their own
+  if (from.stride == 0)
+    return convert_array(std::span<W>(out.data(), std::size_t(out.size())), dtype, part(from.first, out.size()));
   const index_t rows = t.shape[0], cols = t.shape[1];
-  parallel_for(
-      cols,
-      [&](index_t first, index_t last) {
-        std::vector<W> column(static_cast<std::size_t>(rows));
-        for (index_t c = first; c < last; ++c) {
-          (void)convert_array(std::span<W>(column), dtype, part(from.first + c * from.stride, rows));
-          for (index_t r = 0; r < rows; ++r) out[r * cols + c] = column[std::size_t(r)];
-        }
-      },
-      16);
+  std::vector<W> column(static_cast<std::size_t>(rows));
+  for (index_t c = 0; c < cols; ++c) {
+    if (!convert_array(std::span<W>(column), dtype, part(from.first + c * from.stride, rows))) return false;
+    for (index_t r = 0; r < rows; ++r) out[r * cols + c] = column[std::size_t(r)];
+  }
   return true;
 }
 
