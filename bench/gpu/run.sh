@@ -60,7 +60,8 @@ else
       row timings '**not done**: what is wrong is not timed'
     fi
   else
-    row build "**failed**: $(grep -m 1 -e error -e Error "$work/build")"
+    row build "**failed**: $(grep -m 1 -e 'undefined reference' -e error -e Error "$work/build")"
+    cat "$work/build" >>"$work/log"
     failures=$((failures + 1))
   fi
 fi
