@@ -103,6 +103,16 @@ TEST_CASE("presets: what is saved is loaded again, as a folder and as a checkpoi
   CHECK(seen == 7);
 }
 
+TEST_CASE("presets: what is saved beside older shards is what is loaded") {
+  const scratch s;
+  const fs::path folder = s.copy("mixtral");
+  REQUIRE(fs::exists(folder / "model.safetensors.index.json"));
+  auto m = ms::load<ms::presets::mixtral, B>(folder);
+  for (auto& w : m.block()) w *= 2;
+  ms::save_pretrained(m, folder);
+  CHECK(same_weights(ms::load<ms::presets::mixtral, B>(folder), m));
+}
+
 TEST_CASE("presets: experts fused into one tensor, as transformers 5 holds them") {
   const scratch s;
   const fs::path folder = s.copy("olmoe");

@@ -2,7 +2,6 @@
 // the ids that it gives them (make_tokenizers.py). Damaged files are refused with a message that names the field.
 #include <doctest/doctest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>

@@ -6,7 +6,7 @@ package `tokenizers` makes of texts.
 
 NAME.json         a tokenizer as its models have it, but of 700 tokens
 texts.safetensors texts (bytes, one after the other), ends; for each tokenizer NAME.ids, NAME.ends
---check           runs PROGRAM (which encodes a file of texts, see tests/test_tokenizers.cpp) on whole files and on 100,000
+--check           runs PROGRAM (tests/golden/encode_texts.cpp, compiled) on whole files and on 100,000
                   random strings, and compares every id
 """
 import json

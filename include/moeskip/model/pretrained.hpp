@@ -157,7 +157,7 @@ template <class V, class B> struct pretrained {
 };
 
 /// Writes config.json and model.safetensors, with the names that transformers gives V's weights, as they are stored; the
-/// folder is made. Throws config_error for a model with exits of its own, which such a folder cannot hold, and file_error.
+/// folder is made. Shards that lie there are left, and no longer read. Throws config_error for a model with exits of its own, which such a folder cannot hold, and file_error.
 template <class V, class B> void save_pretrained(const model<V, B>& m, const std::filesystem::path& path) {
   using W = weight_t<B>;
   safetensors_writer file;
@@ -177,10 +177,10 @@ template <class V, class B> void save_pretrained(const model<V, B>& m, const std
   const std::string dtype = std::is_same_v<W, bf16> ? "bfloat16" : std::is_same_v<W, double> ? "float64" : "float32";
   const std::string document =
       text("{\n", fields, "  \"dtype\": \"", dtype, "\",\n  \"torch_dtype\": \"", dtype, "\"\n}\n");
+  file.write(path / "model.safetensors");
   atomic_file config_json(path / "config.json");
   config_json.write(document.data(), document.size());
   config_json.commit();
-  file.write(path / "model.safetensors");
 }
 
 }  // namespace moeskip

@@ -35,8 +35,8 @@ class folder {
   /// Throws file_error where files are missing or damaged, or contradict the index.
   explicit folder(const std::filesystem::path& path) : path_(path) {
     const std::filesystem::path index = path / "model.safetensors.index.json", single = path / "model.safetensors";
-    if (std::filesystem::exists(index)) open_listed(index);
-    else if (std::filesystem::exists(single)) open(single);
+    if (std::filesystem::exists(single)) open(single);  // before an index, as in transformers
+    else if (std::filesystem::exists(index)) open_listed(index);
     else refuse_others();
   }
 

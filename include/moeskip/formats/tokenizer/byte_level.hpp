@@ -198,6 +198,9 @@ class byte_level {
   }
 
   void read_added(const json_at& list) {
+    if (list.list().size() > most_added) list.wrong(text("at most ", most_added, " added tokens"));
+    std::unordered_map<int, std::size_t> place;  // id -> in tokens_
+    for (std::size_t i = 0; i < tokens_.size(); ++i) place.emplace(tokens_[i].first, i);
     for (std::size_t i = 0; i < list.list().size(); ++i) {
       const json_at a = list[i];
       for (const char* name : {"lstrip", "rstrip", "single_word"}) expect_flag(a[name], false, false);
@@ -205,9 +208,9 @@ class byte_level {
                   flag(a["special"], false)};
       if (token.content.empty()) a["content"].wrong("text");
       if (token.normalized && nfc_) token.content = to_nfc(token.content);
-      const auto same_id = std::ranges::find(tokens_, token.id, &std::pair<int, std::string>::first);
-      if (same_id == tokens_.end()) tokens_.emplace_back(token.id, token_bytes(token.content));
-      else if (same_id->second != token_bytes(token.content))
+      const auto [same_id, is_new] = place.emplace(token.id, tokens_.size());
+      if (is_new) tokens_.emplace_back(token.id, token_bytes(token.content));
+      else if (tokens_[same_id->second].second != token_bytes(token.content))
         a["id"].wrong(text("the id of ", in_quotes(token.content)));
       added_.push_back(std::move(token));
     }
@@ -251,6 +254,7 @@ class byte_level {
   }
 
   static constexpr std::int64_t largest_id = 1 << 30;
+  static constexpr std::size_t most_added = 4096;  // each is looked for in every text
   bool nfc_ = false, ignore_merges_ = false;
   const pre_tokenizer* pieces_ = nullptr;
   byte_pairs merges_;
