@@ -52,9 +52,9 @@ int main(int argc, char** argv) {
       bench::verify(out, m);
       bench::batches(out, "random_in_memory", m, {{1, 2, 3}, {400, 500}, {6000, 7, 8}, {9000}}, 32);
     }
-    for (const double ratio : {bench::random_weights(out, "random_in_cache", bench::in_cache_shape, 200),
-                               bench::random_weights(out, "random_in_cache_long", bench::in_cache_shape, 480),
-                               bench::random_weights(out, "random_in_memory", bench::in_memory_shape, 128)})
+    for (const double ratio : {bench::random_weights(out, "random_in_cache", bench::in_cache_shape, 200, 20),
+                               bench::random_weights(out, "random_in_cache_long", bench::in_cache_shape, 480, 10),
+                               bench::random_weights(out, "random_in_memory", bench::in_memory_shape, 128, 5)})
       worst = std::min(worst, ratio);
     out.line("speculation.worst_ratio", worst, "ratio", "plain decoding");
   });

@@ -72,13 +72,14 @@ inline double write(report& out, const std::string& name, const std::string& fac
 }
 
 /// Random weights, whose exits disagree and whose probabilities spread.
-template <class V> double random_weights(report& out, const std::string& name, const ms::config<V>& c, int tokens) {
+template <class V>
+double random_weights(report& out, const std::string& name, const ms::config<V>& c, int tokens, int repeats) {
   ms::model<V, weights_in_bf16> m(c, ms::seed{1});
   for (auto& w : m.block()) w = ms::bf16(1.5f * float(w));
   std::vector<std::vector<int>> prompts(3);
   for (int i = 0; i < 48; ++i) prompts[std::size_t(i) % 3].push_back((i * 37 + 5) % c.sizes.vocab);
   comparison all;
-  for (const std::vector<int>& prompt : prompts) compare(all, m, prompt, tokens, typename V::decoder{}, 5);
+  for (const std::vector<int>& prompt : prompts) compare(all, m, prompt, tokens, typename V::decoder{}, repeats);
   return write(out, "speculation." + name, "speculation." + name + ".speedup", all);
 }
 

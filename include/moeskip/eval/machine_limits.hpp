@@ -39,7 +39,7 @@ inline float stream_read(const std::byte* data, std::size_t bytes) {
                                                    simd::zero<simd::native_arch>(), simd::zero<simd::native_arch>()};
     for (index_t i = 0; i < part; i += line)
       for (index_t s = 0; s < streams; ++s) {
-        simd::prefetch(p + s * part + i, ahead);
+        simd::prefetch<simd::cache::second>(p + s * part + i, ahead);
         for (index_t b = 0; b < line; b += lane_bytes)
           sum[s] = simd::max<simd::native_arch>(
               sum[s], simd::load<simd::native_arch>(reinterpret_cast<const float*>(p + s * part + i + b)));

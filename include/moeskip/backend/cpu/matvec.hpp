@@ -181,9 +181,9 @@ void matvec_tile(const matvec_args<W>& a, const X* x, index_t o, index_t gap, in
     if (n < line && i % line != 0) {  // narrow vectors: this line has been prefetched
     } else if constexpr (all) {
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) simd::prefetch(w + i + r * stride, next.ahead);
+      for (int r = 0; r < R; ++r) simd::prefetch<simd::cache::second>(w + i + r * stride, next.ahead);
     } else {
-      for (int r = 0; r < next.count; ++r) simd::prefetch(next.from + i + r * stride, next.ahead);
+      for (int r = 0; r < next.count; ++r) simd::prefetch<simd::cache::second>(next.from + i + r * stride, next.ahead);
     }
     add_block<W, R, T, Arch>(acc, x, w + i, stride);
   }

@@ -134,7 +134,9 @@ struct utility {
     }
 
    private:
-    static constexpr long warm_up = 2, first_rounds = 16, compute_every = 4;  // rounds
+    static constexpr long warm_up = 2, first_rounds = 16;  // rounds
+    static constexpr long compute_every = 4,
+                          compute_seldom = 16;  // rounds, where speculation pays and where it does not
     static constexpr long plain_every = 64, try_every = 64, rest = 64;
     static constexpr long describe_every = 64, describe_first = 1;  // the prompt has been routed by then
     // Speculation may be behind plain decoding by this many tokens and this share of all time, but then it rests.
@@ -170,14 +172,15 @@ struct utility {
       const bool beginning = mind_.rounds < first_rounds;
       const long visit =
           mind_.visits[std::size_t(phase_)]++;  // positions and plain rounds rise in step: count each phase
-      const bool again = visit % compute_every == 0 || beginning;
+      const long every = worth_of(exit_)(0, 1) > 0 ? compute_every : compute_seldom;
+      const bool again = visit % every == 0 || beginning;
       if (again || !worth_of(exit_).known()) compute(exit_);
       const auto better = [&](int e) {
         if (worth_of(e)(0, 1) > worth_of(exit_)(0, 1)) exit_ = e;
       };
       if constexpr (can_watch) {
         const auto exits = draft.exits();
-        if (again) compute(exits[std::size_t(beginning ? visit : visit / compute_every) % exits.size()]);
+        if (again) compute(exits[std::size_t(beginning ? visit : visit / every) % exits.size()]);
         for (const int e : exits) better(e);
         draft.leave_at(exit_);
       } else {
