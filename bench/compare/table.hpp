@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdio>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,7 @@ inline std::string aligned(const std::vector<std::vector<std::string>>& rows) {
 }
 
 /// baseline: its row's place, or −1.
-inline std::string table_of(const std::vector<contestant>& all, int baseline) {
+inline std::string table_of(const std::deque<contestant>& all, int baseline) {
   std::vector<std::vector<std::string>> rows{{"", "bits/byte", "tokens/s", "speed", "half of pairs", "of baseline",
                                               "layers", "experts", "MB", "MFLOP", "accepted", "same text"}};
   const double reference = baseline >= 0 ? all[std::size_t(baseline)].against.speedup() : 0;
@@ -50,7 +51,7 @@ inline std::string table_of(const std::vector<contestant>& all, int baseline) {
                     reference > 0 ? fixed(c.against.speedup() / reference, 2) : "–", fixed(c.layers(), 1),
                     fixed(c.experts(), 1), fixed(c.bytes() / 1e6, 2), fixed(c.flop() / 1e6, 2),
                     s.drafted ? fixed(100 * s.acceptance_rate(), 0) + " %" : "–",
-                    int(i) == baseline ? "–" : fixed(100.0 * double(c.same) / double(c.texts), 0) + " %"});
+                    c.texts ? fixed(100.0 * double(c.same) / double(c.texts), 0) + " %" : "–"});
   }
   return aligned(rows);
 }
@@ -67,7 +68,7 @@ inline void write(report& out, const contestant& c) {
   out.quiet_line(name + "bytes_per_token", c.bytes(), "bytes");
   out.quiet_line(name + "flop_per_token", c.flop(), "FLOP");
   if (c.against.sum.drafted) out.quiet_line(name + "acceptance", c.against.sum.acceptance_rate(), "ratio", "drafted");
-  out.quiet_line(name + "same_text", double(c.same) / double(c.texts), "ratio", "prompts");
+  if (c.texts) out.quiet_line(name + "same_text", double(c.same) / double(c.texts), "ratio", "prompts");
 }
 
 }  // namespace bench

@@ -9,23 +9,24 @@ namespace tool {
 
 namespace {
 
-/// A variant by name, what its files say, and how they are opened.
+/// A variant by name, what its files say, and how they are opened. The two of `names` have the same policies and are one type
+/// here: files of the second have the value `moe_every` in sizes.moe_every.
 struct known_variant {
-  const char* name;
+  const char *names[2], *moe_every;
   ms::string_map policies;
   std::unique_ptr<any_model> (*open_f32)(const std::string&, const std::string&);
   std::unique_ptr<any_model> (*open_bf16)(const std::string&, const std::string&);
 };
 
-/// Calls visit(known_variant) for each. all_moe and every_4th have the same policies and are one type here: they differ in
-/// sizes.moe_every, which is a value.
+/// Calls visit(known_variant) for each.
 template <class Visit> void for_variants(Visit&& visit) {
   using models::all_moe, models::draft;
-  const auto one = [&]<class V>(const char* name) {
-    visit(known_variant{name, ms::policy_names<V>(), open_as<V, ms::cpu<float>>, open_as<V, ms::cpu<ms::bf16>>});
+  const auto two = [&]<class V>(const char* name, const char* other, const char* moe_every) {
+    visit(known_variant{
+        {name, other}, moe_every, ms::policy_names<V>(), open_as<V, ms::cpu<float>>, open_as<V, ms::cpu<ms::bf16>>});
   };
-  one.template operator()<all_moe>("all_moe");
-  one.template operator()<draft>("draft");
+  two.template operator()<all_moe>("all_moe", "every_4th", "4");
+  two.template operator()<draft>("draft", "all_moe_baseline", "1");
 }
 
 std::string value(const ms::string_map& map, const char* key) {
@@ -34,7 +35,7 @@ std::string value(const ms::string_map& map, const char* key) {
 }
 
 std::string name_of(const known_variant& v, const ms::string_map& metadata) {
-  return v.name == std::string("all_moe") && value(metadata, "sizes.moe_every") == "4" ? "every_4th" : v.name;
+  return v.names[value(metadata, "sizes.moe_every") == v.moe_every];
 }
 
 }  // namespace
@@ -49,7 +50,7 @@ std::string complaint(const std::string& path, const ms::string_map& metadata) {
   for_variants([&](const known_variant& v) {
     const std::string wrong = ms::differences(v.policies, metadata);
     fits |= wrong.empty();
-    differ += ms::text("\n  not ", v.name, v.name == std::string("all_moe") ? " or every_4th" : "", ": ", wrong);
+    differ += ms::text("\n  not ", v.names[0], " or ", v.names[1], ": ", wrong);
   });
   if (!fits) return ms::text(path, ": holds a variant that this program was not compiled for:", differ);
   if (const std::string vocab = value(metadata, "sizes.vocab"); vocab != "256")
