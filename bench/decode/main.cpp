@@ -1,4 +1,4 @@
-// Decoding, timed: bandwidth, batches, early exit, speculation.
+// Decoding, timed: bandwidth, batches, early exit, speculation, experts that come from disk.
 //   ./run bench decode [--models DIR --text FILE] [--json FILE]
 // DIR: examples/models, or a folder of other models of the same names and variants; FILE: text for their prompts. Without
 // them, random weights alone.
@@ -11,6 +11,7 @@
 #include "bandwidth.hpp"
 #include "batches.hpp"
 #include "early_exit.hpp"
+#include "paging.hpp"
 #include "speculation.hpp"
 
 namespace {
@@ -27,6 +28,7 @@ template <class V> double trained_model(bench::report& out, const std::string& n
   bench::early_exit(out, "early_exit" + of, m, unseen);
   bench::batches(out, name, m, bench::prompts_of(unseen, 4, 64), m.sizes().context - 64);
   auto small = ms::load<models::draft, bench::weights_in_bf16>((models / "draft.safetensors").string());
+  bench::paging<V>(out, "paging" + of, models / (name + ".safetensors"), bench::prompts_of(unseen, 24, 64));
   bench::draft_model(out, "speculation.draft_model" + of, m, small, prompts);
   return bench::trained(out, name, m, prompts);
 }

@@ -117,6 +117,7 @@ template <class V, class B> class batch_session final : shared_calls<scalar_t<B>
    public:
     shared_tape(arena& memory, batch_session& b) : no_tape(memory), batch_(b) {}
     int most_experts() const { return batch_.most_experts_; }
+    ask_ahead asks() const { return batch_.model_.asks(); }
     template <class R> void routed(int layer, const R& r, const token_rows& rows) {
       expert_set read;
       for (const int e : r.chosen) read.insert(e);

@@ -44,6 +44,9 @@ class routing_meter : public no_tape {
     for (index_t n = 0; n < rows.size(); ++n) learn(l, rows.position[n], r.chosen.row(n));
   }
 
+  ask_ahead asks() const { return asks_; }
+  void ask(ask_ahead which) { asks_ = which; }
+
   void passed(int, const token_rows& rows) { passed_ += rows.size(); }
   /// Rows that passed a layer by since this was last asked.
   long long take_passed() { return std::exchange(passed_, 0); }
@@ -115,6 +118,7 @@ class routing_meter : public no_tape {
   double per_token_;
   int phases_, most_experts_ = expert_set::capacity;
   bool learning_ = false;
+  ask_ahead asks_ = ask_ahead::nothing;
   int every_ = 3;  // tokens from one that is learned from to the next: all phases have their turn
   long long experts_read_ = 0, passed_ = 0;
   std::vector<layer_runs> layers_;

@@ -97,6 +97,7 @@ template <class V, class B> class session {
         position_(std::size_t(m.sizes().context)),
         token_(std::size_t(m.sizes().context)) {
     for (std::size_t i = 0; i < position_.size(); ++i) position_[i] = int(i);
+    tape_.ask(m.asks());
   }
   session(const session&) = delete;
 

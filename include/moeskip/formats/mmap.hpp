@@ -1,5 +1,5 @@
-// A read-only memory map of a whole file (POSIX). Pages come from disk when they are first touched, and
-// processes that map the same file share them. While it is mapped a file must not be shortened: reading past
+// A memory map of a whole file (POSIX). Pages come from disk when they are first touched, and processes that map the same
+// file share them. The file itself is only read. While it is mapped a file must not be shortened: reading past
 // the new end raises SIGBUS. Files that are replaced whole (formats/atomic_file.hpp) are safe: the map keeps
 // the old one.
 #pragma once
@@ -22,10 +22,13 @@
 
 namespace moeskip {
 
+/// What may be done to mapped bytes. copy_on_write: a page that is written to becomes this process's own.
+enum class mapping { read_only, copy_on_write };
+
 class mapped_file {
  public:
   /// Throws file_error unless path is a regular file that can be read. An empty file gives an empty span.
-  explicit mapped_file(const std::filesystem::path& path) : path_(path.string()) {
+  explicit mapped_file(const std::filesystem::path& path, mapping access = mapping::read_only) : path_(path.string()) {
     const descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     // Not blocking: a pipe without a writer is opened, and refused below.
     if (file.number < 0) fail<file_error>(path_, ": cannot open: ", os_error(errno));
@@ -35,7 +38,8 @@ class mapped_file {
     MOESKIP_CHECK(file_error, S_ISREG(status.st_mode), path_, ": expected a regular file, got a pipe or device");
     size_ = static_cast<std::size_t>(status.st_size);
     if (size_ == 0) return;  // mmap refuses length 0
-    void* const start = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.number, 0);
+    const int protection = access == mapping::read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+    void* const start = ::mmap(nullptr, size_, protection, MAP_PRIVATE, file.number, 0);
     if (start == MAP_FAILED) fail<file_error>(path_, ": cannot map ", size_, " bytes: ", os_error(errno));
     data_ = static_cast<const std::byte*>(start);
   }

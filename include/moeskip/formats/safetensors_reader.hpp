@@ -29,7 +29,8 @@ namespace moeskip {
 class safetensors_file {
  public:
   /// Maps and checks the file. Time and memory go with the header; the data is not touched.
-  explicit safetensors_file(const std::filesystem::path& path) : map_(path) {
+  explicit safetensors_file(const std::filesystem::path& path, mapping access = mapping::read_only)
+      : map_(path, access) {
     const std::size_t data_start = parse_header();
     check_layout(map_.size() - data_start);
     for (array_info& info : arrays_) info.offset += data_start;

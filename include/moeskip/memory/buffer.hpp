@@ -1,4 +1,4 @@
-// Owned, aligned, zeroed memory on the host.
+// Owned memory on the host: aligned and zeroed, or elements that stand in a file.
 #pragma once
 
 #include <algorithm>
@@ -43,12 +43,17 @@ template <class T> class buffer {
                   " bytes were asked for");
     const std::size_t bytes = std::size_t(size) * sizeof(T);
     const std::size_t align = bytes >= 2 * huge_page ? huge_page : alignment;
-    data_ = {static_cast<T*>(allocate(bytes, align)), release{bytes, align, buffers_from.give}};
+    data_ = {static_cast<T*>(allocate(bytes, align)),
+             release{.bytes = bytes, .align = align, .give = buffers_from.give}};
 #if defined(__linux__)
     if (align == huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #endif
     std::fill_n(data_.get(), size, T{});
   }
+
+  /// Elements that stand elsewhere and live as long as `owner`.
+  buffer(T* elements, index_t size, std::shared_ptr<void> owner)
+      : data_(elements, release{.owner = std::move(owner)}), size_(size) {}
 
   buffer(buffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
   buffer& operator=(buffer&& other) noexcept {
@@ -56,6 +61,8 @@ template <class T> class buffer {
     return *this;
   }
 
+  /// Whether the memory is another's, such as the pages of a file.
+  bool borrowed() const { return data_.get_deleter().owner != nullptr; }
   index_t size() const { return size_; }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
@@ -76,7 +83,10 @@ template <class T> class buffer {
   struct release {
     std::size_t bytes = 0, align = alignment;
     void (*give)(void*, std::size_t, std::size_t) = host_memory.give;
-    void operator()(T* p) const { give(p, bytes, align); }
+    std::shared_ptr<void> owner{};  // of borrowed elements
+    void operator()(T* p) const {
+      if (!owner) give(p, bytes, align);
+    }
   };
   std::unique_ptr<T[], release> data_;
   index_t size_ = 0;

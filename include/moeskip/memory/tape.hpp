@@ -10,6 +10,7 @@
 #include "moeskip/base/bit_set.hpp"
 #include "moeskip/base/rng.hpp"
 #include "moeskip/memory/arena.hpp"
+#include "moeskip/memory/paging.hpp"
 
 namespace moeskip {
 
@@ -26,10 +27,11 @@ class no_tape {
   template <class Record> void save(const Record&) {}
 
   // What an observer overrides (eval/routing.hpp, decode/routing_meter.hpp): the experts that may be chosen, how many of
-  // the chosen ones a token visits, and what was chosen.
+  // the chosen ones a token visits, which weights are asked for ahead, and what was chosen.
   static expert_set living(int, int count) { return expert_set::first(count); }
   static constexpr int most_experts() { return expert_set::capacity; }
   template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
+  static constexpr ask_ahead asks() { return ask_ahead::nothing; }
   /// Rows that did not run a layer (parts/layer_gate.hpp).
   template <class Rows> static void passed(int, const Rows&) {}
 

@@ -2,10 +2,10 @@
 // they pass, the keys and values they see, and whether the tape records.
 #pragma once
 
-#include <cmath>
+#include <concepts>
 
-#include "moeskip/base/parallel.hpp"
 #include "moeskip/memory/kv_cache.hpp"
+#include "moeskip/model/first_weights.hpp"
 #include "moeskip/model/weights.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/select_rows.hpp"
@@ -24,18 +24,24 @@ template <class V, class B> class model {
   using W = weight_t<B>;
 
   /// Draws the first weights from the seed. Throws config_error where the sizes do not fit together.
-  explicit model(const config<V>& c, seed first_weights = {0}) : model(c, uninitialised{}) { draw(first_weights); }
+  explicit model(const config<V>& c, seed from = {0}) : model(c, uninitialised{}) {
+    draw_first_weights<W>(block(), tensors_, layers(), from);
+  }
 
   /// Zero weights, to be loaded.
   struct uninitialised {};
-  model(const config<V>& c, uninitialised) : config_(c) {
+  model(const config<V>& c, uninitialised) : model(c, [](index_t size) { return buffer<W>(size); }) {}
+
+  /// Weights that are there already, in the order of bind_weights(): block(size) gives a buffer with that many elements.
+  template <std::invocable<index_t> Block> model(const config<V>& c, Block&& block) : config_(c) {
     MOESKIP_CHECK(config_error, valid(c), "config: ", problem(c));
     if constexpr (requires { typename B::isa; })
       MOESKIP_CHECK(config_error, isa::offered().rank >= B::isa::rank, "this program was compiled for ", B::isa::name,
                     ", but this CPU offers only ", isa::offered().name, ": compile it for this machine");
     tensors_ = bind_weights<V, const W>(c, weights_, nullptr);
-    block_ = buffer<W>(block_size(tensors_));
+    block_ = block(block_size(tensors_));
     bind_weights<V, const W>(config_, weights_, block_.data());
+    if (block_.borrowed()) asks_ = ask_ahead::foreseen;
   }
   model(const model&) = delete;
   model& operator=(const model&) = delete;
@@ -48,6 +54,10 @@ template <class V, class B> class model {
   const std::vector<tensor_info>& tensors() const { return tensors_; }
   vec<W> block() { return block_.view(); }  // all weights, in the order of tensors()
   vec<const W> block() const { return block_.view(); }
+  /// What is asked for ahead: everything where the weights stand in a file (model/mapped.hpp) and so may not be in memory.
+  /// Sessions made from then on see a change.
+  ask_ahead asks() const { return asks_; }
+  void ask(ask_ahead which) { asks_ = which; }
   const model_weights<V, const W>& weights() const { return weights_; }
 
   /// Whether logits can be taken after this many layers.
@@ -68,6 +78,9 @@ template <class V, class B> class model {
     check_layers(first, last);
     for (int l = first; l < last; ++l) {
       auto scope = tape.layer_scope();
+      if constexpr (!Tape::records)
+        if (tape.asks() == ask_ahead::foreseen && l + 1 < layers() && sizes().is_moe(l + 1))
+          moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape.memory());
       x = run_layer(l, x, kv.layer(l), rows, tape);
     }
     settle(backend_);
@@ -268,35 +281,11 @@ template <class V, class B> class model {
     return y;
   }
 
-  void draw(seed from) {
-    const draws draw{from, stream::weights};
-    const double depth = std::sqrt(2.0 * layers());
-    for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      const tensor_info& t = tensors_[i];
-      W* w = block_.data() + t.offset;
-      // Uniform on ±√3·std has that standard deviation; one block of the generator gives four numbers.
-      double bound = std::sqrt(3.0 / double(t.shape.back()));
-      if (t.start == initial::residual) bound /= depth;
-      if (t.start == initial::ones || t.start == initial::zeros) {
-        std::fill_n(w, t.size, W(t.start == initial::ones ? 1.f : 0.f));
-        continue;
-      }
-      parallel_for((t.size + 3) / 4,
-                   [&](index_t first, index_t last) {
-                     for (index_t q = first; q < last; ++q) {
-                       const philox_block random = draw.block(i, 0, std::uint64_t(q));
-                       for (index_t j = 0; j < 4 && 4 * q + j < t.size; ++j)
-                         w[4 * q + j] = W(float(bound * (double(random.word[j]) * 0x1p-31 - 1)));
-                     }
-                   },
-                   4096);
-    }
-  }
-
   config<V> config_;
   B backend_{};
   std::vector<tensor_info> tensors_;
   buffer<W> block_;
+  ask_ahead asks_ = ask_ahead::nothing;
   model_weights<V, const W> weights_;
 };
 

@@ -83,18 +83,12 @@ template <class V, class B> struct moe {
     static_assert(!Tape::records || V::mlp::trains,
                   "moeskip: V::mlp has no backward: this model can be run, not trained");
     arena& memory = tape.memory();
-    const index_t N = x.rows(), E = size.experts;
-    mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
-    auto&& exact = unrounded(b);
-    if constexpr (scores) norm_linear(exact, logits, h, x, w.norm, w.router_rows, size.norm_eps);
-    else rms_norm(b, h, x, w.norm, size.norm_eps);
-
-    settle(b);
-    const routing_call<T> call = call_of(layer, kv, rows, tape);
-    const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
-    route(b, r, logits, policy, call, memory);
-    if constexpr (!Tape::records)
+    const index_t N = x.rows();
+    const auto [h, logits, call, r] = choose(b, layer, x, kv, rows, tape);
+    if constexpr (!Tape::records) {
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
+      if (tape.asks() != ask_ahead::nothing) ask_for(r);
+    }
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
     const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
@@ -120,6 +114,16 @@ template <class V, class B> struct moe {
       tape.save(saved{x, h, logits, gate_up, r, weighted, plan, call, key});
     }
     return y;
+  }
+
+  /// Asks for the weights of the experts that would be chosen if x (N, D) came here as it is. A router that follows the
+  /// token before notes what it chooses, so it is not asked what it would choose.
+  void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, arena& memory) const {
+    if constexpr (!follows_previous<R>) {
+      const auto scope = memory.scope();
+      no_tape nothing(memory);
+      ask_for(choose(b, layer, x, kv, rows, nothing).r);
+    }
   }
 
   /// dx (N, D): on entry the gradient of y, on return that of x. auxiliary: weight of this layer's auxiliary losses in
@@ -153,6 +157,35 @@ template <class V, class B> struct moe {
   }
 
  private:
+  struct choice {
+    mat<T> h, logits;  // (N, D) (N, E · logits_per_expert)
+    routing_call<T> call;
+    routing<T> r;
+  };
+  template <class Tape>
+  choice choose(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+    arena& memory = tape.memory();
+    const index_t N = x.rows(), E = size.experts;
+    const mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
+    auto&& exact = unrounded(b);
+    if constexpr (scores) norm_linear(exact, logits, h, x, w.norm, w.router_rows, size.norm_eps);
+    else rms_norm(b, h, x, w.norm, size.norm_eps);
+    settle(b);
+    const routing_call<T> call = call_of(layer, kv, rows, tape);
+    const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
+    route(b, r, logits, policy, call, memory);
+    return {h, logits, call, r};
+  }
+
+  /// Has the weights of the chosen experts fetched, where they stand in a file.
+  void ask_for(const routing<T>& r) const {
+    const auto all_of = [](auto plane) { will_need(plane.data(), std::size_t(plane.size()) * sizeof(*plane.data())); };
+    expert_set asked;
+    for (const int e : r.chosen)
+      if (e >= 0 && !asked.contains(e))
+        asked.insert(e), all_of(w.experts.gate_up.plane(e)), all_of(w.experts.down.plane(e));
+  }
+
   static vec<T> flat(mat<T> m) { return {m.data(), m.size()}; }
 
   template <class Tape> mask_key key_of(int layer, const Tape& tape) const {

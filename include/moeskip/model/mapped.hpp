@@ -1,0 +1,43 @@
+// Models whose weights stay in their file: started at once, shared by all processes that run them, and larger than memory
+// if need be. Pages come when they are touched and leave when memory is short; experts are asked for before they are
+// touched (memory/paging.hpp), which is several times as fast.
+// Where memory suffices, load() is faster: its weights stand on huge pages.
+#pragma once
+
+#include "moeskip/model/checkpoint.hpp"
+
+namespace moeskip {
+
+/// The model in a file that save() wrote from a backend that stores weights as B does. The file is not written to, nor must
+/// it be while the model lives (save() replaces files, which does no harm); a model that is trained gets pages of its own.
+/// Throws file_error that names what differs from V, or keeps weights from being used where they stand; config_error for a
+/// backend that cannot see the memory of the host.
+template <class V, class B> model<V, B> load_mapped(const std::filesystem::path& path) {
+  using W = weight_t<B>;
+  MOESKIP_CHECK(config_error, buffers_from.take == host_memory.take, path.string(),
+                ": the backend keeps weights in memory of its own: expected load(), got load_mapped()");
+  const auto file = std::make_shared<safetensors_file>(path, mapping::copy_on_write);
+  const config<V> c = from_metadata<V>(file->metadata(), path.string());
+  model_weights<V, W> nothing;  // only measured
+  const std::vector<tensor_info> tensors = bind_weights<V, W>(c, nothing, static_cast<W*>(nullptr));
+  detail::refuse_strangers(*file, tensors, path.string());
+  const std::byte* first = nullptr;
+  for (const tensor_info& t : tensors) {
+    const array_info& stored = file->expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
+    const std::byte* const at = file->bytes(stored).data();
+    if (!first) first = at;
+    const std::ptrdiff_t expected = std::ptrdiff_t(t.offset) * std::ptrdiff_t(sizeof(W));
+    MOESKIP_CHECK(file_error, stored.dtype == dtype_of<W>(), path.string(), ": tensor ", in_quotes(t.name),
+                  ": expected elements of ", dtype_of<W>(), " that can be used where they stand, got ", stored.dtype,
+                  ": load() converts them");
+    MOESKIP_CHECK(file_error, at - first == expected && reinterpret_cast<std::uintptr_t>(at) % sizeof(W) == 0,
+                  path.string(), ": tensor ", in_quotes(t.name), ": expected ", expected,
+                  " bytes behind the first one, where the model has it, got ", at - first,
+                  ": load() and save() put it there, for extents that are multiples of 64");
+  }
+  const index_t size = tensors.back().offset + tensors.back().size;
+  W* const block = reinterpret_cast<W*>(const_cast<std::byte*>(first));  // mapped as writable
+  return model<V, B>(c, [&](index_t) { return buffer<W>(block, size, file); });
+}
+
+}  // namespace moeskip
