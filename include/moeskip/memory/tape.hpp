@@ -9,6 +9,7 @@
 
 #include "moeskip/base/bit_set.hpp"
 #include "moeskip/base/rng.hpp"
+#include "moeskip/concepts/observer.hpp"
 #include "moeskip/memory/arena.hpp"
 
 namespace moeskip {
@@ -25,12 +26,11 @@ class no_tape {
   template <class T> mat<T> successor(mat<T> x) { return x; }
   template <class Record> void save(const Record&) {}
 
-  // What an observer overrides (eval/routing.hpp, decode/routing_meter.hpp): the experts that may be chosen, how many of
-  // the chosen ones a token visits, and what was chosen.
+  // What an observer hides by functions of its own (concepts/observer.hpp).
+  template <class B> static void enter(B&, stage) {}
   static expert_set living(int, int count) { return expert_set::first(count); }
   static constexpr int most_experts() { return expert_set::capacity; }
   template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
-  /// Rows that did not run a layer (parts/layer_gate.hpp).
   template <class Rows> static void passed(int, const Rows&) {}
 
  private:
@@ -54,6 +54,7 @@ template <class T> class tape {
     ~nothing() {}
   };
   nothing layer_scope() { return {}; }
+  template <class B> static void enter(B&, stage) {}
   /// The residual stream before each sublayer is needed by that sublayer's backward: the successor is new memory.
   mat<T> successor(mat<T> x) { return memory_.take<T>(x.rows(), x.cols()); }
 

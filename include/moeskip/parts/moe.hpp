@@ -82,6 +82,7 @@ template <class V, class B> struct moe {
                   "can be trained, but it can neither generate nor be evaluated on a text");
     static_assert(!Tape::records || V::mlp::trains,
                   "moeskip: V::mlp has no backward: this model can be run, not trained");
+    tape.enter(b, stage::router);
     arena& memory = tape.memory();
     const index_t N = x.rows(), E = size.experts;
     mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
@@ -98,6 +99,7 @@ template <class V, class B> struct moe {
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
     const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
+    tape.enter(b, stage::expert);
     mat<T> y = tape.successor(x);
     if constexpr (requires { V::mlp::experts(b, y, x, h, r, plan, w.experts, memory); }) {
       V::mlp::experts(b, y, x, h, r, plan, w.experts, memory);
