@@ -116,14 +116,14 @@ TEST_CASE("a decoder's work, for a token and by stage, and how it is drawn") {
   CHECK(report::cost_of_drafts(s) == " Drafting takes 33 % of the time and 20 % of the bytes of rounds.");
 
   report::report_data d{.speeds = {s}};
-  const std::string drawn = report::stage_figures(d);
-  CHECK(count(drawn, "<figure") == 2);
+  const std::string drawn = report::stage_figure(d);
+  CHECK(count(drawn, "<svg") == 2);
   CHECK(count(drawn, "<rect") == 2 + 2 + 1);  // two stages and the rest of the time, two stages of bytes
   CHECK(count(drawn, ">100</text>") == 1);    // 1e-3 s over ten tokens, in µs
   CHECK(count(drawn, "in no stage: 50.0 µs") == 1);
   CHECK(count(drawn, "router") == 0);
   d.speeds.front().stages.clear();
-  CHECK(report::stage_figures(d).empty());
+  CHECK(report::stage_figure(d).empty());
 }
 
 TEST_CASE("curves are smoothed by a twelfth of their points, evenly on both sides") {

@@ -77,7 +77,7 @@ expect("${output}" "cannot run it" "router: expected top_k<1>, got top_k<3>")
 tool(inspect --model all_moe.safetensors --tensors)
 expect("${output}" "model.embed_tokens.weight")
 tool(eval --model all_moe.safetensors --text text.txt --weights bf16 --windows 0 --length 16 --threshold 0.5)
-expect("${output}" "Leaving at confidence 0.5 \\(as asked for\\)")
+expect("${output}" "perplexity" "Leaving at confidence 0.5 \\(as asked for\\)")
 
 # A calibration is kept by the checkpoint, and used.
 tool(calibrate --model all_moe.safetensors --text text.txt --separator "\n" --tolerance 0.9 --save calibrated.safetensors --json)
@@ -134,9 +134,21 @@ foreach(decoder IN ITEMS 0 1 2)
       message(FATAL_ERROR "bench: ${decoder}: ${figure}: expected a positive number, got ${value}")
     endif()
   endforeach()
+  foreach(stage IN ITEMS attention router experts head)
+    foreach(figure IN ITEMS seconds_per_token bytes_per_token flop_per_token)
+      string(JSON value GET "${output}" decoders ${decoder} stages ${stage} ${figure})
+      if(NOT value GREATER 0)
+        message(FATAL_ERROR "bench: ${decoder}: ${stage}: ${figure}: expected a positive number, got ${value}")
+      endif()
+    endforeach()
+  endforeach()
+  string(JSON value GET "${output}" decoders ${decoder} stages dense bytes_per_token) # every layer is MoE
+  if(NOT value EQUAL 0)
+    message(FATAL_ERROR "bench: ${decoder}: dense: expected no bytes, got ${value}")
+  endif()
 endforeach()
 tool(bench --model draft.safetensors --text text.txt --prompts 1 --tokens 20)
-expect("${output}" "plain decoding" "roof" "GB/s")
+expect("${output}" "plain decoding" "roof" "GB/s" "attention +dense +head +all" "plain decoding, µs" "plain decoding, MB")
 
 # Questions at every exit, drops by position, and another checkpoint's choices.
 file(WRITE ${SCRATCH}/questions.jsonl "{\"context\":\"The quick\",\"choices\":[\" brown\",\" é\"],\"answer\":0}\n"

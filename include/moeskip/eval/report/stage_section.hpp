@@ -24,10 +24,10 @@ struct share {
   double value = 0;
 };
 
-/// Bars that lie, one below the other, each with its sum behind it.
+/// Bars that lie below a title, each with its sum behind it.
 inline std::string lying_bars(std::string_view what, const std::vector<std::pair<std::string, std::vector<share>>>& all,
                               int digits) {
-  constexpr double width = 500, left = 116, right = 58, height = 22, pitch = 34;
+  constexpr double width = 500, left = 112, right = 58, top = 26, height = 22, pitch = 32;
   double most = 0;
   std::vector<double> sums;
   for (const auto& [name, shares] : all) {
@@ -35,9 +35,10 @@ inline std::string lying_bars(std::string_view what, const std::vector<std::pair
     for (const share& s : shares) sums.back() += s.value;
     most = std::max(most, sums.back());
   }
-  svg out(width, pitch * double(all.size()) + 4, what);
+  svg out(width, top + pitch * double(all.size()), what);
+  out.write(left, 12, what, "class=\"m\"");
   for (std::size_t i = 0; i < all.size(); ++i) {
-    const double y = pitch * double(i) + 4, scale = most > 0 ? (width - left - right) / most : 0;
+    const double y = top + pitch * double(i), scale = most > 0 ? (width - left - right) / most : 0;
     out.write(left - 10, y + height / 2 + 4, all[i].first, "text-anchor=\"end\"");
     double x = left;
     for (const share& s : all[i].second) {
@@ -60,12 +61,12 @@ inline std::string stage_legend(const report_data& d) {
   for (std::size_t i = 0; i < stage_names.size(); ++i)
     if (std::any_of(d.speeds.begin(), d.speeds.end(), [&](const auto& s) { return s.in(stage_names[i]).bytes > 0; }))
       add(stage_names[i], stage_colours[i]);
-  add("other (time only): sampling, decisions, drafts from elsewhere", stage_colours.back());
+  add("no stage: sampling, decisions, drafts from elsewhere", stage_colours.back());
   return out + "</div>";
 }
 
 /// Two pictures side by side; nothing where nobody counted.
-inline std::string stage_figures(const report_data& d) {
+inline std::string stage_figure(const report_data& d) {
   std::vector<std::pair<std::string, std::vector<share>>> times, bytes;
   for (const decoder_speed& s : d.speeds) {
     if (s.stages.empty() || s.stats.tokens == 0) continue;
@@ -84,11 +85,13 @@ inline std::string stage_figures(const report_data& d) {
                                    std::max(0.0, rest * 1e6)});
   }
   if (times.empty()) return {};
-  return figure("Where the time goes", "Microseconds for a token, by stage; drafts are in the stages that they run.",
-                stage_legend(d) + lying_bars("time of a token by stage", times, 0)) +
-         figure("Where the bytes go",
-                "MB read for a token, by stage: each weight once a call, and keys and values of the past.",
-                lying_bars("bytes of a token by stage", bytes, 2));
+  return figure(
+      "Where a token's time and bytes go",
+      "By stage; drafts are in the stages that they run. Bytes: weights, each once a call, and keys and values "
+      "of the past. Point at a piece for both.",
+      text(stage_legend(d), "<div class=\"multiples\">", lying_bars("µs for a token", times, 0),
+           lying_bars("MB read for a token", bytes, 2), "</div>"),
+      true);
 }
 
 }  // namespace moeskip::report

@@ -94,7 +94,7 @@ inline std::string speed_table(const report_data& d) {
 
 inline std::string text_section(const report_data& d) {
   std::string figures;
-  if (!d.speeds.empty()) figures += speed_table(d) + stage_figures(d);
+  if (!d.speeds.empty()) figures += speed_table(d) + stage_figure(d);
   for (const decoder_speed& s : d.speeds)
     if (s.stats.drafted) figures += acceptance_by_position(s);
   std::string strips;
