@@ -3,6 +3,7 @@
 
 #include "models.hpp"
 #include "moeskip/eval/counted_session.hpp"
+#include "moeskip/eval/depth.hpp"
 #include "moeskip/eval/drops.hpp"
 #include "moeskip/eval/expert_observer.hpp"
 
@@ -90,6 +91,24 @@ TEST_CASE("what a capacity would drop is the CPU's") {
                 CHECK(got.all().assigned == expected.all().assigned);
                 CHECK(got.all().dropped == expected.all().dropped);
               });
+}
+
+TEST_CASE("confidence, surprise and agreement of every exit are the CPU's") {
+  auto a = lively_model<everything, host>();
+  auto b = lively_model<everything, device>();
+  const std::vector<std::vector<int>> texts{random_tokens(14, tiny_sizes.vocab, 2),
+                                            random_tokens(9, tiny_sizes.vocab, 3)};
+  const ms::depth_readings expected = ms::read_depth(a, std::span<const std::vector<int>>(texts));
+  const ms::depth_readings got = ms::read_depth(b, std::span<const std::vector<int>>(texts));
+  REQUIRE(expected.tokens() == 13 + 8);
+  CHECK(got.exits == expected.exits);
+  CHECK(got.predicted == expected.predicted);
+  REQUIRE(got.bits.size() == expected.bits.size());
+  for (std::size_t i = 0; i < got.bits.size(); ++i) {
+    CHECK(got.bits[i] == doctest::Approx(expected.bits[i]).epsilon(1e-4));
+    CHECK(got.confidence[i] == doctest::Approx(expected.confidence[i]).epsilon(1e-4));
+  }
+  CHECK(ms::exit_histogram(got, 0.3f) == ms::exit_histogram(expected, 0.3f));
 }
 
 TEST_CASE("bytes and products of every stage and decoder are the CPU's") {
