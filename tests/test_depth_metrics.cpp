@@ -94,6 +94,38 @@ TEST_CASE("readings of a model are those of evaluate(), exit by exit") {
   }
 }
 
+TEST_CASE("perplexity: who knows nothing hesitates between all tokens") {
+  CHECK(ms::perplexity(0) == 1);
+  CHECK(ms::perplexity(3) == 8);
+  struct V : ms::variant {};
+  using M = ms::model<V, ms::reference<double>>;
+  M zeros({.sizes = tiny_sizes, .exits = ms::exits_after(2)}, M::uninitialised{});
+  for (const ms::exit_quality& q : ms::evaluate(zeros, random_tokens(17, tiny_sizes.vocab, 9), 16)) {
+    CHECK(q.bits_per_token == Approx(std::log2(tiny_sizes.vocab)));
+    CHECK(ms::perplexity(q.bits_per_token) == Approx(tiny_sizes.vocab));
+  }
+}
+
+TEST_CASE("acceptance, in all and by place in the draft") {
+  ms::decode_stats s;
+  s.count(ms::speculation_round{.verified = 3, .accepted = 2});  // d d n
+  s.count(ms::speculation_round{.verified = 0});                 // n
+  s.count(ms::speculation_round{.verified = 2, .accepted = 2});  // d d n
+  s.count(ms::speculation_round{.verified = 1, .accepted = 0});  // n
+  CHECK(s.rounds == 4);
+  CHECK(s.drafted == 6);
+  const ms::emitted d{1, 2, true}, n{1, 4, false};
+  s.count(std::vector<ms::emitted>{d, d, n, n, d, d, n, n});
+  CHECK(s.tokens == 8);
+  CHECK(s.acceptance_rate() == Approx(4.0 / 6));
+  CHECK(s.drafted_at[0] == 3);
+  CHECK(s.drafted_at[1] == 2);
+  CHECK(s.drafted_at[2] == 1);
+  CHECK(s.accepted_at[0] == 2);
+  CHECK(s.accepted_at[1] == 2);
+  CHECK(s.accepted_at[2] == 0);
+}
+
 TEST_CASE("questions answered by what is likeliest behind them, at every exit") {
   const std::vector<ms::choice_question> questions{{{1, 2}, {{3}, {4, 5}}, 1}, {{6}, {{7, 8}, {9}}, 0}};
   const auto texts = ms::choice_texts(questions);

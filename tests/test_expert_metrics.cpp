@@ -106,10 +106,10 @@ TEST_CASE("what a session reads and computes, call by call") {
   const auto made = ms::generate(counted.session(), prompt, {.max_new_tokens = 4}, ms::decoder::autoregressive{},
                                  [](const ms::emitted&) {});
   const double pasts = 3 + 4 + 5 + 6;  // of the four tokens, themselves included
-  CHECK(counted.done.weights == Approx(4 * active));
-  CHECK(counted.done.past == Approx(s.layers * 2 * s.kv_heads * width * pasts));
-  CHECK(counted.done.products == Approx(4 * active + s.layers * 2 * s.heads * width * pasts));
-  CHECK(counted.bytes() == Approx(8 * (counted.done.weights + counted.done.past)));
+  CHECK(counted.done.total().weights == Approx(4 * active));
+  CHECK(counted.done.total().past == Approx(s.layers * 2 * s.kv_heads * width * pasts));
+  CHECK(counted.done.total().products == Approx(4 * active + s.layers * 2 * s.heads * width * pasts));
+  CHECK(counted.bytes() == Approx(8 * (counted.done.total().weights + counted.done.total().past)));
   CHECK(ms::experts_touched(made.stats) == 2 * 2);
   CHECK(ms::touched_gain(made.stats, s, 2) == 1);
 
@@ -122,9 +122,9 @@ TEST_CASE("what a session reads and computes, call by call") {
   session.embed(x, ids(same), 2);
   session.run(0, s.layers, x, 2);
   session.logits(logits, x, s.layers);
-  CHECK(counted.done.weights == Approx(active));
-  CHECK(counted.done.past == Approx(s.layers * 2 * s.kv_heads * width * 5));
-  CHECK(counted.done.products == Approx(3 * active + s.layers * 2 * s.heads * width * (3 + 4 + 5)));
+  CHECK(counted.done.total().weights == Approx(active));
+  CHECK(counted.done.total().past == Approx(s.layers * 2 * s.kv_heads * width * 5));
+  CHECK(counted.done.total().products == Approx(3 * active + s.layers * 2 * s.heads * width * (3 + 4 + 5)));
 
   // What it decodes is what a session of its own decodes.
   ms::session<V, B> alone(m);

@@ -165,7 +165,7 @@ TEST_CASE("layer skip: layers that were run are counted, behind a long prompt to
     ms::counted_session<gated, B> counted(m);
     const auto made =
         ms::generate(counted.session(), prompt, {.max_new_tokens = 10}, ms::decoder::autoregressive{}, ignore);
-    return std::pair{made.stats.layer_steps, counted.done};
+    return std::pair{made.stats.layer_steps, counted.done.total()};
   };
   const auto [shut_steps, shut] = work(-1e2f);
   const auto [open_steps, open] = work(1e2f);

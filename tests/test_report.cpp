@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "moeskip/eval/report/fill.hpp"
 #include "moeskip/eval/report/html.hpp"
 #include "moeskip/eval/report/training_log.hpp"
 
@@ -90,6 +91,39 @@ TEST_CASE("a report of nothing is a page, and a hostile name stays a name") {
   CHECK(html.starts_with("<!doctype html>"));
   CHECK(html.find("<script") == std::string::npos);
   CHECK(html.find("<section") == std::string::npos);
+}
+
+TEST_CASE("a decoder's work, for a token and by stage, and how it is drawn") {
+  ms::stage_work w;
+  w[ms::stage::attention] = {.weights = 1000, .past = 500, .products = 3000, .seconds = 4e-4};
+  w[ms::stage::head] = {.weights = 2000, .past = 0, .products = 1000, .seconds = 1e-4};
+  w.drafted = {.weights = 600, .past = 100, .products = 800, .seconds = 9};
+  report::decoder_speed s{.name = "speculation"};
+  s.stats.tokens = 10, s.stats.drafted = 4, s.stats.seconds = 1e-3;
+  s.stats.draft_seconds = 3e-4, s.stats.verify_seconds = 6e-4;
+  report::add_work(s, w, 2, {.read = 1e6, .peak = 1e9});
+  CHECK(s.bytes == Approx((3000 * 2 + 500 * 4) / 10.0));
+  CHECK(s.flop == Approx(2 * 4000 / 10.0));
+  CHECK(s.roof == Approx(1e6 / 800));
+  REQUIRE(s.stages.size() == ms::stage_names.size());
+  CHECK(s.in("attention").bytes == Approx((1000 * 2 + 500 * 4) / 10.0));
+  CHECK(s.in("attention").seconds == Approx(4e-5));
+  CHECK(s.in("head").flop == Approx(200));
+  CHECK(s.in("router").bytes == 0);
+  CHECK(s.drafting.bytes == Approx((600 * 2 + 100 * 4) / 10.0));
+  CHECK(s.drafting.seconds == Approx(3e-5));  // of the decoder's own clock: sampling included
+  CHECK(s.verifying.bytes == Approx(800 - 160));
+  CHECK(report::cost_of_drafts(s) == " Drafting takes 33 % of the time and 20 % of the bytes of rounds.");
+
+  report::report_data d{.speeds = {s}};
+  const std::string drawn = report::stage_figure(d);
+  CHECK(count(drawn, "<svg") == 2);
+  CHECK(count(drawn, "<rect") == 2 + 2 + 1);  // two stages and the rest of the time, two stages of bytes
+  CHECK(count(drawn, ">100</text>") == 1);    // 1e-3 s over ten tokens, in µs
+  CHECK(count(drawn, "in no stage: 50.0 µs") == 1);
+  CHECK(count(drawn, "router") == 0);
+  d.speeds.front().stages.clear();
+  CHECK(report::stage_figure(d).empty());
 }
 
 TEST_CASE("curves are smoothed by a twelfth of their points, evenly on both sides") {

@@ -57,7 +57,7 @@ void compete(contestant& c, Skipping& skipping, M& m, const setting& set, const 
       c.against.ratios.push_back((before + after) / 2 / made.stats.seconds);
       c.against.sum += made.stats;
       c.rates.push_back(made.stats.tokens_per_second());
-      c.done += fresh.done;
+      c.done += fresh.done.total();
       if (also) c.done += *also;
       c.said.resize(p + 1), c.said[p] = made.ids();
       if (plain && set.sampling.greedy()) ++c.texts, c.same += c.said[p] == plain->said[p];

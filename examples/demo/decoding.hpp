@@ -16,7 +16,7 @@ struct decoded {
   std::string name;
   ms::generated out{};          // every repetition gives the same
   std::vector<double> rates{};  // tokens per second, one for each repetition
-  double bytes = 0, flop = 0;   // read and computed for a token
+  ms::stage_work work{};        // of one repetition
 
   double tokens_per_second() const {  // the median
     std::vector<double> sorted = rates;
@@ -99,7 +99,7 @@ template <class B> class decoding {
     counted_.done = {};
     d.out = ms::generate(counted_.session(), prompt_, options_, decoder, [](const ms::emitted&) {});
     d.rates.push_back(d.out.stats.tokens_per_second());
-    d.bytes = counted_.bytes() / d.out.stats.tokens, d.flop = counted_.done.flop() / d.out.stats.tokens;
+    d.work = counted_.done;
   }
 
   ms::model<variant, B>& model_;

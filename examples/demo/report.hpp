@@ -17,7 +17,8 @@
 namespace demo {
 
 /// A decoder against plain decoding of the same repetition: what disturbed one disturbed the other.
-inline ms::report::decoder_speed speed(const decoded& d, const decoded& plain, const ms::machine_limits& limits) {
+inline ms::report::decoder_speed speed(const decoded& d, const decoded& plain, const ms::machine_limits& limits,
+                                       double bytes_per_weight) {
   ms::report::decoder_speed s{.name = d.name, .stats = d.out.stats, .mean_exit = d.mean_exit_layer()};
   s.stats.seconds = s.stats.tokens / d.tokens_per_second();  // of the median repetition
   std::vector<double> ratios;
@@ -25,7 +26,7 @@ inline ms::report::decoder_speed speed(const decoded& d, const decoded& plain, c
   std::sort(ratios.begin(), ratios.end());
   s.relative = ratios[ratios.size() / 2], s.lowest = ratios.front(), s.highest = ratios.back();
   s.same = d.out.ids() == plain.out.ids();
-  s.bytes = d.bytes, s.flop = d.flop, s.roof = limits.roof(d.bytes, d.flop);
+  ms::report::add_work(s, d.work, bytes_per_weight, limits);
   return s;
 }
 
@@ -50,7 +51,8 @@ template <class B> void write_report(const std::filesystem::path& path, ms::mode
   const ms::machine_limits limits = ms::measure_limits(
       {reinterpret_cast<const std::byte*>(m.block().data()), std::size_t(m.block().size()) * sizeof(ms::weight_t<B>)});
   d.read = limits.read, d.peak = limits.peak;
-  for (const decoded* one : {&c.plain, &c.early_exit, &c.speculative}) d.speeds.push_back(speed(*one, c.plain, limits));
+  for (const decoded* one : {&c.plain, &c.early_exit, &c.speculative})
+    d.speeds.push_back(speed(*one, c.plain, limits, sizeof(ms::weight_t<B>)));
   const std::vector<int> begun = ms::tokenizer::byte::encode(prompt);
   d.texts = {ms::report::decoded_bytes(c.early_exit.name, ms::report::note_on_early_exit(threshold), begun,
                                        c.early_exit.out.tokens, false),

@@ -13,6 +13,7 @@
 #include "moeskip/eval/depth_readings.hpp"
 #include "moeskip/eval/expert_observer.hpp"
 #include "moeskip/eval/roofline.hpp"
+#include "moeskip/eval/stage_work.hpp"
 #include "moeskip/model/describe.hpp"
 
 namespace tool {
@@ -28,6 +29,7 @@ struct decoder_choice {
 
 struct model_facts {
   std::string file, variant, policies, weights;  // weights: "f32" or "bf16", as they are held in memory
+  double bytes_per_weight = 0;
   ms::sizes sizes{};
   int experts_per_token = 0;
   std::vector<int> exits{};  // the full depth last
@@ -39,7 +41,7 @@ struct model_facts {
 };
 
 struct continuation : ms::generated {
-  double bytes = 0, flop = 0;  // read and computed for all its tokens
+  ms::stage_work work{};
 };
 
 class any_model {

@@ -13,7 +13,7 @@ namespace tool {
 
 namespace {
 
-ms::report::decoder_speed speed(const contestant& c, const contestant& plain, const ms::machine_limits& limits) {
+ms::report::decoder_speed speed(const contestant& c, const contestant& plain, const race& r) {
   ms::report::decoder_speed s{.name = c.name, .stats = c.total};
   std::vector<double> ratios;
   for (std::size_t i = 0; i < c.out.size(); ++i)
@@ -27,8 +27,31 @@ ms::report::decoder_speed speed(const contestant& c, const contestant& plain, co
   }
   const double tokens = std::max(1, c.total.tokens);
   s.mean_exit = exits / tokens, s.same = same / double(c.out.size());
-  s.bytes = c.bytes / tokens, s.flop = c.flop / tokens, s.roof = limits.roof(s.bytes, s.flop);
+  ms::report::add_work(s, c.work, r.bytes_per_weight, r.limits);
   return s;
+}
+
+/// What a token costs where: for each decoder a line of times and one of bytes.
+std::string table_of_stages(const std::vector<ms::report::decoder_speed>& all) {
+  std::vector<std::vector<std::string>> rows{{""}};
+  std::vector<std::string_view> stages;  // that anybody was in
+  for (const std::string_view name : ms::stage_names)
+    for (const auto& s : all)
+      if (s.in(name).bytes > 0 && (stages.empty() || stages.back() != name)) stages.push_back(name);
+  rows[0].insert(rows[0].end(), stages.begin(), stages.end());
+  rows[0].insert(rows[0].end(), {"all", "draft", "verify"});
+  for (const ms::report::decoder_speed& s : all)
+    for (const bool times : {true, false}) {
+      const auto cost = [&](const ms::report::stage_cost& c) {
+        return times ? fixed(c.seconds * 1e6, 1) : fixed(c.bytes / 1e6, 3);
+      };
+      rows.push_back({s.name + (times ? ", µs" : ", MB")});
+      for (const std::string_view name : stages) rows.back().push_back(cost(s.in(name)));
+      rows.back().push_back(times ? fixed(1e6 / s.stats.tokens_per_second(), 1) : fixed(s.bytes / 1e6, 3));
+      for (const ms::report::stage_cost& c : {s.drafting, s.verifying})
+        rows.back().push_back(s.stats.drafted ? cost(c) : "–");
+    }
+  return table(rows);
 }
 
 bool is_space(int byte) { return byte == ' ' || byte == '\n'; }
@@ -73,7 +96,8 @@ void bench(const options& o) {
                      {"flop_per_second", r.limits.peak}};
   std::vector<std::vector<std::string>> rows{{"", "tokens/s", "speed", "of prompts", "layers", "experts", "MB", "MFLOP",
                                               "roof", "reached", "accepted", "same text"}};
-  for (const ms::report::decoder_speed& s : r.speeds()) {
+  const std::vector<ms::report::decoder_speed> speeds = r.speeds();
+  for (const ms::report::decoder_speed& s : speeds) {
     out["decoders"].push_back(to_json(s));
     const double rate = s.stats.tokens_per_second();
     rows.push_back(
@@ -83,7 +107,7 @@ void bench(const options& o) {
          s.stats.drafted ? fixed(100 * s.stats.acceptance_rate(), 0) + " %" : "–", fixed(100 * s.same, 0) + " %"});
   }
   if (o.json.write(out)) return;
-  print(table(rows));
+  print(table(rows) + "\n" + table_of_stages(speeds));
   print(ms::text("\nPrompts: ", r.prompts.size(), ", of ", r.tokens, " new bytes each; threads: ", ms::thread_count(),
                  ". Weights of this size are read at ", fixed(r.limits.read / 1e9, 1), " GB/s, products run at ",
                  fixed(r.limits.peak / 1e9, 0), " GFLOP/s.\n"));
@@ -105,7 +129,7 @@ void prompt_options::declare(CLI::App& app, int least) {
 
 std::vector<ms::report::decoder_speed> race::speeds() const {
   std::vector<ms::report::decoder_speed> out;
-  for (const contestant& c : all) out.push_back(speed(c, all.front(), limits));
+  for (const contestant& c : all) out.push_back(speed(c, all.front(), *this));
   return out;
 }
 
@@ -118,7 +142,7 @@ race prepare(any_model& m, std::span<const int> tokens, const prompt_options& o,
   const int room = context + 1 - std::max(length, int(o.prompt.size())), count = o.tokens ? o.tokens : room;
   MOESKIP_CHECK(ms::config_error, count <= room, "--tokens: expected at most ", room,
                 " beside prompts in a context of ", context, ", got ", count);
-  race r{.prompts = prompts_of(tokens, o, length), .tokens = count};
+  race r{.prompts = prompts_of(tokens, o, length), .tokens = count, .bytes_per_weight = f.bytes_per_weight};
   r.all.push_back({"plain decoding", "All layers for every token.", {decoder_choice::plain}});
   if (f.leaves_early()) {
     r.all.push_back({"early exit", ms::report::note_on_early_exit(threshold), {decoder_choice::early_exit, threshold}});
@@ -136,7 +160,7 @@ void run(race& r, any_model& m) {
     for (contestant& c : r.all) {
       c.out.push_back(m.generate(prompt, options, c.how, ignore));
       c.total += c.out.back().stats;
-      c.bytes += c.out.back().bytes, c.flop += c.out.back().flop;
+      c.work += c.out.back().work;
     }
   r.limits = m.limits();
 }
@@ -153,7 +177,10 @@ action declare_bench(CLI::App& app) {
               "computed for it. "
               "roof: tokens a second that the machine allows by these, measured in the same process; reached: how much "
               "of that came "
-              "true. ./run bench compare puts a baseline model and every kind of speculation beside it."));
+              "true. Below it where a token's time and bytes go: the stages, all of it with what is in none of them, "
+              "and what rounds "
+              "of speculation draft and verify. ./run bench compare puts a baseline model and every kind of "
+              "speculation beside it."));
   return [o] { bench(*o); };
 }
 

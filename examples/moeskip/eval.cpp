@@ -3,6 +3,7 @@
 #include "moeskip/eval/choice_file.hpp"
 #include "moeskip/eval/drops.hpp"
 #include "moeskip/eval/expert_parallel.hpp"
+#include "moeskip/eval/perplexity.hpp"
 #include "moeskip/eval/saturation.hpp"
 #include "moeskip/formats/tokenizer/byte.hpp"
 
@@ -28,11 +29,11 @@ void print_depth(const ms::report::report_data& d) {
     return;
   }
   std::vector<std::vector<std::string>> rows{
-      {"exit after", "bits/byte", "right", "as full depth", "leave here", "ECE"}};
+      {"exit after", "bits/byte", "perplexity", "right", "as full depth", "leave here", "ECE"}};
   for (std::size_t e = 0; e < d.exits.size(); ++e) {
     const ms::exit_judged& x = d.exits[e];
-    rows.push_back({ms::text("layer ", x.exit_layer), fixed(x.bits, 4), percent(x.correct), percent(x.agreement),
-                    percent(double(d.histogram[e]) / double(d.tokens_read)),
+    rows.push_back({ms::text("layer ", x.exit_layer), fixed(x.bits, 4), fixed(ms::perplexity(x.bits), 3),
+                    percent(x.correct), percent(x.agreement), percent(double(d.histogram[e]) / double(d.tokens_read)),
                     e < d.reliability.size() ? fixed(ms::calibration_error(d.reliability[e]), 3) : "–"});
   }
   print(table(rows));

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "moeskip/eval/expert_parallel.hpp"
+#include "moeskip/eval/perplexity.hpp"
 #include "moeskip/eval/report/fill.hpp"
 #include "moeskip/eval/touched_experts.hpp"
 
@@ -34,8 +35,11 @@ nlohmann::json depth_json(const report_data& d) {
   nlohmann::json out;
   for (std::size_t e = 0; e < d.exits.size(); ++e) {
     const ms::exit_judged& x = d.exits[e];
-    nlohmann::json one{
-        {"exit_layer", x.exit_layer}, {"bits_per_byte", x.bits}, {"correct", x.correct}, {"agreement", x.agreement}};
+    nlohmann::json one{{"exit_layer", x.exit_layer},
+                       {"bits_per_byte", x.bits},
+                       {"perplexity", ms::perplexity(x.bits)},
+                       {"correct", x.correct},
+                       {"agreement", x.agreement}};
     if (e < d.histogram.size()) one["tokens_leaving"] = d.histogram[e];
     if (e < d.reliability.size()) {
       one["calibration_error"] = ms::calibration_error(d.reliability[e]);
@@ -129,6 +133,11 @@ nlohmann::json to_json(const ms::report::decoder_speed& s) {
     out["acceptance_rate"] = s.stats.acceptance_rate();
     out["drafted_at"] = s.stats.drafted_at, out["accepted_at"] = s.stats.accepted_at;
   }
+  const auto cost = [](const ms::report::stage_cost& c) {
+    return nlohmann::json{{"seconds_per_token", c.seconds}, {"bytes_per_token", c.bytes}, {"flop_per_token", c.flop}};
+  };
+  for (const ms::report::stage_cost& c : s.stages) out["stages"][c.name] = cost(c);
+  if (s.stats.drafted) out["draft"] = cost(s.drafting), out["verify"] = cost(s.verifying);
   return out;
 }
 

@@ -18,6 +18,7 @@ template <class V, class B> class opened final : public any_model {
               .variant = variant,
               .policies = ms::variant_name<V>(),
               .weights = sizeof(ms::weight_t<B>) == 2 ? "bf16" : "f32",
+              .bytes_per_weight = sizeof(ms::weight_t<B>),
               .sizes = c.sizes,
               .experts_per_token = V::router::experts_per_token,
               .footprint = ms::footprint(model_),
@@ -43,14 +44,15 @@ template <class V, class B> class opened final : public any_model {
     if (!session_) session_.emplace(model_);
     session_->done = {};
     const auto run = [&](const auto& decoder) {
-      return continuation{ms::generate(session_->session(), prompt, options, decoder, sink), session_->bytes(),
-                          session_->done.flop()};
+      ms::generated made = ms::generate(session_->session(), prompt, options, decoder, sink);
+      return continuation{std::move(made), session_->done};
     };
     switch (how.what) {
       case decoder_choice::early_exit:
         return run(ms::decoder::early_exit<>{.rule = {.threshold = how.threshold}});
       case decoder_choice::speculative:
-        return run(ms::speculative_decoder::compose<>{});
+        return run(ms::speculative_decoder::compose<ms::counted_draft<ms::draft::self>>{
+            .draft = {.base = {}, .to = &session_->done}});
       default:
         return run(ms::decoder::autoregressive{});
     }

@@ -24,7 +24,7 @@ struct contestant {
   decoder_choice how;
   std::vector<continuation> out{};
   ms::decode_stats total{};
-  double bytes = 0, flop = 0;  // of all tokens
+  ms::stage_work work{};  // for all tokens
 };
 
 struct race {
@@ -32,6 +32,7 @@ struct race {
   int tokens = 0;  // that each is continued by
   std::vector<contestant> all{};
   ms::machine_limits limits{};
+  double bytes_per_weight = 0;
 
   /// The first one decodes plainly.
   std::vector<ms::report::decoder_speed> speeds() const;

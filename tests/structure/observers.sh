@@ -3,7 +3,7 @@
 # Who does not observe does not pay: nothing of an observer is in a program that has none. The second program shows that the
 # names are there to be found.
 set -eu
-observers='routing_observer|expert_observer|drop_observer|counted_session'
+observers='routing_observer|expert_observer|drop_observer|counted_session|counted_draft|stage_work'
 found() { nm -C "$1" | grep -cE "$observers" || :; }
 
 with=$(found "$2")

@@ -1,8 +1,6 @@
-// A session whose work is counted as it is done, call by call: weights read, keys and values read, products. Rows of one call
-// read a weight once, in a MoE layer those of the experts that they visit together.     MoESD, arXiv:2505.19645, section 3
-//   bytes = weights read · their size + keys and values of the row's past · their size
-//   FLOP  = 2 · (weights · rows + 2 · heads · d · past), norms and what is elementwise left out
-// Prompts are not counted, nor is what a draft does in a session of its own (draft::small_model).
+// A session whose work is counted as it is done, call by call and stage by stage (eval/stage_work.hpp): weights read, keys and
+// values read, products, and the time of each stage, for which the backend is waited for. Prompts are not counted, nor is what a
+// draft does in a session of its own (draft::small_model).
 #pragma once
 
 #include <chrono>
@@ -10,23 +8,10 @@
 #include <vector>
 
 #include "moeskip/decode/session.hpp"
+#include "moeskip/eval/stage_work.hpp"
 #include "moeskip/model/weights_read.hpp"
 
 namespace moeskip {
-
-struct decode_work {
-  double weights = 0;   // read, each once a call
-  double past = 0;      // keys and values read, scalars
-  double products = 0;  // multiply-adds
-
-  decode_work& operator+=(const decode_work& more) {
-    weights += more.weights, past += more.past, products += more.products;
-    return *this;
-  }
-  /// per_weight, per_scalar: bytes of a stored weight, and of a key's or value's number.
-  double bytes(double per_weight, double per_scalar) const { return weights * per_weight + past * per_scalar; }
-  double flop() const { return 2 * products; }
-};
 
 /// Decode in its session().
 template <class V, class B> class counted_session final : shared_calls<scalar_t<B>> {
@@ -40,14 +25,12 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
         kv_(std::make_shared<kv_cache<T>>(session_type::cache_for(m, 1))),
         tape_(memory_, *this),
         session_(m, kv_, 0, this) {
-    for (int l = 0; l < m.layers(); ++l) {
-      rest_.push_back(layer_weights_read(m.configuration(), l, 0));
-      expert_.push_back(layer_weights_read(m.configuration(), l, 1) - rest_.back());
-    }
+    for (int l = 0; l < m.layers(); ++l) reads_.push_back(layer_reads_of(m.configuration(), l));
   }
   session_type& session() { return session_; }
-  decode_work done{};  // since somebody emptied it
-  double bytes() const { return done.bytes(sizeof(weight_t<B>), sizeof(T)); }
+  stage_work done{};  // since somebody emptied it
+  double bytes(const decode_work& work) const { return work.bytes(sizeof(weight_t<B>), sizeof(T)); }
+  double bytes() const { return bytes(done.total()); }
 
   /// From now on, what the last call for logits said of its first row (V).
   void listen() { said_.resize(std::size_t(model_.sizes().vocab)); }
@@ -58,12 +41,15 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
    public:
     counting_tape(arena& memory, counted_session& to) : no_tape(memory), to_(to) {}
     int most_experts() const { return most; }
+    void enter(B&, stage next) { to_.enter(next); }
     template <class R> void routed(int layer, const R& r, const token_rows& rows) {
+      const layer_reads& w = to_.reads_[std::size_t(layer)];
       expert_set read;
       double chosen = 0;
       for (const int e : r.chosen) read.insert(e), chosen += e >= 0;
-      const double expert = to_.expert_[std::size_t(layer)];
-      to_.done.weights += read.size() * expert, to_.done.products += chosen * expert;
+      const double N = double(rows.size());
+      to_.done[stage::router] += {w.router, 0, w.router * N};
+      to_.done[stage::expert] += {w.shared + read.size() * w.expert, 0, w.shared * N + chosen * w.expert};
       to_.session_.meter().routed(layer, r, rows);
     }
     void passed(int layer, const token_rows& rows) {
@@ -78,20 +64,31 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
   };
 
   void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) override {
-    const sizes& s = model_.sizes();
-    const double kv = kv_weights(), heads = 2.0 * s.heads * s.head_size(), groups = 2.0 * s.kv_groups() * s.head_size();
     tape_.most = most_experts;
     for (int l = first; l < last; ++l) {
       tape_.passed_by = {};
+      begin(model_.configuration().has_gate(l) ? stage::layer_gate : stage::attention);
       model_.run_layers(l, l + 1, x, *kv_, rows, tape_);
-      const double passed = double(tape_.passed_by.size()), running = double(rows.size()) - passed;
-      const double past = past_of(rows) - past_of(tape_.passed_by);
-      const double whole = rest_[std::size_t(l)], passing = kv + (model_.configuration().has_gate(l) ? 2.0 * s.dim : 0);
-      const double longest = running > 0 ? rows.position[rows.size() - 1] + 1 : 0;
-      done += {running > 0 ? whole : passing, groups * longest, whole * running + passing * passed + heads * past};
+      end();
+      count_layer(l, rows, tape_.passed_by);
     }
   }
+  /// But for what the tape has counted: router and experts.
+  void count_layer(int l, const token_rows& rows, const token_rows& passed_by) {
+    const sizes& s = model_.sizes();
+    const layer_reads& w = reads_[std::size_t(l)];
+    const double heads = 2.0 * s.heads * s.head_size(), groups = 2.0 * s.kv_groups() * s.head_size();
+    const double passed = double(passed_by.size()), running = double(rows.size()) - passed;
+    done[stage::layer_gate] += {w.layer_gate, 0, w.layer_gate * double(rows.size()) + kv_weights() * passed};
+    // Who passes by reads weights of keys and values, which are attention's, and read once.
+    if (running == 0) return void(done[stage::layer_gate] += {kv_weights(), 0, 0});
+    const double longest = rows.position[rows.size() - 1] + 1;
+    done[stage::attention] +=
+        {w.attention, groups * longest, w.attention * running + heads * (past_of(rows) - past_of(passed_by))};
+    done[stage::dense] += {w.dense, 0, w.dense * running};
+  }
   void logits(mat<T> out, mat<const T> x, int exit_layer, int) override {
+    begin(stage::head);
     const auto head = model_.weights().head(exit_layer);
     const double weights = double(out.cols() * x.cols() + head.down.size() + head.up.size() + head.norm.size());
     const auto scope = memory_.scope();
@@ -100,15 +97,31 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
     for (index_t n = 0; n < x.rows(); n += most) {
       const index_t count = std::min(most, x.rows() - n);
       model_.head(out.rows(n, count), normed.rows(0, count), x.rows(n, count), exit_layer);
-      done += {weights, 0, weights * double(count)};
+      done[stage::head] += {weights, 0, weights * double(count)};
     }
+    end();
     if (!said_.empty()) std::copy(out.row(0).begin(), out.row(0).end(), said_.begin());
   }
   void propagate(int first, mat<const T> x, const token_rows& rows) override {
-    const double weights = kv_weights();
-    done += {(model_.layers() - first) * weights, 0, (model_.layers() - first) * weights * double(rows.size())};
+    begin(stage::missing_kv);
+    const double weights = (model_.layers() - first) * kv_weights();
     model_.propagate(first, model_.layers(), x, *kv_, rows, memory_);
+    done[stage::missing_kv] += {weights, 0, weights * double(rows.size())};
+    end();
   }
+
+  /// A stage lasts until the next one begins, or end().
+  void begin(stage first) {
+    settle(model_.backend());
+    now_ = first, since_ = seconds(0);
+  }
+  void enter(stage next) {
+    settle(model_.backend());
+    const double time = seconds(0);
+    done[now_].seconds += time - since_;
+    now_ = next, since_ = time;
+  }
+  void end() { enter(now_); }
   double seconds(int) const override {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
@@ -129,8 +142,10 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
   arena memory_;
   counting_tape tape_;
   session_type session_;
-  std::vector<double> rest_, expert_;  // weights of each layer without routed experts, and of one of these
-  std::vector<T> said_;                // (V) or empty
+  std::vector<layer_reads> reads_;  // (L)
+  std::vector<T> said_;             // (V) or empty
+  stage now_ = stage::attention;
+  double since_ = 0;  // when it began, seconds
 };
 
 }  // namespace moeskip

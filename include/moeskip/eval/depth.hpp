@@ -1,5 +1,7 @@
 // What depth buys, token by token, from depth_readings: N tokens, E exits, the full depth last.
 //   agreement    share of tokens whose most likely next token at an exit is the full depth's
+//                                                                  "consistency", CALM, arXiv:2207.07061
+//   histogram    tokens that leave at each exit
 //   bits         mean surprise at an exit; bits per byte with a vocabulary of bytes
 //   saved        1 − mean exit layer / L
 //   trade-off    the same by threshold: every token judged where it leaves                         CALM, arXiv:2207.07061

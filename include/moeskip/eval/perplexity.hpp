@@ -1,7 +1,9 @@
-// How well each exit predicts a text.   bits per token = mean next-token loss (nats) / ln 2; with a byte vocabulary,
-// bits per byte.
+// How well each exit predicts a text.
+//   bits per token = − 1/N Σ_n log2 p(token n | those before)    with a byte vocabulary bits per byte
+//   perplexity     = 2^(bits per token)                          Jelinek et al. 1977, doi:10.1121/1.2016299
 #pragma once
 
+#include <cmath>
 #include <numbers>
 #include <span>
 #include <vector>
@@ -9,6 +11,9 @@
 #include "moeskip/eval/windows.hpp"
 
 namespace moeskip {
+
+/// From 1, where every token was certain; V for one who knows nothing of a vocabulary of V.
+inline double perplexity(double bits_per_token) { return std::exp2(bits_per_token); }
 
 /// Quality of every trained exit and of the full depth over `tokens`. Nothing is dropped out, unless `tape` says so
 /// (eval/routing.hpp). Throws config_error where the text is shorter than one window.

@@ -3,14 +3,15 @@
 //   max_violation  max_e share_e · E − 1, 0 where balance is perfect            "MaxVio", Wang et al., arXiv:2408.15664
 //   variation      standard deviation of the experts' loads over their mean, 0 where balance is perfect
 //                                                                    "CV", Shazeer et al., arXiv:1701.06538, section 4
-//   entropy        − Σ share log share / log E: 1 where balance is perfect
-//   dead           experts with less than a hundredth of their fair share
+//   entropy        − Σ share log share / log E: 1 where balance is perfect. Shannon's, normalised
+//   dead           experts with less than a hundredth of their fair share: share · E < 0.01 (our limit)
 //   confidence     mean over tokens of Σ_k p_k, the router's probability of the K experts that it chose: 1 where it is sure of
 //                  them, K/E where it knows nothing               "router_confidence", flaxformer, before renormalisation
 //   first_share    mean over tokens of p_1 / Σ_k p_k, how much of that the best expert has: 1/K to 1
 //   distinct(t)    experts that a run of t consecutive tokens visits together, on average: what a verify of t tokens
 //                  reads. Over all runs, and over those that start at a multiple of t.
 //   independent(t) the same if each token chose alone, by the same marginals f_e: Σ_e 1 − (1 − f_e)^t
+//                                                                   for even ones MoESD, arXiv:2505.19645, section 3
 //   growth(t)      (distinct − k) / (independent − k): 1 for independent choices, 0 where a run shares its experts
 #pragma once
 

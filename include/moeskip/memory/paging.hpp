@@ -11,11 +11,6 @@
 
 namespace moeskip {
 
-/// Which weights are asked for before they are touched: none; those of chosen experts, as soon as a layer has chosen; and,
-/// while that layer runs, those that the next one would choose for what came to it, which is mostly what it does choose.
-///                                                   "speculative expert loading", Eliseev and Mazur, arXiv:2312.17238
-enum class ask_ahead { nothing, chosen, foreseen };
-
 /// Asks the system to fetch these bytes, without waiting. Touching them one after the other fetches a few pages at a time,
 /// each while the program waits; what was asked for comes in large pieces, side by side. Advice: memory that stands in no
 /// file, or is there already, is left as it is.

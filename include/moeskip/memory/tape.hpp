@@ -9,8 +9,8 @@
 
 #include "moeskip/base/bit_set.hpp"
 #include "moeskip/base/rng.hpp"
+#include "moeskip/concepts/observer.hpp"
 #include "moeskip/memory/arena.hpp"
-#include "moeskip/memory/paging.hpp"
 
 namespace moeskip {
 
@@ -26,13 +26,12 @@ class no_tape {
   template <class T> mat<T> successor(mat<T> x) { return x; }
   template <class Record> void save(const Record&) {}
 
-  // What an observer overrides (eval/routing.hpp, decode/routing_meter.hpp): the experts that may be chosen, how many of
-  // the chosen ones a token visits, which weights are asked for ahead, and what was chosen.
+  // What an observer hides by functions of its own (concepts/observer.hpp).
+  template <class B> static void enter(B&, stage) {}
   static expert_set living(int, int count) { return expert_set::first(count); }
   static constexpr int most_experts() { return expert_set::capacity; }
-  template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
   static constexpr ask_ahead asks() { return ask_ahead::nothing; }
-  /// Rows that did not run a layer (parts/layer_gate.hpp).
+  template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
   template <class Rows> static void passed(int, const Rows&) {}
 
  private:
@@ -56,6 +55,7 @@ template <class T> class tape {
     ~nothing() {}
   };
   nothing layer_scope() { return {}; }
+  template <class B> static void enter(B&, stage) {}
   /// The residual stream before each sublayer is needed by that sublayer's backward: the successor is new memory.
   mat<T> successor(mat<T> x) { return memory_.take<T>(x.rows(), x.cols()); }
 

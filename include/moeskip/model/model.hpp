@@ -75,6 +75,9 @@ template <class V, class B> class model {
   /// Throws config_error for layers that the model does not have.
   template <class KeysValues, class Tape>
   mat<T> run_layers(int first, int last, mat<T> x, KeysValues& kv, const token_rows& rows, Tape& tape) {
+    static_assert(Tape::records || Observer<Tape, B>,
+                  "moeskip: what looks on while a model infers derives from ms::no_tape and hides its functions. See "
+                  "moeskip/concepts/observer.hpp");
     check_layers(first, last);
     for (int l = first; l < last; ++l) {
       auto scope = tape.layer_scope();

@@ -7,19 +7,33 @@
 
 namespace moeskip {
 
+/// Weights of a layer by what reads them; each once a call, an expert's if somebody visits it.
+struct layer_reads {
+  double layer_gate = 0, attention = 0, router = 0, shared = 0, dense = 0;
+  double expert = 0;  // one of those that are chosen
+
+  /// Read together by rows that visit `distinct` experts.
+  double all(double distinct) const { return layer_gate + attention + router + shared + dense + distinct * expert; }
+};
+
+/// Of layer l. Each part has its own norm.
+template <class V> layer_reads layer_reads_of(const config<V>& c, int l) {
+  const sizes& s = c.sizes;
+  const double D = s.dim, d = s.head_size(), matrices = V::mlp::gates + 2;
+  layer_reads r;
+  if (c.has_gate(l)) r.layer_gate = 2 * D;
+  r.attention = D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups()) + double(V::projection::active_weights(s));
+  if (!s.is_moe(l) || V::after_moe::has_dense) r.dense = D + matrices * D * s.dense_width();
+  if (!s.is_moe(l)) return r;
+  r.router = D + D * s.experts * logits_per_expert<typename V::router>;
+  r.shared = double(V::shared_expert::active_weights(s));
+  r.expert = matrices * D * s.ffn;
+  return r;
+}
+
 /// Weights of layer l that rows read together which visit `distinct` experts there.
 template <class V> double layer_weights_read(const config<V>& c, int l, double distinct) {
-  const sizes& s = c.sizes;
-  const double D = s.dim, d = s.head_size();
-  const double gate = c.has_gate(l) ? 2 * D : 0;
-  const double attention = gate + 2 * D + D * d * (2.0 * s.heads + 2.0 * s.kv_groups()) +  // with both norms
-                           double(V::projection::active_weights(s));
-  constexpr int matrices = V::mlp::gates + 2;
-  const double dense = matrices * D * s.dense_width();
-  if (!s.is_moe(l)) return attention + dense;
-  const double further = distinct - router::active_experts(c.router);
-  return attention + active_moe_weights<V>(s, c.router) + further * matrices * D * s.ffn +
-         (V::after_moe::has_dense ? dense + D : 0);
+  return layer_reads_of(c, l).all(distinct);
 }
 
 /// Weights of the last norm and the unembedding.

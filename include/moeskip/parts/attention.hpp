@@ -44,6 +44,7 @@ template <class V, class B> struct attention {
 
   /// x (N, D); keys and values of the rows are appended to kv.
   template <class Tape> mat<T> forward(B& b, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) const {
+    tape.enter(b, stage::attention);
     arena& memory = tape.memory();
     const attention_shape shape = size.attention();
     const index_t N = x.rows();

@@ -42,6 +42,7 @@ template <class V, class B> struct dense {
   template <class Tape> mat<T> forward(B& b, mat<T> x, Tape& tape) const {
     static_assert(!Tape::records || V::mlp::trains,
                   "moeskip: V::mlp has no backward: this model can be run, not trained");
+    tape.enter(b, stage::dense);
     arena& memory = tape.memory();
     const index_t N = x.rows(), F = size.dense_width();
     mat<T> h = memory.take<T>(N, size.dim), act = memory.take<T>(N, F);

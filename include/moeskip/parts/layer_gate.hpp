@@ -50,6 +50,7 @@ template <class P, class B> struct layer_gate {
   /// layer(x, rows) runs the layer; remember(x, rows) only appends keys and values.
   template <class Tape, class Layer, class Remember>
   mat<T> forward(B& b, int l, mat<T> x, const token_rows& rows, Tape& tape, Layer&& layer, Remember&& remember) const {
+    tape.enter(b, stage::layer_gate);
     arena& memory = tape.memory();
     const index_t N = x.rows();
     mat<T> h = memory.take<T>(N, size.dim), logit = memory.take<T>(N, 1);
@@ -93,7 +94,10 @@ template <class P, class B> struct layer_gate {
       const token_rows passed = select_rows(rows, by, memory), ran = select_rows(rows, through, memory);
       remember(gathered(by), passed);
       tape.passed(l, passed);
-      if (run > 0) scatter_rows(b, x, layer(gathered(through), ran), through);
+      if (run == 0) return x;
+      const mat<T> made = layer(gathered(through), ran);
+      tape.enter(b, stage::layer_gate);
+      scatter_rows(b, x, made, through);
       return x;
     }
   }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "moeskip/concepts/expert_dropout.hpp"
+#include "moeskip/memory/paging.hpp"
 #include "moeskip/memory/tape.hpp"
 #include "moeskip/ops/experts.hpp"
 #include "moeskip/ops/norm_linear.hpp"
@@ -82,6 +83,7 @@ template <class V, class B> struct moe {
                   "can be trained, but it can neither generate nor be evaluated on a text");
     static_assert(!Tape::records || V::mlp::trains,
                   "moeskip: V::mlp has no backward: this model can be run, not trained");
+    tape.enter(b, stage::router);
     arena& memory = tape.memory();
     const index_t N = x.rows();
     const auto [h, logits, call, r] = choose(b, layer, x, kv, rows, tape);
@@ -92,6 +94,7 @@ template <class V, class B> struct moe {
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
     const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
+    tape.enter(b, stage::expert);
     mat<T> y = tape.successor(x);
     if constexpr (requires { V::mlp::experts(b, y, x, h, r, plan, w.experts, memory); }) {
       V::mlp::experts(b, y, x, h, r, plan, w.experts, memory);

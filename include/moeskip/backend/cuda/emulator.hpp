@@ -28,6 +28,7 @@ struct emulation {
   std::string_view without_in{};  // a phase's name: its barrier `without` is left out
   int without = -1;
   long long launches = 0;  // of phases so far
+  long long waits = 0;     // settle() so far
   static emulation& here() {
     thread_local emulation e;
     return e;
@@ -238,6 +239,7 @@ struct emulator {
   }
   /// Throws what a phase threw; what was asked for after it is forgotten.
   static void settle() {
+    ++emulation::here().waits;
     auto& stream = detail::emulated_stream::here();
     const auto asked = std::exchange(stream.asked, {});
     const auto lists = std::exchange(stream.lists, {});

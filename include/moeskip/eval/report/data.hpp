@@ -3,6 +3,7 @@
 
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -22,15 +23,29 @@ struct decoded_text {
   bool speculative = false;
 };
 
+/// What a token costs in one stage, or half of a round.
+struct stage_cost {
+  std::string name{};
+  double seconds = 0, bytes = 0, flop = 0;
+};
+
 /// A decoder over several prompts.
 struct decoder_speed {
   std::string name{};
   decode_stats stats{};
   double relative = 1, lowest = 1, highest = 1;  // speed, plain decoding being 1: median prompt and the extremes
   double mean_exit = 0;
-  double bytes = 0, flop = 0;  // read and computed for a token; 0: not known
-  double roof = 0;             // tokens/s that the machine allows at best (eval/machine_limits.hpp); 0: not known
-  double same = 1;             // share of prompts continued token for token as plain decoding does
+  double bytes = 0, flop = 0;        // read and computed for a token; 0: not known
+  double roof = 0;                   // tokens/s that the machine allows at best (eval/machine_limits.hpp); 0: not known
+  double same = 1;                   // share of prompts continued token for token as plain decoding does
+  std::vector<stage_cost> stages{};  // in the order of stage_names, or empty
+  stage_cost drafting{}, verifying{};  // the same otherwise divided, where it speculates
+
+  stage_cost in(std::string_view stage) const {
+    for (const stage_cost& s : stages)
+      if (s.name == stage) return s;
+    return {};
+  }
 };
 
 /// What a run's log says, in bits per token, over tokens trained on.

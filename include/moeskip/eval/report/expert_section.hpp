@@ -24,7 +24,7 @@ inline cell ratio_cell(double ratio, double full, std::string said) {
 inline std::string load_map(const report_data& d) {
   int experts = 0;
   for (const layer_routing& l : d.routing) experts = std::max(experts, l.experts);
-  const double wide = std::clamp(980.0 / std::max(1, experts), 7.0, 64.0);
+  const double wide = std::clamp(980.0 / std::max(1, experts), 7.0, 140.0);
   const int every = experts <= 24 ? 1 : experts <= 64 ? 4 : 16;
   const heat_map map{
       .rows = int(d.routing.size()),

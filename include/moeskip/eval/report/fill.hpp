@@ -1,6 +1,7 @@
 // From what was measured to what a report shows: the parts of report_data that every program fills alike.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <string>
 #include <string_view>
@@ -9,6 +10,8 @@
 
 #include "moeskip/eval/report/data.hpp"
 #include "moeskip/eval/report/markup.hpp"
+#include "moeskip/eval/roofline.hpp"
+#include "moeskip/eval/stage_work.hpp"
 #include "moeskip/formats/tokenizer/byte.hpp"
 #include "moeskip/model/describe.hpp"
 
@@ -53,6 +56,22 @@ inline void add_depth(report_data& d, const depth_readings& r, float threshold, 
     d.trade_off.push_back(judge_threshold(r, t));
   if (r.tokens() >= 100) d.by_surprise = depth_by_surprise(r, threshold);
   for (std::size_t e = 0; e + 1 < r.exits.size(); ++e) d.reliability.push_back(reliability(r, e));
+}
+
+/// What its tokens cost, all and stage by stage, for the tokens of s.stats. Keys and values are f32.
+inline void add_work(decoder_speed& s, const stage_work& w, double bytes_per_weight, const machine_limits& limits) {
+  const double tokens = std::max(1, s.stats.tokens);
+  const auto cost = [&](std::string_view name, const decode_work& of, double seconds) {
+    return stage_cost{std::string(name), seconds / tokens, of.bytes(bytes_per_weight, sizeof(float)) / tokens,
+                      of.flop() / tokens};
+  };
+  const decode_work all = w.total();
+  const stage_cost sum = cost("all", all, all.seconds);
+  s.bytes = sum.bytes, s.flop = sum.flop, s.roof = limits.roof(s.bytes, s.flop);
+  s.stages.clear();
+  for (std::size_t i = 0; i < w.of.size(); ++i) s.stages.push_back(cost(stage_names[i], w.of[i], w.of[i].seconds));
+  s.drafting = cost("draft", w.drafted, s.stats.draft_seconds);
+  s.verifying = cost("verify", all - w.drafted, s.stats.verify_seconds);
 }
 
 /// What stands below each text: how its decoder came by the tokens.

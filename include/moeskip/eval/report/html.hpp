@@ -53,7 +53,8 @@ inline std::string html(const report_data& d) {
       MOESKIP_VERSION_MINOR, ".", MOESKIP_VERSION_PATCH,
       ". Sources of the measures: MaxVio, arXiv:2408.15664; CV, arXiv:1701.06538; co-activation, arXiv:2409.02060; "
       "specialisation by token id, arXiv:2402.01739; paths between layers, arXiv:2401.08383; calibration error, "
-      "arXiv:1706.04599; exit by confidence, arXiv:2207.07061. Point at a shape to read its numbers.</p></footer>\n"
+      "arXiv:1706.04599; exit by confidence, arXiv:2207.07061; bytes of a call, arXiv:2505.19645; roof, "
+      "doi:10.1145/1498765.1498785. Point at a shape to read its numbers.</p></footer>\n"
       "</main></body></html>\n");
 }
 

@@ -56,6 +56,7 @@ svg text.mark{fill:#fff;font-weight:700}
 .full{background:none;box-shadow:inset 0 -1px 0 var(--c)}
 .d{border-radius:3px}
 .legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;color:var(--soft);margin:4px 0 0}
+.legend+.multiples{margin-top:12px}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;background:var(--c);margin-right:6px}
 table{border-collapse:collapse;width:100%;font-size:14px}
 th,td{text-align:right;padding:6px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
