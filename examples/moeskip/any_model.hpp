@@ -62,7 +62,8 @@ class any_model {
   virtual void save(const std::string& path, const ms::string_map& about) = 0;
 };
 
-enum class storage { as_stored, f32, bf16 };
+/// in_file: as stored, and left in the file (model/mapped.hpp).
+enum class storage { as_stored, f32, bf16, in_file };
 
 /// Throws file_error that names every difference to the variants that are known.
 std::unique_ptr<any_model> open(const std::string& path, storage weights);
@@ -71,6 +72,7 @@ std::unique_ptr<any_model> open(const std::string& path, storage weights);
 std::string complaint(const std::string& path, const ms::string_map& metadata);
 
 /// Explicitly instantiated in open_*.cpp.
-template <class V, class B> std::unique_ptr<any_model> open_as(const std::string& path, const std::string& variant);
+template <class V, class B>
+std::unique_ptr<any_model> open_as(const std::string& path, const std::string& variant, bool in_file);
 
 }  // namespace tool

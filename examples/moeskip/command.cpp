@@ -13,8 +13,9 @@ void model_options::declare(CLI::App& app) {
                  "A checkpoint (.safetensors) of a variant in examples/models; also the .run file of a training")
       ->required()
       ->type_name("FILE");
-  app.add_option("--weights", weights, "Hold weights as stored, or as f32 or bf16 (stored)")
-      ->check(CLI::IsMember({"stored", "f32", "bf16"}).description(""))
+  app.add_option("--weights", weights,
+                 "Hold weights as stored, or as f32 or bf16; or leave them in their file (stored)")
+      ->check(CLI::IsMember({"stored", "f32", "bf16", "in-file"}).description(""))
       ->type_name("TYPE");
   app.add_option("--threads", threads, "Threads to use (all)")->check(within(1, 1024))->type_name("N");
 }
@@ -22,7 +23,10 @@ void model_options::declare(CLI::App& app) {
 std::unique_ptr<any_model> model_options::open() const {
   if (threads > 0) ms::set_thread_count(threads);
   return blaming("--model", [&] {
-    return tool::open(path, weights == "f32" ? storage::f32 : weights == "bf16" ? storage::bf16 : storage::as_stored);
+    return tool::open(path, weights == "f32"       ? storage::f32
+                            : weights == "bf16"    ? storage::bf16
+                            : weights == "in-file" ? storage::in_file
+                                                   : storage::as_stored);
   });
 }
 

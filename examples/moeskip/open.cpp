@@ -14,8 +14,8 @@ namespace {
 struct known_variant {
   const char *names[2], *moe_every;
   ms::string_map policies;
-  std::unique_ptr<any_model> (*open_f32)(const std::string&, const std::string&);
-  std::unique_ptr<any_model> (*open_bf16)(const std::string&, const std::string&);
+  std::unique_ptr<any_model> (*open_f32)(const std::string&, const std::string&, bool);
+  std::unique_ptr<any_model> (*open_bf16)(const std::string&, const std::string&, bool);
 };
 
 /// Calls visit(known_variant) for each.
@@ -63,14 +63,15 @@ std::unique_ptr<any_model> open(const std::string& path, storage weights) {
   const ms::safetensors_file file(path);
   const ms::string_map metadata = file.metadata();
   if (const std::string wrong = complaint(path, metadata); !wrong.empty()) ms::fail<ms::file_error>(wrong);
-  if (weights == storage::as_stored) {
+  const bool in_file = weights == storage::in_file;
+  if (in_file || weights == storage::as_stored) {
     const ms::array_info* const one = file.find("model.embed_tokens.weight");
     weights = one && one->dtype == "BF16" ? storage::bf16 : storage::f32;
   }
   std::unique_ptr<any_model> out;
   for_variants([&](const known_variant& v) {
     if (!out && ms::differences(v.policies, metadata).empty())
-      out = (weights == storage::bf16 ? v.open_bf16 : v.open_f32)(path, name_of(v, metadata));
+      out = (weights == storage::bf16 ? v.open_bf16 : v.open_f32)(path, name_of(v, metadata), in_file);
   });
   return out;
 }

@@ -5,14 +5,15 @@
 
 #include "any_model.hpp"
 #include "moeskip/eval/machine_limits.hpp"
-#include "moeskip/model/checkpoint.hpp"
+#include "moeskip/model/mapped.hpp"
 #include "moeskip/moeskip.hpp"
 
 namespace tool {
 
 template <class V, class B> class opened final : public any_model {
  public:
-  opened(const std::string& path, const std::string& variant) : model_(ms::load<V, B>(path)) {
+  opened(const std::string& path, const std::string& variant, bool in_file)
+      : model_(in_file ? ms::load_mapped<V, B>(path) : ms::load<V, B>(path)) {
     const ms::config<V>& c = model_.configuration();
     facts_ = {.file = path,
               .variant = variant,
@@ -76,8 +77,9 @@ template <class V, class B> class opened final : public any_model {
   std::optional<ms::counted_session<V, B>> session_;  // holds a reference to the model
 };
 
-template <class V, class B> std::unique_ptr<any_model> open_as(const std::string& path, const std::string& variant) {
-  return std::make_unique<opened<V, B>>(path, variant);
+template <class V, class B>
+std::unique_ptr<any_model> open_as(const std::string& path, const std::string& variant, bool in_file) {
+  return std::make_unique<opened<V, B>>(path, variant, in_file);
 }
 
 }  // namespace tool

@@ -3,4 +3,5 @@
 #include "open_as.hpp"
 
 template std::unique_ptr<tool::any_model> tool::open_as<models::draft, moeskip::cpu<moeskip::bf16>>(const std::string&,
-                                                                                                    const std::string&);
+                                                                                                    const std::string&,
+                                                                                                    bool);

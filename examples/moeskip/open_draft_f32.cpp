@@ -3,4 +3,4 @@
 #include "open_as.hpp"
 
 template std::unique_ptr<tool::any_model> tool::open_as<models::draft, moeskip::cpu<float>>(const std::string&,
-                                                                                            const std::string&);
+                                                                                            const std::string&, bool);

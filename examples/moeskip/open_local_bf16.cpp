@@ -3,4 +3,4 @@
 #include "open_as.hpp"
 
 template std::unique_ptr<tool::any_model> tool::open_as<models::all_moe, moeskip::cpu<moeskip::bf16>>(
-    const std::string&, const std::string&);
+    const std::string&, const std::string&, bool);

@@ -200,6 +200,8 @@ tool_fails(2 "--model is required" eval)
 tool_fails(1 "--prompt-file: the prompt \\(3540 bytes\\) must fit" generate --model all_moe.safetensors --prompt-file text.txt)
 tool_fails(1 "--save: no/such/x" calibrate ${good} --save no/such/x)
 tool_fails(2 "--windows: Value -1 not in range" eval ${good} --windows -1)
+tool_fails(1 "--model: all_moe.safetensors: tensor \"[^\"]*\": expected [0-9]+ bytes behind the first one" generate --model all_moe.safetensors
+           --weights in-file --prompt x)
 tool_fails(2 "--decoder: " generate --model all_moe.safetensors --prompt x --decoder fast)
 tool_fails(1 "--model: missing.safetensors: cannot open" eval --model missing.safetensors --text text.txt)
 tool_fails(1 "--model: no_model.safetensors: " inspect --model no_model.safetensors)
