@@ -78,7 +78,10 @@ template <class V> void check_logits(ms::model<V, B>& m, const fs::path& folder)
 
 TEST_CASE("presets: logits are those of transformers") {
   int seen = 0;
-  for (const char* name : {"llama", "llama_tied", "mixtral", "olmoe", "openmoe", "qwen2_moe", "qwen3_moe"})
+  for (const char* name :
+       {"llama", "llama_tied", "mixtral", "olmoe", "openmoe", "qwen2_moe", "qwen3_moe", "dots1", "glm4_moe"})
     ms::load_any<B>(pretrained / name, [&](auto model) { check_logits(model, pretrained / name), ++seen; });
-  CHECK(seen == 7);
+  CHECK(seen == 9);
+  auto normed = ms::load<ms::presets::glm4_moe_normed, B>(pretrained / "glm4_moe_normed");
+  check_logits(normed, pretrained / "glm4_moe_normed");
 }

@@ -40,6 +40,19 @@ CASES = {
     "qwen3_moe": (tf.Qwen3MoeConfig, tf.Qwen3MoeForCausalLM, {}, BASE | dict(
         intermediate_size=18, moe_intermediate_size=6, num_experts=10, num_experts_per_tok=8, head_dim=6,
         norm_topk_prob=True)),
+    # Groups of experts, of which two are open; two shared experts; the first layer dense.
+    "dots1": (tf.Dots1Config, tf.Dots1ForCausalLM, {}, BASE | dict(
+        num_hidden_layers=3, intermediate_size=18, moe_intermediate_size=5, n_routed_experts=16, n_shared_experts=2,
+        n_group=4, topk_group=2, num_experts_per_tok=6, first_k_dense_replace=1, head_dim=6, norm_topk_prob=True,
+        routed_scaling_factor=2.5, sliding_window=None)),
+    # Half of each head is rotated.
+    "glm4_moe": (tf.Glm4MoeConfig, tf.Glm4MoeForCausalLM, {}, BASE | dict(
+        num_hidden_layers=3, intermediate_size=18, moe_intermediate_size=5, n_routed_experts=10, n_shared_experts=1,
+        num_experts_per_tok=8, first_k_dense_replace=2, head_dim=12, attention_bias=True, num_mtp_layers=0)),
+    "glm4_moe_normed": (tf.Glm4MoeConfig, tf.Glm4MoeForCausalLM, {}, BASE | dict(
+        intermediate_size=18, moe_intermediate_size=5, n_routed_experts=10, n_shared_experts=1, num_experts_per_tok=8,
+        head_dim=12, attention_bias=True, use_qk_norm=True, norm_topk_prob=False, routed_scaling_factor=0.5,
+        num_mtp_layers=0)),
 }
 
 
@@ -57,6 +70,9 @@ def make(name):
                 weight.copy_(0.5 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[-1] ** 0.5)
+        for key, buffer in model.named_buffers():
+            if "correction_bias" in key:  # the selection bias
+                buffer.copy_(0.3 * torch.randn_like(buffer))
     model.save_pretrained(folder, **how)
     (folder / "generation_config.json").unlink(missing_ok=True)
     exact = build.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager",

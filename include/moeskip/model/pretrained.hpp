@@ -38,8 +38,13 @@ inline std::string exit_begins_as(std::string_view name, const sizes& s) {
 }
 inline bool of_exit(std::string_view name) { return name.starts_with("model.exits."); }
 
-/// Buffers that older versions of transformers wrote beside the weights.
-inline bool is_buffer(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
+/// Tensors that are no weights of the model: buffers that older versions of transformers wrote, and what a preset's
+/// folders are known to hold beside.
+template <class V> bool left_out(std::string_view name, const sizes& s) {
+  if constexpr (requires { V::huggingface::leaves_out(name, s); })
+    if (V::huggingface::leaves_out(name, s)) return true;
+  return name.ends_with(".rotary_emb.inv_freq");
+}
 
 /// Whether a folder's lm_head repeats the embedding, as some writers of tied models have it.
 inline bool repeats(const huggingface::stored_tensor& a, const huggingface::stored_tensor& b) {
@@ -77,7 +82,7 @@ template <class V> std::vector<planned_tensor> plan_loading(const config<V>& c, 
     if (!found) complain("expected a tensor ", names, ", got none of that name");
   }
   for (const auto& [name, stored] : folder.tensors())
-    if (!used.contains(name) && !is_buffer(name) &&
+    if (!used.contains(name) && !left_out<V>(name, c.sizes) &&
         !(c.sizes.tied && name == "lm_head.weight" && repeats(stored, folder.find("model.embed_tokens.weight"))))
       complain(stored.file->path(), ": unexpected tensor ", in_quotes(name),
                ": a model of these sizes has no such weight");
