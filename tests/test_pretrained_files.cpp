@@ -182,7 +182,9 @@ TEST_CASE("presets: a wrong one lists every field that differs") {
   replace(folder / "config.json", "LlamaForCausalLM", "DeepseekV3ForCausalLM");
   told(any(),
        "got \"DeepseekV3ForCausalLM\" (multi-head latent attention is not supported; the experts of DeepSeek-V3");
-  replace(folder / "config.json", "DeepseekV3ForCausalLM", "MambaForCausalLM");
+  replace(folder / "config.json", "DeepseekV3ForCausalLM", "SwitchTransformersForConditionalGeneration");
+  told(any(), "(encoders are not supported; its routing is router::switch_top1)");
+  replace(folder / "config.json", "SwitchTransformersForConditionalGeneration", "MambaForCausalLM");
   told(any(), "expected one of LlamaForCausalLM, MixtralForCausalLM, ");
 }
 

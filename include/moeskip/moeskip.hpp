@@ -26,6 +26,7 @@
 #include "moeskip/parts/mlp/gated_swiglu.hpp"
 #include "moeskip/parts/projection/biased_normed.hpp"
 #include "moeskip/parts/router/biased.hpp"
+#include "moeskip/parts/router/dropping.hpp"
 #include "moeskip/parts/router/expert_choice.hpp"
 #include "moeskip/parts/router/hash.hpp"
 #include "moeskip/parts/router/noisy_top_k.hpp"

@@ -91,7 +91,7 @@ OPENMOE = dict(architectures=["OpenMoeForCausalLM"], model_type="llama", num_hid
                num_attention_heads=3, num_key_value_heads=3, head_dim=6, vocab_size=37, max_position_embeddings=64,
                intermediate_size=10, num_experts=6, router_topk=2, moe_layer_interval=2, hidden_act="swiglu",
                mlp_gated=True, rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=False,
-               router_capacity_factor_train=1.25, router_capacity_factor_eval=2.0, router_drop_tks=True)
+               router_capacity_factor_train=1.25, router_capacity_factor_eval=0.75, router_drop_tks=True)
 
 
 def openmoe_weights(c, draw):
@@ -124,10 +124,14 @@ def openmoe_weights(c, draw):
     return w
 
 
-def openmoe_logits(c, w, tokens):
-    """One sequence (T), everything recomputed for all positions at once: logits (T, vocab)."""
-    H, d, F = c["num_attention_heads"], c["head_dim"], c["intermediate_size"]
-    T = len(tokens)
+def openmoe_logits(c, w, inputs, drop):
+    """inputs (S, T), everything recomputed for all positions at once: logits (S * T, vocab). drop: whether an expert
+    takes no more than a capacity of all S * T tokens, first choices and earlier tokens first."""
+    H, d = c["num_attention_heads"], c["head_dim"]
+    S, T = inputs.shape
+    K, E = c["router_topk"], c["num_experts"]
+    capacity = int(c["router_capacity_factor_eval"] * S * T * K / E)
+    capacity = max(4, capacity + capacity % 2) if drop else S * T
 
     def norm(x, gain):
         return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + c["rms_norm_eps"]) * gain
@@ -150,27 +154,35 @@ def openmoe_logits(c, w, tokens):
         z = (x[..., :d // 2] + 1j * x[..., d // 2:]) * turn
         return np.concatenate([z.real, z.imag], -1)
 
-    x = w["model.embed_tokens.weight"][tokens]
+    x = w["model.embed_tokens.weight"][inputs.reshape(-1)]
+    dropped = 0
     for l in range(c["num_hidden_layers"]):
         p = f"model.layers.{l}."
         h = norm(x, w[p + "input_layernorm.weight"])
-        q, k, v = (np.reshape(h @ w[p + f"self_attn.{n}_proj.weight"].T, (T, H, d)) for n in "qkv")
-        scores = np.einsum("ihd,jhd->hij", rotate(q), rotate(k))  # no scale
+        q, k, v = (np.reshape(h @ w[p + f"self_attn.{n}_proj.weight"].T, (S, T, H, d)) for n in "qkv")
+        scores = np.einsum("sihd,sjhd->shij", rotate(q), rotate(k))  # no scale
         scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
-        x = x + np.einsum("hij,jhd->ihd", softmax(scores), v).reshape(T, H * d) @ w[p + "self_attn.o_proj.weight"].T
+        seen = np.einsum("shij,sjhd->sihd", softmax(scores), v)
+        x = x + seen.reshape(S * T, H * d) @ w[p + "self_attn.o_proj.weight"].T
         h = norm(x, w[p + "post_attention_layernorm.weight"])
         dense = p + "mlp."
         if (l + 1) % c["moe_layer_interval"] == 0:
             probability = softmax(h @ w[p + "mlp.gate_weight"].T)
-            out = np.zeros_like(x)
-            for t in range(T):
-                for e in np.argsort(-probability[t])[:c["router_topk"]]:
+            out, taken = np.zeros_like(x), np.zeros(E, int)
+            for rank in range(K):
+                for t in range(S * T):
+                    e = np.argsort(-probability[t])[rank]
+                    taken[e] += 1
+                    if taken[e] > capacity:
+                        dropped += 1
+                        continue
                     out[t] += probability[t, e] * block(h[t], w[p + "mlp.experts.wi_gate"][e],
                                                         w[p + "mlp.experts.wi_up"][e], w[p + "mlp.experts.wo"][e])
             x = x + out
             h = norm(x, w[p + "pre_extra_mlp_layernorm.weight"])
             dense = p + "extra_mlp."
         x = x + block(h, *(w[dense + n + "_proj.weight"].T for n in ["gate", "up", "down"]))
+    assert bool(dropped) == drop
     return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
 
 
@@ -182,11 +194,11 @@ def make_openmoe():
     weights = openmoe_weights(OPENMOE, draw)
     exact = {name: w.astype(np.float64) for name, w in weights.items()}
     inputs = draw.integers(0, OPENMOE["vocab_size"], (SEQUENCES, LENGTH))
-    logits = np.concatenate([openmoe_logits(OPENMOE, exact, row) for row in inputs])
+    logits, dropping = (openmoe_logits(OPENMOE, exact, inputs, drop) for drop in [False, True])
     (folder / "config.json").write_text(json.dumps(OPENMOE, indent=2) + "\n")
     save_file({name: torch.from_numpy(w) for name, w in weights.items()}, folder / "model.safetensors")
-    save_file({"inputs": torch.from_numpy(inputs), "logits": torch.from_numpy(logits).float()},
-              folder / "golden.safetensors")
+    save_file({"inputs": torch.from_numpy(inputs), "logits": torch.from_numpy(logits).float(),
+               "logits_dropping": torch.from_numpy(dropping).float()}, folder / "golden.safetensors")
     print("openmoe", sum(f.stat().st_size for f in folder.iterdir()), "bytes, logits up to", abs(logits).max())
 
 

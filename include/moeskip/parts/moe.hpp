@@ -95,7 +95,8 @@ template <class V, class B> struct moe {
     route(b, r, logits, policy, call, memory);
     if constexpr (!Tape::records)
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
-    const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
+    const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
+                                        : router::capacity_at_inference_of(policy, N, size.experts);
     const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
     mat<T> y = tape.successor(x);

@@ -25,6 +25,8 @@ inline std::string_view refusal(std::string_view architecture) {
     if (architecture.starts_with(name))
       return " (multi-head latent attention is not supported; the experts of DeepSeek-V3 are, under ordinary "
              "attention: presets::dots1, presets::glm4_moe)";
+  if (architecture.starts_with("SwitchTransformers"))
+    return " (encoders are not supported; its routing is router::switch_top1)";
   if (architecture.starts_with("GptOss")) return " (attention sinks are not supported)";
   return "";
 }
