@@ -32,6 +32,10 @@ TEST_CASE("model gradients: sigmoid scores, groups, selection bias, shared exper
   const sigmoid_top_k<2> grouped{.groups = 3, .best_groups = 2, .scale = 2, .balance_loss = 0.3f, .z_loss = 0.2f};
   CHECK(error_with<shared::gated>(biased<sigmoid_top_k<2>>{.base = grouped}) < 1e-9);
 }
+TEST_CASE("model gradients: softmax scores, groups, scaled gates") {
+  CHECK(error_with<shared::always>(grouped_top_k<2>{
+            .groups = 3, .best_groups = 2, .scale = 2.5f, .balance_loss = 0.3f, .z_loss = 0.2f}) < 1e-9);
+}
 TEST_CASE("model gradients: noisy top-k, shared expert") {
   CHECK(error_with<shared::always>(noisy_top_k<2>{.balance_loss = 0.3f, .z_loss = 0.2f}) < 1e-9);
 }

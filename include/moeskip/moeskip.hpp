@@ -28,6 +28,7 @@
 #include "moeskip/parts/router/biased.hpp"
 #include "moeskip/parts/router/dropping.hpp"
 #include "moeskip/parts/router/expert_choice.hpp"
+#include "moeskip/parts/router/grouped_top_k.hpp"
 #include "moeskip/parts/router/hash.hpp"
 #include "moeskip/parts/router/noisy_top_k.hpp"
 #include "moeskip/parts/router/segment.hpp"

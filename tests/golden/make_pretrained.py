@@ -85,6 +85,24 @@ def make(name):
     print(name, sum(f.stat().st_size for f in folder.iterdir()), "bytes, logits up to", logits.abs().max().item())
 
 
+def make_deepseek_v2_router():
+    """What DeepSeek-V2's router makes of hidden states that are its logits: its other parts are not supported."""
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
+    torch.manual_seed(5)
+    arrays = {"logits": 3 * torch.randn(64, 12)}
+    for name, method, groups, best in [("greedy", "greedy", 1, 1), ("grouped", "group_limited_greedy", 4, 2)]:
+        router = DeepseekV2TopkRouter(tf.DeepseekV2Config(
+            hidden_size=12, num_attention_heads=4, n_routed_experts=12, num_experts_per_tok=3, routed_scaling_factor=2.5,
+            topk_method=method, n_group=groups, topk_group=best))
+        with torch.no_grad():
+            router.weight.copy_(torch.eye(12))
+            _, weights, chosen = router(arrays["logits"])
+        gates = torch.zeros(64, 12).scatter_(1, chosen, weights)
+        assert (gates > 0).sum() == 64 * 3
+        arrays[name] = gates
+    save_file(arrays, HERE.parent / "deepseek_v2_router.safetensors")
+
+
 # ---- OpenMoE, which is not in transformers: written from its papers and the formulas of its JAX code, in NumPy
 
 OPENMOE = dict(architectures=["OpenMoeForCausalLM"], model_type="llama", num_hidden_layers=4, hidden_size=16,
@@ -204,5 +222,6 @@ def make_openmoe():
 
 if __name__ == "__main__":
     tf.logging.set_verbosity_error()
-    for case in sys.argv[1:] or [*CASES, "openmoe"]:
-        make(case) if case in CASES else make_openmoe()
+    others = {"openmoe": make_openmoe, "deepseek_v2_router": make_deepseek_v2_router}
+    for case in sys.argv[1:] or [*CASES, *others]:
+        make(case) if case in CASES else others[case]()

@@ -3,7 +3,8 @@
 //   capacity = max(least, c + c mod 2),   c = ⌊factor · N · K / E⌋      N rows of a call   K of E experts a row
 // First choices come before second ones, earlier rows before later ones (ops/experts.hpp).
 // A token's result then depends on the tokens beside it in the call: a text depends on how it was cut into calls, so
-// speculation would not be lossless, nor would sequences in a batch be what they are alone. Both refuse to compile.
+// speculation would not be lossless, nor would sequences in a batch be what they are alone. Both refuse to compile, and
+// so does missing_kv::recompute.
 #pragma once
 
 #include <algorithm>
