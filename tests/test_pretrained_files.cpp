@@ -222,6 +222,43 @@ TEST_CASE("presets: what the experts of DeepSeek-V3 stand under is looked at") {
   told(refusal<ms::presets::glm4_moe>(pretrained / "glm4_moe_normed"), "use_qk_norm: expected false, got true");
 }
 
+TEST_CASE("presets: a selection bias far from 0 keeps its differences in bf16") {
+  const scratch s;
+  const fs::path folder = s.copy("dots1");
+  const auto biases = [&] {
+    const auto m = ms::load<ms::presets::dots1, ms::cpu<ms::bf16>>(folder);
+    std::vector<float> out;
+    for (const ms::bf16 b : m.weights().layers[1].moe.selection_bias) out.push_back(float(b));
+    return out;
+  };
+  const auto exact = ms::load<ms::presets::dots1, B>(folder);
+  const auto bias = exact.weights().layers[1].moe.selection_bias;
+  double mean = 0;
+  for (const float b : bias) mean += double(b) / double(bias.size());
+  const std::vector<float> near = biases();
+  std::vector<std::vector<float>> moved;
+  moved.reserve(8);
+  rewrite(folder / "model.safetensors", [&](const ms::safetensors_file& file, ms::safetensors_writer& out) {
+    for (const ms::array_info& a : file.arrays()) {
+      if (!a.name.ends_with("e_score_correction_bias")) {
+        keep(file, out, a);
+        continue;
+      }
+      std::vector<float>& values = moved.emplace_back(std::size_t(a.shape[0]));
+      file.read<float>(a.name, {a.shape[0]}, std::span(values));
+      for (float& v : values) v += 100;
+      out.add<float>(a.name, a.shape, values);
+    }
+  });
+  CHECK(moved.size() == 2);
+  const std::vector<float> far = biases();
+  for (std::size_t i = 0; i < far.size(); ++i) {
+    const double want = double(bias[ms::index_t(i)]) - mean;
+    CHECK(double(near[i]) == doctest::Approx(want).epsilon(1. / 256));
+    CHECK(std::abs(double(far[i]) - want) < 0.004 * std::abs(want) + 1e-4);
+  }
+}
+
 TEST_CASE("presets: fields of config.json that make no sense") {
   const scratch s;
   const auto with = [&](const char* what, const char* by) {

@@ -91,6 +91,22 @@ template <class V> std::vector<planned_tensor> plan_loading(const config<V>& c, 
   return plan;
 }
 
+/// The weight out of the bytes of its source, converted. False where the types do not convert. Training moves a selection
+/// bias by steps whose sum need not be 0, so its mean may drift far off; only differences choose, and a type of few digits
+/// keeps these best without the mean.
+template <class W>
+bool copy_weight(vec<W> out, const tensor_info& t, const tensor_source& from, const huggingface::stored_tensor& found) {
+  const std::span<const std::byte> bytes = found.file->bytes(*found.info);
+  if (sizeof(W) >= sizeof(float) || t.kind != tensor_kind::selection_bias)
+    return copy_from_source<W>(out, t, from, found.info->dtype, bytes);
+  std::vector<float> exact(static_cast<std::size_t>(t.size));
+  if (!copy_from_source<float>({exact.data(), t.size}, t, from, found.info->dtype, bytes)) return false;
+  double sum = 0;
+  for (const float bias : exact) sum += double(bias);
+  for (index_t i = 0; i < t.size; ++i) out[i] = W(float(double(exact[std::size_t(i)]) - sum / double(t.size)));
+  return true;
+}
+
 struct keep_config {
   void operator()(auto&) const {}
 };
@@ -131,11 +147,9 @@ model<V, B> load_pretrained(const std::filesystem::path& path, Adjust&& adjust =
     const auto& [none, from, found] = plan[std::size_t(i)];
     const tensor_info& t = m.tensors()[std::size_t(i)];
     if (!found) return;
-    MOESKIP_CHECK(
-        file_error,
-        detail::copy_from_source<W>(weights_of(t), t, from, found.info->dtype, found.file->bytes(*found.info)),
-        found.file->path(), ": tensor ", in_quotes(from.name), ": expected elements that convert to ", dtype_of<W>(),
-        ", got ", found.info->dtype);
+    MOESKIP_CHECK(file_error, detail::copy_weight<W>(weights_of(t), t, from, found), found.file->path(), ": tensor ",
+                  in_quotes(from.name), ": expected elements that convert to ", dtype_of<W>(), ", got ",
+                  found.info->dtype);
     found.file->drop(*found.info);
     const std::lock_guard lock(counting);
     progress(done += t.size, m.block().size());
