@@ -11,7 +11,9 @@ configure_package_config_file(cmake/moeskipConfig.cmake.in moeskipConfig.cmake I
 # Before 1.0 a minor version may break its users.
 write_basic_package_version_file(moeskipConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/moeskipConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/moeskipConfigVersion.cmake
-              cmake/cuda.cmake cmake/kernels.cu
+              cmake/cuda.cmake cmake/kernels.cu cmake/sentencepiece.cmake
         DESTINATION ${package_dir})
 install(FILES include/moeskip/cuda.cuh DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/moeskip)
+install(FILES include/moeskip/formats/tokenizer/sentence_piece.hpp
+        DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/moeskip/formats/tokenizer)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -237,6 +237,7 @@ template <class S> ms::attention_shape random_attention(S& s) {
   ms::attention_shape shape{.kv_heads = s.number(1, 3), .head_dim = 2 * s.number(1, 20)};
   shape.heads = shape.kv_heads * s.number(1, 3);
   shape.scale = 1 / std::sqrt(float(shape.head_dim));
+  shape.rotary_dim = 2 * s.number(0, shape.head_dim / 2);  // 0: all
   return shape;
 }
 

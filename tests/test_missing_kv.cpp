@@ -211,8 +211,9 @@ struct call {
 };
 struct recording {
   using T = float;
+  using model_type = ms::model<small, ms::cpu<float>>;
   std::vector<call> calls{};
-  ms::model<small, ms::cpu<float>>& m;
+  model_type& m;
 
   auto& model() { return m; }
   int context() const { return 64; }

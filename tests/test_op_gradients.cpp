@@ -164,6 +164,7 @@ template <class S> ms::attention_shape random_attention(S& s) {
   ms::attention_shape shape{
       .kv_heads = s.number(1, 2), .head_dim = 2 * s.number(1, 2), .rope_theta = 100.f, .scale = 0.8f};
   shape.heads = shape.kv_heads * s.number(1, 3);
+  shape.rotary_dim = 2 * s.number(0, shape.head_dim / 2);  // 0: all
   return shape;
 }
 

@@ -23,7 +23,7 @@ struct golden {
   std::vector<std::int64_t> inputs;
   std::vector<float> logits;  // (sequences · length, vocab)
 
-  explicit golden(const fs::path& folder, int vocab) {
+  explicit golden(const fs::path& folder, int vocab, const std::string& name = "logits") {
     const ms::safetensors_file file(folder / "golden.safetensors");
     const ms::array_info* info = file.find("inputs");
     REQUIRE(info);
@@ -31,7 +31,7 @@ struct golden {
     sequences = int(info->shape[0]), length = int(info->shape[1]);
     inputs.resize(std::size_t(sequences * length)), logits.resize(inputs.size() * std::size_t(vocab));
     file.read<std::int64_t>("inputs", {sequences, length}, inputs);
-    file.read<float>("logits", {sequences * length, vocab}, logits);
+    file.read<float>(name, {sequences * length, vocab}, logits);
   }
 };
 
@@ -78,7 +78,39 @@ template <class V> void check_logits(ms::model<V, B>& m, const fs::path& folder)
 
 TEST_CASE("presets: logits are those of transformers") {
   int seen = 0;
-  for (const char* name : {"llama", "llama_tied", "mixtral", "olmoe", "openmoe", "qwen2_moe", "qwen3_moe"})
+  for (const char* name :
+       {"llama", "llama_tied", "mixtral", "olmoe", "openmoe", "qwen2_moe", "qwen3_moe", "dots1", "glm4_moe"})
     ms::load_any<B>(pretrained / name, [&](auto model) { check_logits(model, pretrained / name), ++seen; });
-  CHECK(seen == 7);
+  CHECK(seen == 9);
+  auto normed = ms::load<ms::presets::glm4_moe_normed, B>(pretrained / "glm4_moe_normed");
+  check_logits(normed, pretrained / "glm4_moe_normed");
+}
+
+TEST_CASE("presets: OpenMoE with a capacity drops what its published code drops") {
+  auto m = ms::load<ms::presets::openmoe_dropping, B>(pretrained / "openmoe");
+  const auto& r = m.configuration().router;
+  CHECK(r.inference_factor == 0.75f);
+  CHECK(r.capacity_at_inference(46, 6) == 12);  // 11, and even
+  CHECK(r.capacity_at_inference(2, 6) == 4);
+  const golden dropping(pretrained / "openmoe", m.sizes().vocab, "logits_dropping");
+  const golden dropless(pretrained / "openmoe", m.sizes().vocab);
+  CHECK(worst_error(m, dropping, dropping.length) < 1e-5);
+  CHECK(worst_error(m, dropping, 1) > 0.1);  // another text: a call of two tokens has room for both
+  CHECK(worst_error(m, dropless, 1) < 1e-5);
+  CHECK(ms::generate(m, std::vector<int>{1, 2, 3}, {.max_new_tokens = 5}).tokens.size() == 5);
+}
+
+TEST_CASE("presets: OpenMoE's published sizes have as many weights as its files") {
+  const auto billions = [](const ms::sizes& s) {
+    ms::model_weights<ms::presets::openmoe, float> nothing;  // only measured
+    double all = 0;
+    const ms::config<ms::presets::openmoe> c{.sizes = s};
+    CHECK(ms::valid(c));
+    for (const ms::tensor_info& t : ms::bind_weights(c, nothing, static_cast<float*>(nullptr))) all += double(t.size);
+    return all / 1e9;
+  };
+  using ms::presets::openmoe;
+  CHECK(billions(openmoe::base_sizes()) == doctest::Approx(0.8003).epsilon(1e-3));
+  CHECK(billions(openmoe::sizes_8b()) == doctest::Approx(11.86).epsilon(1e-3));
+  CHECK(billions(openmoe::sizes_34b()) == doctest::Approx(46.3).epsilon(2e-3));
 }

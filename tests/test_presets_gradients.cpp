@@ -17,6 +17,9 @@ struct normed_heads : ms::variant {
 struct normed_width : ms::variant {
   using projection = ms::projection::normed_width;
 };
+struct biased_normed_heads : ms::variant {
+  using projection = ms::projection::biased_normed_heads;
+};
 struct low_rank_exits : ms::variant {
   using exit_head = ms::exit_head::low_rank;
 };
@@ -39,9 +42,9 @@ double difference(const std::vector<float>& a, const std::vector<float>& b) {
 }  // namespace
 
 TEST_CASE_TEMPLATE("gradients of projections, stretched rotations and a dense block behind experts", V, biased,
-                   normed_heads, normed_width) {
+                   normed_heads, normed_width, biased_normed_heads) {
   ms::config<V> c{.sizes = tiny_sizes};
-  c.sizes.attention_scale = 0.9f;
+  c.sizes.attention_scale = 0.9f, c.sizes.moe_from = 2, c.sizes.rotary_dim = c.sizes.head_size() / 4 * 2;
   c.sizes.stretch = {.factor = 8.f, .low = 1.f, .high = 4.f, .original = 64};
   CHECK(worst_error<V>(c) < 1e-9);
 }

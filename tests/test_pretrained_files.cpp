@@ -86,7 +86,8 @@ struct low_rank_exits : ms::presets::llama {
 TEST_CASE("presets: what is saved is loaded again, as a folder and as a checkpoint") {
   const scratch s;
   int seen = 0;
-  for (const char* name : {"llama", "llama_tied", "mixtral", "olmoe", "openmoe", "qwen2_moe", "qwen3_moe"})
+  for (const char* name :
+       {"llama", "llama_tied", "mixtral", "olmoe", "openmoe", "qwen2_moe", "qwen3_moe", "dots1", "glm4_moe"})
     ms::load_any<B>(pretrained / name, [&]<class V>(const ms::model<V, B>& m) {
       ms::save_pretrained(m, s.path / name);
       const auto folder = ms::load<V, B>(s.path / name);
@@ -100,7 +101,7 @@ TEST_CASE("presets: what is saved is loaded again, as a folder and as a checkpoi
       CHECK(file.configuration() == m.configuration());
       ++seen;
     });
-  CHECK(seen == 7);
+  CHECK(seen == 9);
 }
 
 TEST_CASE("presets: what is saved beside older shards is what is loaded") {
@@ -179,9 +180,83 @@ TEST_CASE("presets: a wrong one lists every field that differs") {
     return std::string("accepted");
   };
   replace(folder / "config.json", "LlamaForCausalLM", "DeepseekV3ForCausalLM");
-  told(any(), "got \"DeepseekV3ForCausalLM\" (multi-head latent attention is not supported)");
-  replace(folder / "config.json", "DeepseekV3ForCausalLM", "MambaForCausalLM");
+  told(any(),
+       "got \"DeepseekV3ForCausalLM\" (multi-head latent attention is not supported; the experts of DeepSeek-V3");
+  replace(folder / "config.json", "DeepseekV3ForCausalLM", "SwitchTransformersForConditionalGeneration");
+  told(any(), "(encoders are not supported; its routing is router::switch_top1)");
+  replace(folder / "config.json", "SwitchTransformersForConditionalGeneration", "MambaForCausalLM");
   told(any(), "expected one of LlamaForCausalLM, MixtralForCausalLM, ");
+}
+
+TEST_CASE("presets: what the experts of DeepSeek-V3 stand under is looked at") {
+  const scratch s;
+  const auto with = [&]<class V>(std::type_identity<V>, const char* name, const char* what, const char* by) {
+    const fs::path folder = s.copy(name);
+    replace(folder / "config.json", what, by);
+    return refusal<V>(folder);
+  };
+  const std::type_identity<ms::presets::dots1> dots1;
+  const std::type_identity<ms::presets::glm4_moe> glm;
+  told(with(dots1, "dots1", R"("n_group": 4)", R"("n_group": 4, "kv_lora_rank": 512)"),
+       "kv_lora_rank: expected null, got 512");
+  told(with(dots1, "dots1", R"("n_group": 4)", R"("n_group": 5)"), "must be a multiple of router.groups");
+  told(with(dots1, "dots1", R"("n_group": 4)", R"("n_group": 4, "scoring_func": "softmax")"),
+       R"(scoring_func: expected "sigmoid", got "softmax")");
+  told(with(dots1, "dots1", R"("first_k_dense_replace": 1)", R"("first_k_dense_replace": 4)"),
+       "sizes.moe_from must be from 0 to sizes.layers");
+  told(with(dots1, "dots1", R"("first_k_dense_replace": 1)", R"("first_k_dense_replace": -1)"),
+       "first_k_dense_replace: expected a whole number of 0 or more, got -1");
+  told(with(dots1, "dots1", R"("full_attention")", R"("sliding_attention")"),
+       R"(layer_types[0]: expected "full_attention", got "sliding_attention")");
+  const fs::path older = s.copy("dots1");
+  replace(older / "config.json", R"("layer_types")", R"("others")");
+  CHECK(refusal<ms::presets::dots1>(older) == "accepted");
+  replace(older / "config.json", R"("max_window_layers": 62)", R"("max_window_layers": 2)");
+  CHECK(refusal<ms::presets::dots1>(older) == "accepted");
+  replace(older / "config.json", R"("sliding_window": null)", R"("sliding_window": 9)");
+  told(refusal<ms::presets::dots1>(older), "max_window_layers: expected no less than num_hidden_layers");
+  told(with(glm, "glm4_moe", R"("partial_rotary_factor": 0.5)", R"("partial_rotary_factor": 0.1)"),
+       "partial_rotary_factor: expected a part of head_dim");
+  told(with(glm, "glm4_moe", R"("partial_rotary_factor": 0.5)", R"("partial_rotary_factor": 1.5)"),
+       "partial_rotary_factor: expected a part of head_dim");
+  told(refusal<ms::presets::glm4_moe>(pretrained / "glm4_moe_normed"), "use_qk_norm: expected false, got true");
+}
+
+TEST_CASE("presets: a selection bias far from 0 keeps its differences in bf16") {
+  const scratch s;
+  const fs::path folder = s.copy("dots1");
+  const auto biases = [&] {
+    const auto m = ms::load<ms::presets::dots1, ms::cpu<ms::bf16>>(folder);
+    std::vector<float> out;
+    for (const ms::bf16 b : m.weights().layers[1].moe.selection_bias) out.push_back(float(b));
+    return out;
+  };
+  const auto exact = ms::load<ms::presets::dots1, B>(folder);
+  const auto bias = exact.weights().layers[1].moe.selection_bias;
+  double mean = 0;
+  for (const float b : bias) mean += double(b) / double(bias.size());
+  const std::vector<float> near = biases();
+  std::vector<std::vector<float>> moved;
+  moved.reserve(8);
+  rewrite(folder / "model.safetensors", [&](const ms::safetensors_file& file, ms::safetensors_writer& out) {
+    for (const ms::array_info& a : file.arrays()) {
+      if (!a.name.ends_with("e_score_correction_bias")) {
+        keep(file, out, a);
+        continue;
+      }
+      std::vector<float>& values = moved.emplace_back(std::size_t(a.shape[0]));
+      file.read<float>(a.name, {a.shape[0]}, std::span(values));
+      for (float& v : values) v += 100;
+      out.add<float>(a.name, a.shape, values);
+    }
+  });
+  CHECK(moved.size() == 2);
+  const std::vector<float> far = biases();
+  for (std::size_t i = 0; i < far.size(); ++i) {
+    const double want = double(bias[ms::index_t(i)]) - mean;
+    CHECK(double(near[i]) == doctest::Approx(want).epsilon(1. / 256));
+    CHECK(std::abs(double(far[i]) - want) < 0.004 * std::abs(want) + 1e-4);
+  }
 }
 
 TEST_CASE("presets: fields of config.json that make no sense") {
@@ -258,6 +333,9 @@ TEST_CASE("presets: weights that are missing, left over or of another shape or t
        R"(unexpected tensor "model.layers.0.self_attn.q_proj.bias")");
   CHECK(refusal<ms::presets::llama>(edited("llama", one_more("model.layers.0.self_attn.rotary_emb.inv_freq"))) ==
         "accepted");
+  CHECK(refusal<ms::presets::glm4_moe>(edited("glm4_moe", one_more("model.layers.3.eh_proj.weight"))) == "accepted");
+  told(refusal<ms::presets::glm4_moe>(edited("glm4_moe", one_more("model.layers.4.eh_proj.weight"))),
+       R"(unexpected tensor "model.layers.4.eh_proj.weight")");
   const auto tied = [&](bool repeated) {
     return edited("llama_tied", [&, repeated](auto& file, auto& out, const ms::array_info& a) {
       keep(file, out, a);

@@ -32,6 +32,10 @@ TEST_CASE("model gradients: sigmoid scores, groups, selection bias, shared exper
   const sigmoid_top_k<2> grouped{.groups = 3, .best_groups = 2, .scale = 2, .balance_loss = 0.3f, .z_loss = 0.2f};
   CHECK(error_with<shared::gated>(biased<sigmoid_top_k<2>>{.base = grouped}) < 1e-9);
 }
+TEST_CASE("model gradients: softmax scores, groups, scaled gates") {
+  CHECK(error_with<shared::always>(grouped_top_k<2>{
+            .groups = 3, .best_groups = 2, .scale = 2.5f, .balance_loss = 0.3f, .z_loss = 0.2f}) < 1e-9);
+}
 TEST_CASE("model gradients: noisy top-k, shared expert") {
   CHECK(error_with<shared::always>(noisy_top_k<2>{.balance_loss = 0.3f, .z_loss = 0.2f}) < 1e-9);
 }
@@ -46,6 +50,11 @@ TEST_CASE("model gradients: segments, with and without a free expert") {
 TEST_CASE("model gradients: segments of groups") {
   CHECK(error_with(segment_group<top_k<2>, 3, 3>{.base = {.balance_loss = 0.3f, .z_loss = 0.2f}, .from_layer = 1}) <
         1e-9);
+}
+TEST_CASE("model gradients: experts of limited capacity") {
+  const dropping<top_k<2>> limited{
+      .base = {.balance_loss = 0.3f, .z_loss = 0.2f}, .train_factor = 0.3f, .inference_factor = 100.f, .least = 1};
+  CHECK(error_with<shared::always>(limited) < 1e-9);
 }
 TEST_CASE("model gradients: sticky and smooth") {
   CHECK(error_with(smooth<sticky<top_k<2>>>{.base = {.bonus = 0.2f}, .change_loss = 0.7f}) < 1e-9);

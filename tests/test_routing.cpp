@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <filesystem>
 
+#include "moeskip/formats/safetensors.hpp"
 #include "moeskip/model/metadata.hpp"
 #include "tiny.hpp"
 
@@ -13,6 +15,7 @@ namespace {
 
 using ms::router::biased;
 using ms::router::expert_choice;
+using ms::router::grouped_top_k;
 using ms::router::noisy_top_k;
 using ms::router::segment;
 using ms::router::segment_group;
@@ -88,6 +91,28 @@ TEST_CASE("sigmoid_top_k: only the best groups are open, judged by their two bes
   ms::routing_call<double> call;
   call.alive = {{&alive, 1}};
   CHECK(routed<sigmoid_top_k<2>>({.groups = 2, .best_groups = 1}, logits, 6, call).chosen() == std::vector<int>{0, 3});
+}
+
+TEST_CASE("grouped_top_k: chooses and weighs as transformers' DeepSeek-V2 does") {
+  const ms::safetensors_file golden(std::filesystem::path(MOESKIP_TEST_DATA) / "deepseek_v2_router.safetensors");
+  const auto read = [&](const char* name) {
+    std::vector<double> values(64 * 12);
+    golden.read<double>(name, {64, 12}, values);
+    return values;
+  };
+  const auto worst = [&](const grouped_top_k<3>& router,
+                         const std::vector<double>& want) {  // gates, 0 where not chosen
+    const routed<grouped_top_k<3>> got(router, read("logits"), 12);
+    std::vector<double> gates(64 * 12);
+    for (std::size_t i = 0; i < 64 * 3; ++i)
+      gates[i / 3 * 12 + std::size_t(got.r.chosen.data()[i])] += got.r.gate.data()[i];
+    double apart = 0;
+    for (std::size_t i = 0; i < gates.size(); ++i) apart = std::max(apart, std::abs(gates[i] - want[i]));
+    return apart;
+  };
+  CHECK(worst({.scale = 2.5f}, read("greedy")) < 1e-6);
+  CHECK(worst({.groups = 4, .best_groups = 2, .scale = 2.5f}, read("grouped")) < 1e-6);
+  CHECK(worst({.scale = 2.5f}, read("grouped")) > 0.1);
 }
 
 TEST_CASE("groups that do not fit the experts are refused") {

@@ -40,8 +40,9 @@ namespace missing_kv {
 struct propagate;
 }
 namespace decoder {
+struct autoregressive;
 template <class Rule = exit_rule::max_probability, class MissingKV = missing_kv::propagate> struct early_exit;
-}
+}  // namespace decoder
 namespace draft {
 struct lookup;
 struct self;

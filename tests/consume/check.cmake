@@ -44,6 +44,12 @@ endfunction()
 if(WAY STREQUAL "find_package")
   execute_process(COMMAND ${configure} -B ${SCRATCH}/components -D "WANTED=${VERSION} COMPONENTS cpu"
                   OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
-  expect_refusal("COMPONENTS gpu" "component 'gpu' is not part of this installation of moeskip (have: cpu, cuda)")
+  expect_refusal("COMPONENTS gpu" "component 'gpu' is not part of this installation of moeskip (have: cpu, cuda, sentencepiece)")
   expect_refusal("99.0" "requested version \"99.0\"")
+  if(SENTENCEPIECE) # libsentencepiece is here
+    execute_process(COMMAND ${configure} -B ${SCRATCH}/components -D "WANTED=${VERSION} COMPONENTS sentencepiece"
+                    OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
+    execute_process(COMMAND ${CMAKE_COMMAND} --build ${SCRATCH}/components --target with_sentencepiece
+                    COMMAND_ERROR_IS_FATAL ANY)
+  endif()
 endif()

@@ -117,7 +117,7 @@ struct attend_case {
     using T = ms::scalar_t<B>;
     const int G = t.between(1, 2), H = G * t.between(1, 3), d = 2 * t.between(1, many ? 24 : 6), C = many ? 150 : 12;
     const int before = many ? t.between(0, 140) : 0;
-    const ms::attention_shape s{H, G, d, 10000.f, 1.f / std::sqrt(float(d))};
+    const ms::attention_shape s{H, G, d, 10000.f, 1.f / std::sqrt(float(d)), {}, 2 * t.between(0, d / 2)};
     const two_sequences rows(t.between(1, 4), t.between(1, 4), before);
     const auto N = ms::index_t(rows.slot.size());
     const auto qkv = t.numbers(N, (H + 2 * G) * d), dqkv = t.numbers(N, (H + 2 * G) * d);

@@ -20,6 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     configure<ms::presets::llama>(document), configure<ms::presets::mixtral>(document);
     configure<ms::presets::olmoe>(document), configure<ms::presets::openmoe>(document);
     configure<ms::presets::qwen2_moe>(document), configure<ms::presets::qwen3_moe>(document);
+    configure<ms::presets::dots1>(document), configure<ms::presets::glm4_moe>(document);
   } catch (const ms::file_error&) {}
   return 0;
 }

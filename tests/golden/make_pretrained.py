@@ -40,6 +40,19 @@ CASES = {
     "qwen3_moe": (tf.Qwen3MoeConfig, tf.Qwen3MoeForCausalLM, {}, BASE | dict(
         intermediate_size=18, moe_intermediate_size=6, num_experts=10, num_experts_per_tok=8, head_dim=6,
         norm_topk_prob=True)),
+    # Groups of experts, of which two are open; two shared experts; the first layer dense.
+    "dots1": (tf.Dots1Config, tf.Dots1ForCausalLM, {}, BASE | dict(
+        num_hidden_layers=3, intermediate_size=18, moe_intermediate_size=5, n_routed_experts=16, n_shared_experts=2,
+        n_group=4, topk_group=2, num_experts_per_tok=6, first_k_dense_replace=1, head_dim=6, norm_topk_prob=True,
+        routed_scaling_factor=2.5, sliding_window=None)),
+    # Half of each head is rotated.
+    "glm4_moe": (tf.Glm4MoeConfig, tf.Glm4MoeForCausalLM, {}, BASE | dict(
+        num_hidden_layers=3, intermediate_size=18, moe_intermediate_size=5, n_routed_experts=10, n_shared_experts=1,
+        num_experts_per_tok=8, first_k_dense_replace=2, head_dim=12, attention_bias=True, num_mtp_layers=0)),
+    "glm4_moe_normed": (tf.Glm4MoeConfig, tf.Glm4MoeForCausalLM, {}, BASE | dict(
+        intermediate_size=18, moe_intermediate_size=5, n_routed_experts=10, n_shared_experts=1, num_experts_per_tok=8,
+        head_dim=12, attention_bias=True, use_qk_norm=True, norm_topk_prob=False, routed_scaling_factor=0.5,
+        num_mtp_layers=0)),
 }
 
 
@@ -57,6 +70,9 @@ def make(name):
                 weight.copy_(0.5 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[-1] ** 0.5)
+        for key, buffer in model.named_buffers():
+            if "correction_bias" in key:  # the selection bias
+                buffer.copy_(0.3 * torch.randn_like(buffer))
     model.save_pretrained(folder, **how)
     (folder / "generation_config.json").unlink(missing_ok=True)
     exact = build.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager",
@@ -69,13 +85,31 @@ def make(name):
     print(name, sum(f.stat().st_size for f in folder.iterdir()), "bytes, logits up to", logits.abs().max().item())
 
 
+def make_deepseek_v2_router():
+    """What DeepSeek-V2's router makes of hidden states that are its logits: its other parts are not supported."""
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
+    torch.manual_seed(5)
+    arrays = {"logits": 3 * torch.randn(64, 12)}
+    for name, method, groups, best in [("greedy", "greedy", 1, 1), ("grouped", "group_limited_greedy", 4, 2)]:
+        router = DeepseekV2TopkRouter(tf.DeepseekV2Config(
+            hidden_size=12, num_attention_heads=4, n_routed_experts=12, num_experts_per_tok=3, routed_scaling_factor=2.5,
+            topk_method=method, n_group=groups, topk_group=best))
+        with torch.no_grad():
+            router.weight.copy_(torch.eye(12))
+            _, weights, chosen = router(arrays["logits"])
+        gates = torch.zeros(64, 12).scatter_(1, chosen, weights)
+        assert (gates > 0).sum() == 64 * 3
+        arrays[name] = gates
+    save_file(arrays, HERE.parent / "deepseek_v2_router.safetensors")
+
+
 # ---- OpenMoE, which is not in transformers: written from its papers and the formulas of its JAX code, in NumPy
 
 OPENMOE = dict(architectures=["OpenMoeForCausalLM"], model_type="llama", num_hidden_layers=4, hidden_size=16,
                num_attention_heads=3, num_key_value_heads=3, head_dim=6, vocab_size=37, max_position_embeddings=64,
                intermediate_size=10, num_experts=6, router_topk=2, moe_layer_interval=2, hidden_act="swiglu",
                mlp_gated=True, rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=False,
-               router_capacity_factor_train=1.25, router_capacity_factor_eval=2.0, router_drop_tks=True)
+               router_capacity_factor_train=1.25, router_capacity_factor_eval=0.75, router_drop_tks=True)
 
 
 def openmoe_weights(c, draw):
@@ -108,10 +142,14 @@ def openmoe_weights(c, draw):
     return w
 
 
-def openmoe_logits(c, w, tokens):
-    """One sequence (T), everything recomputed for all positions at once: logits (T, vocab)."""
-    H, d, F = c["num_attention_heads"], c["head_dim"], c["intermediate_size"]
-    T = len(tokens)
+def openmoe_logits(c, w, inputs, drop):
+    """inputs (S, T), everything recomputed for all positions at once: logits (S * T, vocab). drop: whether an expert
+    takes no more than a capacity of all S * T tokens, first choices and earlier tokens first."""
+    H, d = c["num_attention_heads"], c["head_dim"]
+    S, T = inputs.shape
+    K, E = c["router_topk"], c["num_experts"]
+    capacity = int(c["router_capacity_factor_eval"] * S * T * K / E)
+    capacity = max(4, capacity + capacity % 2) if drop else S * T
 
     def norm(x, gain):
         return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + c["rms_norm_eps"]) * gain
@@ -134,27 +172,35 @@ def openmoe_logits(c, w, tokens):
         z = (x[..., :d // 2] + 1j * x[..., d // 2:]) * turn
         return np.concatenate([z.real, z.imag], -1)
 
-    x = w["model.embed_tokens.weight"][tokens]
+    x = w["model.embed_tokens.weight"][inputs.reshape(-1)]
+    dropped = 0
     for l in range(c["num_hidden_layers"]):
         p = f"model.layers.{l}."
         h = norm(x, w[p + "input_layernorm.weight"])
-        q, k, v = (np.reshape(h @ w[p + f"self_attn.{n}_proj.weight"].T, (T, H, d)) for n in "qkv")
-        scores = np.einsum("ihd,jhd->hij", rotate(q), rotate(k))  # no scale
+        q, k, v = (np.reshape(h @ w[p + f"self_attn.{n}_proj.weight"].T, (S, T, H, d)) for n in "qkv")
+        scores = np.einsum("sihd,sjhd->shij", rotate(q), rotate(k))  # no scale
         scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
-        x = x + np.einsum("hij,jhd->ihd", softmax(scores), v).reshape(T, H * d) @ w[p + "self_attn.o_proj.weight"].T
+        seen = np.einsum("shij,sjhd->sihd", softmax(scores), v)
+        x = x + seen.reshape(S * T, H * d) @ w[p + "self_attn.o_proj.weight"].T
         h = norm(x, w[p + "post_attention_layernorm.weight"])
         dense = p + "mlp."
         if (l + 1) % c["moe_layer_interval"] == 0:
             probability = softmax(h @ w[p + "mlp.gate_weight"].T)
-            out = np.zeros_like(x)
-            for t in range(T):
-                for e in np.argsort(-probability[t])[:c["router_topk"]]:
+            out, taken = np.zeros_like(x), np.zeros(E, int)
+            for rank in range(K):
+                for t in range(S * T):
+                    e = np.argsort(-probability[t])[rank]
+                    taken[e] += 1
+                    if taken[e] > capacity:
+                        dropped += 1
+                        continue
                     out[t] += probability[t, e] * block(h[t], w[p + "mlp.experts.wi_gate"][e],
                                                         w[p + "mlp.experts.wi_up"][e], w[p + "mlp.experts.wo"][e])
             x = x + out
             h = norm(x, w[p + "pre_extra_mlp_layernorm.weight"])
             dense = p + "extra_mlp."
         x = x + block(h, *(w[dense + n + "_proj.weight"].T for n in ["gate", "up", "down"]))
+    assert bool(dropped) == drop
     return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
 
 
@@ -166,15 +212,16 @@ def make_openmoe():
     weights = openmoe_weights(OPENMOE, draw)
     exact = {name: w.astype(np.float64) for name, w in weights.items()}
     inputs = draw.integers(0, OPENMOE["vocab_size"], (SEQUENCES, LENGTH))
-    logits = np.concatenate([openmoe_logits(OPENMOE, exact, row) for row in inputs])
+    logits, dropping = (openmoe_logits(OPENMOE, exact, inputs, drop) for drop in [False, True])
     (folder / "config.json").write_text(json.dumps(OPENMOE, indent=2) + "\n")
     save_file({name: torch.from_numpy(w) for name, w in weights.items()}, folder / "model.safetensors")
-    save_file({"inputs": torch.from_numpy(inputs), "logits": torch.from_numpy(logits).float()},
-              folder / "golden.safetensors")
+    save_file({"inputs": torch.from_numpy(inputs), "logits": torch.from_numpy(logits).float(),
+               "logits_dropping": torch.from_numpy(dropping).float()}, folder / "golden.safetensors")
     print("openmoe", sum(f.stat().st_size for f in folder.iterdir()), "bytes, logits up to", abs(logits).max())
 
 
 if __name__ == "__main__":
     tf.logging.set_verbosity_error()
-    for case in sys.argv[1:] or [*CASES, "openmoe"]:
-        make(case) if case in CASES else make_openmoe()
+    others = {"openmoe": make_openmoe, "deepseek_v2_router": make_deepseek_v2_router}
+    for case in sys.argv[1:] or [*CASES, *others]:
+        make(case) if case in CASES else others[case]()

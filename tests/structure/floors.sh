@@ -1,6 +1,6 @@
 #!/bin/sh
 # floors.sh <include folder>: every include arrow goes down, rooms on one floor do not see each other, there is no
-# cycle, and Eigen and xsimd stay under backend/cpu/. Prints each violation; exit status 1 if there is any.
+# cycle, Eigen and xsimd stay under backend/cpu/, and libsentencepiece in its tokenizer. Prints each violation; exit status 1 if there is any.
 cd "$1" || exit 1
 find moeskip -name '*.hpp' -o -name '*.cuh' | sort | xargs awk '
 BEGIN {
@@ -34,6 +34,8 @@ FNR == 1 {
   sub(/[>"].*$/, "", target)
   if (target ~ /^(unsupported\/)?(Eigen|xsimd)\// && FILENAME !~ /^moeskip\/backend\/cpu\//)
     complain(FNR, "only backend/cpu/ may include " target)
+  if (target ~ /^sentencepiece/ && FILENAME != "moeskip/formats/tokenizer/sentence_piece.hpp")
+    complain(FNR, "only formats/tokenizer/sentence_piece.hpp may include " target)
   if (target !~ /^moeskip\//) {
     if ($0 ~ /include[ \t]*"/) complain(FNR, "write the path from the include folder, \"moeskip/...\": " target)
     next

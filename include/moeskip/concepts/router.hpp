@@ -75,6 +75,15 @@ template <class P> concept Router = detail::names_itself<P> && detail::has_exper
 template <class P> concept HasCapacity = requires(const P& p) {
   { p.capacity(index_t{}, int{}) } -> std::convertible_to<index_t>;
 };
+/// `static constexpr bool drops_at_inference = true`, with `index_t capacity_at_inference(index_t tokens, int experts)
+/// const`: experts are limited there too, so that a token's result depends on the rows of its call.
+template <class P> inline constexpr bool drops_at_inference = [] {
+  if constexpr (requires { P::drops_at_inference; }) return P::drops_at_inference;
+  else if constexpr (requires { typename P::base_type; }) return drops_at_inference<typename P::base_type>;
+  else return false;
+}();
+/// What the others do.
+template <class P> concept KeepsAllTokens = !drops_at_inference<P>;
 /// `template <class T> void choose_rows(const rows_to_choose<T>&) const`: experts choose tokens, seeing the whole call.
 /// Only training can do that: a token's experts then depend on later tokens.
 template <class P> concept ChoosesRows = P::experts_choose;

@@ -26,6 +26,10 @@ struct batch_stats {
 template <class V, class B> class batch_session final : shared_calls<scalar_t<B>> {
   using T = scalar_t<B>;
   using session_type = session<V, B>;
+  static_assert(
+      KeepsAllTokens<typename V::router>,
+      "moeskip: V::router drops tokens over a capacity at inference, so that a sequence's tokens would depend on "
+      "the others in the batch. Take the router without router::dropping, or a session for each sequence");
 
  public:
   /// At most `slots` sequences at a time. Throws config_error for fewer than one.

@@ -62,7 +62,10 @@ template <class V> constexpr std::string_view problem(const config<V>& c) {
   if (s.kv_groups() < 1 || s.heads % s.kv_groups()) return "sizes.heads must be a multiple of sizes.kv_heads";
   if (s.vocab < 1) return "sizes.vocab must be at least 1";
   if (s.context < 1) return "sizes.context must be at least 1";
+  if (s.rotary_dim < 0 || s.rotary_dim > s.head_size() || s.rotary_dim % 2)
+    return "sizes.rotary_dim must be even, and at most sizes.head_dim";
   if (s.moe_every < 0) return "sizes.moe_every must be 0 (no MoE layer) or more";
+  if (s.moe_from < 0 || s.moe_from > s.layers) return "sizes.moe_from must be from 0 to sizes.layers";
   if (s.moe_layers() > 0 && s.ffn < 1) return "sizes.ffn must be at least 1";
   if (s.moe_layers() < s.layers && s.dense_width() < 1) return "sizes.dense_ffn or sizes.ffn must be at least 1";
   if (s.moe_layers() > 0 && s.experts < V::router::experts_per_token)

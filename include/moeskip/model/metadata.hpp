@@ -59,8 +59,8 @@ template <class T> bool parse(const std::string& from, T& value) {
 
 /// Numbers that files of earlier versions do not have: there they were what they are by default.
 inline bool is_newer(std::string_view key) {
-  for (const std::string_view later :
-       {"sizes.attention_scale", "sizes.rope_factor", "sizes.rope_low", "sizes.rope_high", "sizes.rope_original"})
+  for (const std::string_view later : {"sizes.attention_scale", "sizes.rope_factor", "sizes.rope_low",
+                                       "sizes.rope_high", "sizes.rope_original", "sizes.moe_from", "sizes.rotary_dim"})
     if (key == later) return true;
   return false;
 }

@@ -38,8 +38,13 @@ inline std::string exit_begins_as(std::string_view name, const sizes& s) {
 }
 inline bool of_exit(std::string_view name) { return name.starts_with("model.exits."); }
 
-/// Buffers that older versions of transformers wrote beside the weights.
-inline bool is_buffer(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
+/// Tensors that are no weights of the model: buffers that older versions of transformers wrote, and what a preset's
+/// folders are known to hold beside.
+template <class V> bool left_out(std::string_view name, const sizes& s) {
+  if constexpr (requires { V::huggingface::leaves_out(name, s); })
+    if (V::huggingface::leaves_out(name, s)) return true;
+  return name.ends_with(".rotary_emb.inv_freq");
+}
 
 /// Whether a folder's lm_head repeats the embedding, as some writers of tied models have it.
 inline bool repeats(const huggingface::stored_tensor& a, const huggingface::stored_tensor& b) {
@@ -77,13 +82,29 @@ template <class V> std::vector<planned_tensor> plan_loading(const config<V>& c, 
     if (!found) complain("expected a tensor ", names, ", got none of that name");
   }
   for (const auto& [name, stored] : folder.tensors())
-    if (!used.contains(name) && !is_buffer(name) &&
+    if (!used.contains(name) && !left_out<V>(name, c.sizes) &&
         !(c.sizes.tied && name == "lm_head.weight" && repeats(stored, folder.find("model.embed_tokens.weight"))))
       complain(stored.file->path(), ": unexpected tensor ", in_quotes(name),
                ": a model of these sizes has no such weight");
   if (count > 10) problems += text("; and ", count - 10, " more");
   MOESKIP_CHECK(file_error, problems.empty(), folder.path().string(), ": ", problems);
   return plan;
+}
+
+/// The weight out of the bytes of its source, converted. False where the types do not convert. Training moves a selection
+/// bias by steps whose sum need not be 0, so its mean may drift far off; only differences choose, and a type of few digits
+/// keeps these best without the mean.
+template <class W>
+bool copy_weight(vec<W> out, const tensor_info& t, const tensor_source& from, const huggingface::stored_tensor& found) {
+  const std::span<const std::byte> bytes = found.file->bytes(*found.info);
+  if (sizeof(W) >= sizeof(float) || t.kind != tensor_kind::selection_bias)
+    return copy_from_source<W>(out, t, from, found.info->dtype, bytes);
+  std::vector<float> exact(static_cast<std::size_t>(t.size));
+  if (!copy_from_source<float>({exact.data(), t.size}, t, from, found.info->dtype, bytes)) return false;
+  double sum = 0;
+  for (const float bias : exact) sum += double(bias);
+  for (index_t i = 0; i < t.size; ++i) out[i] = W(float(double(exact[std::size_t(i)]) - sum / double(t.size)));
+  return true;
 }
 
 struct keep_config {
@@ -126,11 +147,9 @@ model<V, B> load_pretrained(const std::filesystem::path& path, Adjust&& adjust =
     const auto& [none, from, found] = plan[std::size_t(i)];
     const tensor_info& t = m.tensors()[std::size_t(i)];
     if (!found) return;
-    MOESKIP_CHECK(
-        file_error,
-        detail::copy_from_source<W>(weights_of(t), t, from, found.info->dtype, found.file->bytes(*found.info)),
-        found.file->path(), ": tensor ", in_quotes(from.name), ": expected elements that convert to ", dtype_of<W>(),
-        ", got ", found.info->dtype);
+    MOESKIP_CHECK(file_error, detail::copy_weight<W>(weights_of(t), t, from, found), found.file->path(), ": tensor ",
+                  in_quotes(from.name), ": expected elements that convert to ", dtype_of<W>(), ", got ",
+                  found.info->dtype);
     found.file->drop(*found.info);
     const std::lock_guard lock(counting);
     progress(done += t.size, m.block().size());

@@ -1,7 +1,8 @@
 // Splits a fused projection into queries, keys and values, rotates queries and keys by their position, and appends
 // keys and values to the cache.                                          RoPE: Su et al. 2021, arXiv:2104.09864
 //   qkv (N, (H + 2G)·d)   q (N, H·d)   keys, values (S, C, G·d)
-// Rotate-half convention: element i of a head is paired with i + d/2, at the angle position · theta^(-2i/d).
+// Rotate-half convention: element i of a head is paired with i + r/2, at the angle position · theta^(-2i/r), where r is
+// the number of elements that are rotated: all d, or the first ones of a head alone.
 // Frequencies may be stretched for contexts longer than those of pretraining (Llama 3.1, arXiv:2407.21783).
 #pragma once
 
@@ -26,7 +27,9 @@ struct attention_shape {
   float rope_theta = 10000.f;
   float scale = 0.f;  // multiplies the scores; 1/sqrt(d) in most models
   rope_stretch stretch{};
+  int rotary_dim = 0;  // rotated elements of a head, even; default: all
 
+  MOESKIP_HD constexpr int rotated() const { return rotary_dim ? rotary_dim : head_dim; }
   MOESKIP_HD constexpr int q_dim() const { return heads * head_dim; }
   MOESKIP_HD constexpr int kv_dim() const { return kv_heads * head_dim; }
 };
@@ -74,10 +77,10 @@ struct rope_append_backward_t {
 };
 inline constexpr rope_append_backward_t rope_append_backward{};
 
-/// The angle by which a position turns pair i: theta^(-2i/d). In double: float angles lose three digits by position
+/// The angle by which a position turns pair i: theta^(-2i/r). In double: float angles lose three digits by position
 /// 10,000.
 MOESKIP_HD inline double rope_frequency(int i, const attention_shape& s) {
-  const double frequency = std::pow(double(s.rope_theta), -2.0 * i / s.head_dim);
+  const double frequency = std::pow(double(s.rope_theta), -2.0 * i / s.rotated());
   if (s.stretch.factor == 1.f) return frequency;
   const double turns = double(s.stretch.original) * frequency / (2 * 3.14159265358979323846);
   const double kept = (turns - double(s.stretch.low)) / double(s.stretch.high - s.stretch.low);
@@ -94,10 +97,12 @@ struct rotation {
 
 namespace detail {
 
-/// Turns each head of d numbers to its position, or back from it.
+/// Turns each head of d numbers to its position, or back from it; what is not rotated is copied.
 enum class turn { forth, back };
 template <turn To, class T> void rotate_heads(T* out, const T* in, int heads, int position, const attention_shape& s) {
-  const int half = s.head_dim / 2;
+  const int half = s.rotated() / 2;
+  for (int h = 0; h < heads; ++h)
+    for (int i = s.rotated(); i < s.head_dim; ++i) out[h * s.head_dim + i] = in[h * s.head_dim + i];
   for (int i = 0; i < half; ++i) {
     const rotation r(position, rope_frequency(i, s));
     const T cosine(real_t<T>(r.cosine)), sine(real_t<T>(To == turn::forth ? r.sine : -r.sine));

@@ -91,7 +91,8 @@ template <class V, class B> struct moe {
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
       if (tape.asks() != ask_ahead::nothing) ask_for(r);
     }
-    const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts) : 0;  // only training drops
+    const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
+                                        : router::capacity_at_inference_of(policy, N, size.experts);
     const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
 
     tape.enter(b, stage::expert);

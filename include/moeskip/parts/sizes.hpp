@@ -23,6 +23,7 @@ struct sizes {
   int vocab = 0;
   int context = 1024;  // longest sequence, tokens
   int moe_every = 1;   // layer l is MoE where (l + 1) % moe_every == 0, the others are dense; 0: none is
+  int moe_from = 0;    // and where l >= moe_from: the first layers may all be dense
   int dense_ffn = 0;   // hidden width of a dense layer; default: ffn
   int shared_ffn = 0;  // hidden width of the shared expert of a MoE layer, where the variant has one; default: ffn
   bool tied = false;   // unembed with the embedding table
@@ -30,15 +31,16 @@ struct sizes {
   float rope_theta = 10000.f;
   float attention_scale = 0.f;  // multiplies the scores; default: 1/sqrt(head_dim)
   rope_stretch stretch{};       // of slow rotations; default: none
+  int rotary_dim = 0;           // elements of a head that are rotated, the first ones; default: all
 
-  constexpr bool is_moe(int layer) const { return moe_every > 0 && (layer + 1) % moe_every == 0; }
-  constexpr int moe_layers() const { return moe_every > 0 ? layers / moe_every : 0; }
+  constexpr bool is_moe(int layer) const { return moe_every > 0 && layer >= moe_from && (layer + 1) % moe_every == 0; }
+  constexpr int moe_layers() const { return moe_every > 0 ? layers / moe_every - moe_from / moe_every : 0; }
   constexpr int dense_width() const { return dense_ffn ? dense_ffn : ffn; }
   constexpr int shared_width() const { return shared_ffn ? shared_ffn : ffn; }
   attention_shape attention() const {
     const int d = head_size();
-    return {heads,  kv_groups(), d, rope_theta, attention_scale != 0 ? attention_scale : 1.f / std::sqrt(float(d)),
-            stretch};
+    return {heads,   kv_groups(), d, rope_theta, attention_scale != 0 ? attention_scale : 1.f / std::sqrt(float(d)),
+            stretch, rotary_dim};
   }
   constexpr int head_size() const { return head_dim ? head_dim : heads ? dim / heads : 0; }
   constexpr int kv_groups() const { return kv_heads ? kv_heads : heads; }
@@ -51,6 +53,7 @@ struct sizes {
     f("norm_eps", s.norm_eps), f("rope_theta", s.rope_theta), f("attention_scale", s.attention_scale);
     f("rope_factor", s.stretch.factor), f("rope_low", s.stretch.low);
     f("rope_high", s.stretch.high), f("rope_original", s.stretch.original);
+    f("moe_from", s.moe_from), f("rotary_dim", s.rotary_dim);
   }
   friend constexpr bool operator==(const sizes&, const sizes&) = default;
 };

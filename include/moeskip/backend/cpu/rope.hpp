@@ -14,8 +14,8 @@ namespace moeskip {
 
 namespace cpu_kernels {
 
-/// cosines (d/2) and then sines (d/2) of each position, rows of d floats. Grows by blocks, so that no token waits long
-/// for its row and no row moves.
+/// cosines (r/2) and then sines (r/2) of each position, rows of r floats. Grows by blocks, so that no token waits long
+/// for its row and no row moves.   r rotated elements of a head
 class rope_table {
  public:
   static constexpr int block_rows = 1024;  // positions
@@ -24,7 +24,7 @@ class rope_table {
   static const rope_table& of(const attention_shape& s, int positions) {
     const rope_stretch& r = s.stretch;
     thread_local std::map<std::tuple<float, int, float, float, float, int>, rope_table> tables;
-    rope_table& table = tables[{s.rope_theta, s.head_dim, r.factor, r.low, r.high, r.original}];
+    rope_table& table = tables[{s.rope_theta, s.rotated(), r.factor, r.low, r.high, r.original}];
     while (index_t(table.blocks_.size()) * block_rows < positions) table.append(s);
     return table;
   }
@@ -36,7 +36,7 @@ class rope_table {
 
  private:
   void append(const attention_shape& s) {
-    const std::size_t d = std::size_t(s.head_dim), half = d / 2;
+    const std::size_t d = std::size_t(s.rotated()), half = d / 2;
     const int first = int(blocks_.size()) * block_rows;
     std::vector<float> block(std::size_t(block_rows) * d);
     for (std::size_t i = 0; i < half; ++i) {
@@ -51,18 +51,20 @@ class rope_table {
   std::vector<std::vector<float>> blocks_;
 };
 
-/// Turns each head of d floats by the angles of `table`; sign −1 turns back.
+/// Turns each head of d floats by the angles of `table`; sign −1 turns back. What is not rotated is copied.
 template <class A>
-void rotate_heads(float* out, const float* in, int heads, int head_dim, const float* table, float sign) {
-  const int half = head_dim / 2;
+void rotate_heads(float* out, const float* in, int heads, const attention_shape& s, const float* table, float sign) {
+  const int half = s.rotated() / 2;
   const simd::lanes<A> direction(sign);
-  for (int h = 0; h < heads; ++h, out += head_dim, in += head_dim)
+  for (int h = 0; h < heads; ++h, out += s.head_dim, in += s.head_dim) {
+    std::copy(in + s.rotated(), in + s.head_dim, out + s.rotated());
     for_vectors<A>(half, [&](index_t i, auto n) {
       const auto cosine = load<A>(table + i, n), sine = load<A>(table + half + i, n) * direction;
       const auto a = load<A>(in + i, n), b = load<A>(in + half + i, n);
       store<A>(out + i, a * cosine - b * sine, n);
       store<A>(out + half + i, b * cosine + a * sine, n);
     });
+  }
 }
 
 inline int last_position(const token_rows& rows) {
@@ -87,9 +89,8 @@ template <> struct kernel<rope_append_t, on_cpu> {
           for (index_t n = first; n < last; ++n) {
             const int slot = rows.slot[n], position = rows.position[n];
             const float *in = qkv.row(n).data(), *angles = table.row(position);
-            if (q_dim) k::rotate_heads<A>(q.row(n).data(), in, s.heads, s.head_dim, angles, 1.f);
-            k::rotate_heads<A>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, s.head_dim, angles,
-                               1.f);
+            if (q_dim) k::rotate_heads<A>(q.row(n).data(), in, s.heads, s, angles, 1.f);
+            k::rotate_heads<A>(kv.keys.plane(slot).row(position).data(), in + q_dim, s.kv_heads, s, angles, 1.f);
             std::copy_n(in + q_dim + kv_dim, kv_dim, kv.values.plane(slot).row(position).data());
           }
         },
@@ -111,9 +112,8 @@ template <> struct kernel<rope_append_backward_t, on_cpu> {
             const int slot = rows.slot[n], position = rows.position[n];
             const float* angles = table.row(position);
             float* out = dqkv.row(n).data();
-            k::rotate_heads<A>(out, dq.row(n).data(), s.heads, s.head_dim, angles, -1.f);
-            k::rotate_heads<A>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, s.head_dim,
-                               angles, -1.f);
+            k::rotate_heads<A>(out, dq.row(n).data(), s.heads, s, angles, -1.f);
+            k::rotate_heads<A>(out + s.q_dim(), dkv.keys.plane(slot).row(position).data(), s.kv_heads, s, angles, -1.f);
             std::copy_n(dkv.values.plane(slot).row(position).data(), s.kv_dim(), out + s.q_dim() + s.kv_dim());
           }
         },

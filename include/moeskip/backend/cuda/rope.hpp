@@ -8,12 +8,20 @@ namespace moeskip {
 
 namespace phase {
 
-/// A pair (i, i + d/2) of head h of row n; heads count queries (if any), then keys, then values.
+/// A pair of elements of head h of row n; heads count queries (if any), then keys, then values. The first r/2 pairs of a
+/// head are (i, i + r/2), rotated; those behind them pair the d − r others in the same way.
 struct head_pair {
   index_t n;
-  int head, i;
-  MOESKIP_HD head_pair(index_t index, int heads, int half)
-      : n(index / (index_t(heads) * half)), head(int(index / half % heads)), i(int(index % half)) {}
+  int head, i;       // i: the pair
+  int first, apart;  // its elements are first and first + apart
+  bool turns;
+  MOESKIP_HD head_pair(index_t index, int heads, const attention_shape& s) {
+    const int pairs = s.head_dim / 2, rotated = s.rotated() / 2;
+    n = index / (index_t(heads) * pairs), head = int(index / pairs % heads), i = int(index % pairs);
+    turns = i < rotated;
+    first = turns ? i : i + rotated;
+    apart = turns ? rotated : pairs - rotated;
+  }
 };
 
 struct rope_append {
@@ -25,21 +33,21 @@ struct rope_append {
   attention_shape s;
   MOESKIP_HD int query_heads() const { return q.data() ? s.heads : 0; }
   MOESKIP_HD void operator()(index_t index) const {
-    const int H = query_heads(), G = s.kv_heads, half = s.head_dim / 2;
-    const head_pair at(index, H + 2 * G, half);
-    const float* in = &qkv(at.n, index_t(at.head) * s.head_dim + at.i);
+    const int H = query_heads(), G = s.kv_heads;
+    const head_pair at(index, H + 2 * G, s);
+    const float* in = &qkv(at.n, index_t(at.head) * s.head_dim + at.first);
     const index_t slot = rows.slot[at.n], position = rows.position[at.n];
-    float a = in[0], b = in[half], *out = nullptr;
-    if (at.head < H) out = &q(at.n, at.head * s.head_dim + at.i);
-    else if (at.head < H + G) out = &kv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.i);
-    else out = &kv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.i);
-    if (at.head < H + G) {
+    float a = in[0], b = in[at.apart], *out = nullptr;
+    if (at.head < H) out = &q(at.n, at.head * s.head_dim + at.first);
+    else if (at.head < H + G) out = &kv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.first);
+    else out = &kv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.first);
+    if (at.turns && at.head < H + G) {
       const rotation r(int(position), rope_frequency(at.i, s));
       const float cosine = float(r.cosine), sine = float(r.sine), first = a;
       a = first * cosine - b * sine;
       b = b * cosine + first * sine;
     }
-    out[0] = a, out[half] = b;
+    out[0] = a, out[at.apart] = b;
   }
 };
 
@@ -51,22 +59,22 @@ struct rope_append_backward {
   token_rows rows;
   attention_shape s;
   MOESKIP_HD void operator()(index_t index) const {
-    const int H = s.heads, G = s.kv_heads, half = s.head_dim / 2;
-    const head_pair at(index, H + 2 * G, half);
-    float* out = &dqkv(at.n, index_t(at.head) * s.head_dim + at.i);
+    const int H = s.heads, G = s.kv_heads;
+    const head_pair at(index, H + 2 * G, s);
+    float* out = &dqkv(at.n, index_t(at.head) * s.head_dim + at.first);
     const index_t slot = rows.slot[at.n], position = rows.position[at.n];
     const float* in = nullptr;
-    if (at.head < H) in = &dq(at.n, at.head * s.head_dim + at.i);
-    else if (at.head < H + G) in = &dkv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.i);
-    else in = &dkv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.i);
-    float a = in[0], b = in[half];
-    if (at.head < H + G) {
+    if (at.head < H) in = &dq(at.n, at.head * s.head_dim + at.first);
+    else if (at.head < H + G) in = &dkv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.first);
+    else in = &dkv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.first);
+    float a = in[0], b = in[at.apart];
+    if (at.turns && at.head < H + G) {
       const rotation r(int(position), rope_frequency(at.i, s));
       const float cosine = float(r.cosine), sine = -float(r.sine), first = a;
       a = first * cosine - b * sine;
       b = b * cosine + first * sine;
     }
-    out[0] = a, out[half] = b;
+    out[0] = a, out[at.apart] = b;
   }
 };
 

@@ -21,6 +21,11 @@ struct recompute {
 
   template <class Session> class on {
     using T = typename Session::T;
+    static_assert(
+        KeepsAllTokens<typename Session::model_type::variant_type::router>,
+        "moeskip: V::router drops tokens over a capacity at inference, so that a token's result depends on the "
+        "tokens beside it: keys and values that are recomputed together would not be true ones. Take "
+        "missing_kv::propagate, or the router without router::dropping");
 
    public:
     /// Throws config_error for a max_pending below 1.

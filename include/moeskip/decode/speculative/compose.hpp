@@ -37,6 +37,12 @@ template <class Draft, class Acceptance, class DraftLength> struct compose {
                   "`on<Session, Draft>` with "
                   "`plan`, `judge` and `observe`. See moeskip/concepts/decoder.hpp");
 
+    static_assert(
+        KeepsAllTokens<typename Session::model_type::variant_type::router>,
+        "moeskip: V::router drops tokens over a capacity at inference, so that a token's result depends on the "
+        "tokens beside it: speculation would not give the text of plain decoding. Take the router without "
+        "router::dropping, or decoder::autoregressive");
+
    public:
     on(const compose& o, Session& s)
         : acceptance_(o.acceptance), draft_(o.draft, s), length_(checked(o.length), s, draft_) {

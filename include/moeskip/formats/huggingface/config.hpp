@@ -44,16 +44,18 @@ class config_file {
     return name ? *name : "";
   }
 
-  /// A whole number from 1 to 2^30; `otherwise` where the field is not there, or null.
-  int count(names fields, std::optional<int> otherwise = {}) {
+  /// A whole number from `least` to 2^30; `otherwise` where the field is not there, or null.
+  int count(names fields, std::optional<int> otherwise = {}, int least = 1) {
     const json_at field = at(fields);
     if (!field && otherwise) return *otherwise;
     const std::int64_t* value = field ? field.value->as<std::int64_t>() : nullptr;
-    if (value && *value >= 1 && *value <= 1 << 30) return int(*value);
-    differs(field, "a whole number of 1 or more");
+    if (value && *value >= least && *value <= 1 << 30) return int(*value);
+    differs(field, text("a whole number of ", least, " or more"));
     return 1;
   }
-  int count(std::string_view field, std::optional<int> otherwise = {}) { return count({field}, otherwise); }
+  int count(std::string_view field, std::optional<int> otherwise = {}, int least = 1) {
+    return count({field}, otherwise, least);
+  }
   float number(const json_at& field, std::optional<float> otherwise = {}) {
     if (!field && otherwise) return *otherwise;
     if (const double* d = field ? field.value->as<double>() : nullptr) return float(*d);
@@ -98,6 +100,16 @@ class config_file {
     const json_at field = at(name);
     const auto* list = field ? field.value->as<json_value::array>() : nullptr;
     if (field && !(list && list->empty())) differs(field, "null");
+  }
+
+  /// The field, where it is there, must be a list of this value alone.
+  void expect_each(std::string_view name, std::string_view value) {
+    const json_at field = at(name);
+    const auto* list = field ? field.value->as<json_value::array>() : nullptr;
+    if (field && !list) return differs(field, text("a list of ", in_quotes(value)));
+    for (std::size_t i = 0; list && i < list->size(); ++i)
+      if (const std::string* got = (*list)[i].as<std::string>(); !got || *got != value)
+        return differs(field[i], in_quotes(value));
   }
 
   /// Notes that a field is not what it should be.

@@ -4,6 +4,7 @@
 //   ms::load_any<ms::cpu<ms::bf16>, ms::presets::llama, ms::presets::olmoe>("folder", …);   // these alone are compiled
 #pragma once
 
+#include "moeskip/model/presets/deepseek_moe.hpp"
 #include "moeskip/model/presets/llama.hpp"
 #include "moeskip/model/presets/mixtral.hpp"
 #include "moeskip/model/presets/olmoe.hpp"
@@ -14,14 +15,18 @@ namespace moeskip {
 
 template <class... Presets> struct preset_list {};
 using all_presets = preset_list<presets::llama, presets::mixtral, presets::olmoe, presets::openmoe, presets::qwen2_moe,
-                                presets::qwen3_moe>;
+                                presets::qwen3_moe, presets::dots1, presets::glm4_moe>;
 
 namespace detail {
 
 /// Why a model is not among the presets, where there is a reason to give.
 inline std::string_view refusal(std::string_view architecture) {
-  if (architecture.starts_with("DeepseekV2") || architecture.starts_with("DeepseekV3"))
-    return " (multi-head latent attention is not supported)";
+  for (const std::string_view name : {"DeepseekV2", "DeepseekV3", "deepseek_v2", "deepseek_v3", "Glm4MoeLite"})
+    if (architecture.starts_with(name))
+      return " (multi-head latent attention is not supported; the experts of DeepSeek-V3 are, under ordinary "
+             "attention: presets::dots1, presets::glm4_moe)";
+  if (architecture.starts_with("SwitchTransformers"))
+    return " (encoders are not supported; its routing is router::switch_top1)";
   if (architecture.starts_with("GptOss")) return " (attention sinks are not supported)";
   return "";
 }

@@ -10,14 +10,23 @@
 
 namespace moeskip::presets::common {
 
-/// rope_parameters of transformers 5, or rope_theta and rope_scaling of 4.
-inline void read_rotation(huggingface::config_file& f, sizes& s) {
+/// The part of a head that is rotated, its first elements.
+inline void read_rotated_part(huggingface::config_file& f, sizes& s, const json_at& field, float otherwise) {
+  const float part = f.number(field, otherwise);
+  if (part == 1.f) return;
+  if (part > 0 && part < 1) s.rotary_dim = int(float(s.head_size()) * part);
+  if (s.rotary_dim < 2) f.differs(field, "a part of head_dim: more than 0, at most 1");
+}
+
+/// rope_parameters of transformers 5, or rope_theta and rope_scaling of 4. rotated_part: where no field says it.
+inline void read_rotation(huggingface::config_file& f, sizes& s, float rotated_part) {
   const json_at both = f.at("rope_parameters"), scaling = both ? both : f.at("rope_scaling");
   s.rope_theta = f.number(both && both["rope_theta"] ? both["rope_theta"] : f.at("rope_theta"), 10000.f);
+  const json_at inner = both ? both["partial_rotary_factor"] : both;
+  read_rotated_part(f, s, inner ? inner : f.at("partial_rotary_factor"), rotated_part);
   if (!scaling) return;
   const json_at type = scaling["rope_type"] ? scaling["rope_type"] : scaling["type"];
   const std::string* name = type ? type.value->as<std::string>() : nullptr;
-  if (const json_at part = scaling["partial_rotary_factor"]; part && f.number(part) != 1.f) f.differs(part, "1");
   if (name && *name == "llama3") {
     s.stretch = {.factor = f.number(scaling["factor"]),
                  .low = f.number(scaling["low_freq_factor"]),
@@ -31,7 +40,8 @@ inline void read_rotation(huggingface::config_file& f, sizes& s) {
 }
 
 /// Sizes, norms, rotation and head; V's own fields are left to the preset.
-template <class V> config<V> read_decoder(huggingface::config_file& f, std::string_view model_type) {
+template <class V>
+config<V> read_decoder(huggingface::config_file& f, std::string_view model_type, float rotated_part = 1.f) {
   config<V> c;
   sizes& s = c.sizes;
   f.expect("model_type", model_type);
@@ -42,7 +52,7 @@ template <class V> config<V> read_decoder(huggingface::config_file& f, std::stri
   s.norm_eps = f.number("rms_norm_eps");
   s.tied = f.flag("tie_word_embeddings", false);
   f.expect("hidden_act", "silu", "silu");
-  read_rotation(f, s);
+  read_rotation(f, s, rotated_part);
   return c;
 }
 
@@ -87,8 +97,12 @@ class lines {
   std::string out_;
 };
 
+inline float rotated_part(const sizes& s) { return s.rotary_dim ? float(s.rotary_dim) / float(s.head_size()) : 1.f; }
+
 inline std::string rotation_of(const sizes& s) {
-  std::string out = text("{\"rope_theta\": ", s.rope_theta, ", \"rope_type\": ");
+  std::string out = text("{\"rope_theta\": ", s.rope_theta, ", ");
+  if (rotated_part(s) != 1.f) out += text("\"partial_rotary_factor\": ", rotated_part(s), ", ");
+  out += "\"rope_type\": ";
   if (s.stretch.factor == 1.f) return out + "\"default\"}";
   return text(out, "\"llama3\", \"factor\": ", s.stretch.factor, ", \"low_freq_factor\": ", s.stretch.low,
               ", \"high_freq_factor\": ", s.stretch.high,
@@ -103,6 +117,7 @@ inline lines write_decoder(const sizes& s, std::string_view model_type, std::str
   out.add("max_position_embeddings", s.context).add("rms_norm_eps", s.norm_eps).add("tie_word_embeddings", s.tied);
   out.add("hidden_act", "silu").add("rope_theta", s.rope_theta).raw("rope_parameters", rotation_of(s));
   if (s.stretch.factor != 1.f) out.raw("rope_scaling", rotation_of(s));
+  if (rotated_part(s) != 1.f) out.add("partial_rotary_factor", rotated_part(s));
   return out;
 }
 

@@ -7,7 +7,7 @@
 
 #include <string_view>
 
-#include "moeskip/parts/router/scoring.hpp"
+#include "moeskip/parts/router/groups.hpp"
 
 namespace moeskip::router {
 
@@ -23,16 +23,11 @@ template <int K> struct sigmoid_top_k {
   float z_loss = 0.f;
 
   constexpr std::string_view problem() const {
-    if (groups < 1 || groups > expert_set::capacity) return "router.groups must be from 1 to 512";
-    if (best_groups < 1 || best_groups > groups) return "router.best_groups must be from 1 to router.groups";
+    if (const std::string_view p = groups_problem(groups, best_groups); !p.empty()) return p;
     if (!(scale > 0 && scale < 1e6f)) return "router.scale must be positive and finite";
     return auxiliary_problem(balance_loss, z_loss);
   }
-  constexpr std::string_view problem(int experts) const {
-    if (experts % groups) return "sizes.experts must be a multiple of router.groups";
-    if (experts / groups * best_groups < K) return "router.best_groups must hold at least experts_per_token experts";
-    return {};
-  }
+  constexpr std::string_view problem(int experts) const { return groups_problem(groups, best_groups, experts, K); }
 
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const {
     T sum(least);
@@ -47,13 +42,7 @@ template <int K> struct sigmoid_top_k {
     // p and s differ by a factor of the token; the bias is on the scale of s
     T scores[expert_set::capacity];
     for (int e = 0; e < t.experts; ++e) scores[e] = sigmoid(t.logits[e]);
-    if (best_groups == groups) return choose_best<K>(t, scores);
-    const expert_set open = in_best_groups(t, scores);
-    routed_token<T> among = t;
-    among.alive = &open;
-    choose_best<K>(among, scores);
-    // Expert dropout may have left the best groups fewer than K: then the groups do not bind.
-    if (t.chosen[K - 1] < 0) choose_best<K>(t, scores);
+    choose_in_groups<K, 2>(t, scores, groups, best_groups);
   }
 
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
@@ -87,31 +76,6 @@ template <int K> struct sigmoid_top_k {
 
  private:
   static constexpr float least = 1e-20f;  // added to sums that divide: all scores may be 0
-
-  /// The living experts of the best groups.
-  template <class T> MOESKIP_HD expert_set in_best_groups(const routed_token<T>& t, const T* scores) const {
-    const int size = t.experts / groups;
-    const auto biased = [&](int e) { return real_part(scores[e]) + (t.bias ? real_part(t.bias[e]) : real_t<T>(0)); };
-    const auto worth = [&](int g) {  // of the two best; a group with fewer living ones counts less
-      real_t<T> best(-1e30f), second(-1e30f);
-      for (int e = g * size; e < (g + 1) * size; ++e) {
-        if (!t.alive->contains(e)) continue;
-        if (biased(e) > best) second = best, best = biased(e);
-        else if (biased(e) > second) second = biased(e);
-      }
-      return size == 1 ? best : best + second;
-    };
-    expert_set open, taken;  // taken: groups
-    for (int i = 0; i < best_groups; ++i) {
-      int best = -1;
-      for (int g = 0; g < groups; ++g)
-        if (!taken.contains(g) && (best < 0 || worth(g) > worth(best))) best = g;
-      taken.insert(best);
-      for (int e = best * size; e < (best + 1) * size; ++e)
-        if (t.alive->contains(e)) open.insert(e);
-    }
-    return open;
-  }
 };
 
 }  // namespace moeskip::router

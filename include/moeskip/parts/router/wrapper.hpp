@@ -50,6 +50,12 @@ template <class R> index_t capacity_of(const R& r, index_t tokens, int experts) 
   else if constexpr (requires { r.base; }) return capacity_of(r.base, tokens, experts);
   else return 0;
 }
+/// The same of any other call.
+template <class R> index_t capacity_at_inference_of(const R& r, index_t tokens, int experts) {
+  if constexpr (requires { r.capacity_at_inference(tokens, experts); }) return r.capacity_at_inference(tokens, experts);
+  else if constexpr (requires { r.base; }) return capacity_at_inference_of(r.base, tokens, experts);
+  else return 0;
+}
 
 /// "top_k<2>", "segment<2, top_k<2>>": the name of a router with what it is made of.
 template <class R> std::string full_name() {
