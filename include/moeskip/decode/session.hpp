@@ -13,6 +13,7 @@
 
 #include "moeskip/concepts/decoder.hpp"
 #include "moeskip/decode/routing_meter.hpp"
+#include "moeskip/decode/shared_calls.hpp"
 #include "moeskip/model/model.hpp"
 
 namespace moeskip {
@@ -60,18 +61,6 @@ struct decode_stats {
   }
   double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
   double acceptance_rate() const { return drafted ? double(accepted) / drafted : 0; }
-};
-
-/// Who runs the model for a session that shares it with others (decode/batch_session.hpp). A call returns when its rows are done.
-template <class T> struct shared_calls {
-  virtual void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) = 0;
-  virtual void logits(mat<T> out, mat<const T> x, int exit_layer, int slot) = 0;
-  virtual void propagate(int first, mat<const T> x, const token_rows& rows) = 0;
-  /// Seconds that `slot` spent working: on its own, and its share of what was done for several.
-  virtual double seconds(int slot) const = 0;
-
- protected:
-  ~shared_calls() = default;
 };
 
 template <class V, class B> class session {
@@ -203,6 +192,10 @@ template <class V, class B> class session {
     if (calls_) return calls_->seconds(slot_number_);
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
+
+  /// Where the sequences of a batch wait for each other, and which of them this is; null where it is alone.
+  batch_lanes* lanes() { return calls_ ? calls_->lanes() : nullptr; }
+  int slot() const { return slot_number_; }
 
   model_type& model() { return model_; }
   const model_type& model() const { return model_; }
