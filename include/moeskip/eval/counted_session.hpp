@@ -66,6 +66,7 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
       to_.done.weights += read.size() * expert, to_.done.products += chosen * expert;
       to_.session_.meter().routed(layer, r, rows);
     }
+    void entered(int layer, const token_rows& rows) { to_.session_.meter().entered(layer, rows); }
     void passed(int layer, const token_rows& rows) {
       passed_by = rows;
       to_.session_.meter().passed(layer, rows);
@@ -79,14 +80,14 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
 
   void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) override {
     const sizes& s = model_.sizes();
-    const double kv = kv_weights(), heads = 2.0 * s.heads * s.head_size(), groups = 2.0 * s.kv_groups() * s.head_size();
+    const double heads = 2.0 * s.heads * s.head_size(), groups = 2.0 * s.kv_groups() * s.head_size();
     tape_.most = most_experts;
     for (int l = first; l < last; ++l) {
       tape_.passed_by = {};
       model_.run_layers(l, l + 1, x, *kv_, rows, tape_);
       const double passed = double(tape_.passed_by.size()), running = double(rows.size()) - passed;
       const double past = past_of(rows) - past_of(tape_.passed_by);
-      const double whole = rest_[std::size_t(l)], passing = kv + (model_.configuration().has_gate(l) ? 2.0 * s.dim : 0);
+      const double whole = rest_[std::size_t(l)], passing = passing_weights_read(model_.configuration(), l);
       const double longest = running > 0 ? rows.position[rows.size() - 1] + 1 : 0;
       done += {running > 0 ? whole : passing, groups * longest, whole * running + passing * passed + heads * past};
     }
@@ -105,7 +106,7 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
     if (!said_.empty()) std::copy(out.row(0).begin(), out.row(0).end(), said_.begin());
   }
   void propagate(int first, mat<const T> x, const token_rows& rows) override {
-    const double weights = kv_weights();
+    const double weights = kv_weights_read(model_.sizes());
     done += {(model_.layers() - first) * weights, 0, (model_.layers() - first) * weights * double(rows.size())};
     model_.propagate(first, model_.layers(), x, *kv_, rows, memory_);
   }
@@ -113,11 +114,6 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
-  /// Of a layer's keys and values, with the norm.
-  double kv_weights() const {
-    const sizes& s = model_.sizes();
-    return s.dim * (1 + 2.0 * s.kv_groups() * s.head_size());
-  }
   static double past_of(const token_rows& rows) {
     double sum = 0;
     for (const int position : rows.position) sum += position + 1;

@@ -26,11 +26,12 @@ class no_tape {
   template <class Record> void save(const Record&) {}
 
   // What an observer overrides (eval/routing.hpp, decode/routing_meter.hpp): the experts that may be chosen, how many of
-  // the chosen ones a token visits, and what was chosen.
+  // the chosen ones a token visits, what was chosen, and what gates decided.
   static expert_set living(int, int count) { return expert_set::first(count); }
   static constexpr int most_experts() { return expert_set::capacity; }
   template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
-  /// Rows that did not run a layer (parts/layer_gate.hpp).
+  /// Rows that a gate let into its layer, and those that did not run it (parts/layer_gate.hpp).
+  template <class Rows> static void entered(int, const Rows&) {}
   template <class Rows> static void passed(int, const Rows&) {}
 
  private:
