@@ -176,6 +176,85 @@ TEST_CASE("layer skip: layers that were run are counted, behind a long prompt to
   CHECK(shut.past == doctest::Approx(open.past / 3));
 }
 
+namespace {
+
+/// Plain decoding that learns, and in the end tells how often tokens entered each layer.
+struct learning {
+  static constexpr std::string_view name = "learning";
+  std::vector<double>* entered;  // (L)
+  template <class Session> struct on {
+    ms::decoder::autoregressive::on<Session> plain;
+    std::vector<double>& entered;
+    on(const learning& o, Session& s) : plain({}, s), entered(*o.entered) { s.meter().learn(); }
+    template <class Sink> void round(Session& s, ms::sampler& draw_from, int most, Sink&& sink) {
+      plain.round(s, draw_from, most, sink);
+    }
+    void finish(Session& s) {
+      for (int l = 0; l < s.model().layers(); ++l) entered.push_back(s.meter().enters(l));
+    }
+  };
+};
+
+}  // namespace
+
+TEST_CASE("layer skip: the meter learns how often tokens enter a layer, alone, counted, and in a batch") {
+  using B = ms::cpu<float>;
+  ms::model<gated, B> m(config_of(), ms::seed{1});
+  spread(m);
+  constexpr int tokens = 25;
+  const std::vector<std::vector<int>> prompts{{3}, {9}};  // of which nothing is run before the first new token
+  const ms::generation options{.max_new_tokens = tokens};
+  std::vector<double> alone, counted, together;
+  for (const auto& prompt : prompts) {
+    const std::size_t first = alone.size();
+    const auto made = ms::generate(m, prompt, options, learning{&alone}, ignore);
+    double steps = 0;
+    for (int l = 0; l < m.layers(); ++l) {
+      const double enters = alone[first + std::size_t(l)];
+      if (m.configuration().has_gate(l)) steps += enters * (tokens + 1) - 1;  // one observation is assumed
+      else CHECK(enters == 1);
+      if (!m.configuration().has_gate(l)) steps += tokens;
+    }
+    CHECK(steps == doctest::Approx(double(made.stats.layer_steps)));
+    CHECK(made.stats.layer_steps < 6 * tokens);
+    ms::counted_session<gated, B> with(m);
+    ms::generate(with.session(), prompt, options, learning{&counted}, ignore);
+  }
+  CHECK(counted == alone);
+  ms::batch_session batch(m, 2);
+  batch.generate(prompts, options, learning{&together});
+  CHECK(together == alone);
+}
+
+TEST_CASE("layer skip: what rounds cost where half of the tokens enter, computed by hand") {
+  // D 4, two heads and one group of 2, F 3, E 4, V 5. With a gate 8 + norms 8 + projections 48 + mlp; of keys and values 20.
+  ms::config<gated> c{.sizes = {.layers = 3, .dim = 4, .heads = 2, .kv_heads = 1, .ffn = 3, .experts = 4, .vocab = 5}};
+  c.layer_skip = {.first = 1, .spared = 1};
+  const auto check = [&](double one, double two, bool seen) {
+    ms::arena memory;
+    ms::routing_meter meter(memory, c.sizes, 2, 1);
+    meter.learn();
+    const std::vector<int> slot(3), position{0, 1, 2};
+    const ms::token_rows three{{slot.data(), 3}, {position.data(), 3}};
+    if (seen)
+      meter.entered(1, three.rows(0, 1)), meter.passed(1, three.rows(1, 2));  // and one that is assumed to enter
+    CHECK(meter.enters(1) == doctest::Approx(seen ? 0.5 : 1));
+    ms::draft_length::round_costs costs;
+    costs.describe(c, meter);
+    costs.observe({.verify_seconds = one}, 0);  // a plain step at a second a weight
+    CHECK(costs.plain() == doctest::Approx(one));
+    CHECK(costs.verify_one_more(0, 2) == doctest::Approx(two - one));
+  };
+  // Layers 0 and 2 are dense, of 92, the head has 24. The middle one has 100, read by two tokens in three of four cases.
+  c.sizes.moe_every = 0;
+  check(208 + 100, 208 + 100, false);
+  check(208 + 100 / 2. + 28 / 2., 208 + 100 * 3 / 4. + 28 / 4., true);
+  // It has experts of 36: 152 with those of one token, which are two, and 188 with those of two tokens, which are three.
+  c.sizes.moe_every = 2;
+  check(208 + 152, 208 + 188, false);
+  check(208 + 152 / 2. + 28 / 2., 208 + 152 / 2. + 188 / 4. + 28 / 4., true);
+}
+
 TEST_CASE("layer skip: early exits run fewer layers still, and those that never leave write plain decoding's text") {
   using B = ms::cpu<float>;
   ms::model<gated, B> m(config_of(), ms::seed{1});

@@ -2,6 +2,7 @@
 // sees nothing; others derive from it and hide the functions whose news they want:
 //   enter(backend, stage)            a stage of the work begins; it lasts until the next one
 //   routed(layer, routing, rows)     what the rows of a MoE layer chose
+//   entered(layer, rows)             rows that a gate let into its layer
 //   passed(layer, rows)              rows that did not run a layer
 // and may take part:
 //   living(layer, count)             the experts that may be chosen, of `count`
@@ -45,6 +46,7 @@ template <class P, class B>
 concept Observer = requires(P& p, B& b, int layer, const routing<scalar_t<B>>& r, const token_rows& rows) {
   p.enter(b, stage::attention);
   p.routed(layer, r, rows);
+  p.entered(layer, rows);
   p.passed(layer, rows);
   { p.living(layer, int{}) } -> std::same_as<expert_set>;
   { p.most_experts() } -> std::convertible_to<int>;

@@ -1,8 +1,9 @@
-// What the experts of consecutive tokens have in common, learned from tokens as a session runs them, its prompt included:
+// What a call of several tokens reads, learned from tokens as a session runs them, its prompt included:
+//   enters(l)           chance that a token runs layer l, where a gate may let it pass by; 1 as far as nothing is known
 //   distinct(l, p, n)   experts that n tokens visit together in layer l, on average, the first of them at a position
 //                       that is p modulo the router's segment length; before anything is known, as if tokens chose
 //                       independently and evenly
-// This is what a verify of n tokens reads, so draft_length::utility asks for it.
+// draft_length::utility asks for it, to know what a verify of n tokens costs.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +40,7 @@ class routing_meter : public no_tape {
     expert_set read;
     for (const int e : r.chosen) read.insert(e);
     experts_read_ += read.size();
-    if (!learning_ || most_experts_ < expert_set::capacity) return;
+    if (!learns()) return;
     layer_runs& l = layers_[std::size_t(layer)];
     for (index_t n = 0; n < rows.size(); ++n) learn(l, rows.position[n], r.chosen.row(n));
   }
@@ -47,7 +48,11 @@ class routing_meter : public no_tape {
   ask_ahead asks() const { return asks_; }
   void ask(ask_ahead which) { asks_ = which; }
 
-  void passed(int, const token_rows& rows) { passed_ += rows.size(); }
+  void entered(int layer, const token_rows& rows) { decided(layer, rows, true); }
+  void passed(int layer, const token_rows& rows) {
+    passed_ += rows.size();
+    decided(layer, rows, false);
+  }
   /// Rows that passed a layer by since this was last asked.
   long long take_passed() { return std::exchange(passed_, 0); }
 
@@ -78,9 +83,9 @@ class routing_meter : public no_tape {
     const double independent = independent_union(experts_, per_token_, tokens);
     const layer_runs& l = layers_[std::size_t(layer)];
     if (l.mean.empty() || tokens > longest) return independent;
-    const average& seen = l.mean[std::size_t(phase * longest + tokens - 1)];
-    return (seen.value * seen.count + prior * independent) / (seen.count + prior);
+    return l.mean[std::size_t(phase * longest + tokens - 1)].with_prior(independent);
   }
+  double enters(int layer) const { return layers_[std::size_t(layer)].enters.with_prior(1); }
   /// Distinct experts of each call and layer, added up since the last reset.
   long long experts_read() const { return experts_read_; }
   void reset_experts_read() { experts_read_ = 0; }
@@ -90,14 +95,26 @@ class routing_meter : public no_tape {
   static constexpr double prior = 1, memory_of = 200;  // observations
   struct average {
     double value = 0, count = 0;
+    void record(double x) {
+      count = std::min(count + 1, memory_of);
+      value += (x - value) / count;
+    }
+    double with_prior(double expected) const { return (value * count + prior * expected) / (count + prior); }
   };
   struct layer_runs {
+    average enters;              // 1 for a token that ran the layer, 0 for one that passed
     std::vector<average> mean;   // (phases, longest)
     expert_set at[longest];      // experts of the token at a position modulo `longest`
     int position[longest] = {};  // that position plus one; 0: none yet
     int until_next = 1;
   };
 
+  /// Tokens that visit fewer experts than their router chose are not as others are.
+  bool learns() const { return learning_ && most_experts_ >= expert_set::capacity; }
+  void decided(int layer, const token_rows& rows, bool in) {
+    if (!learns()) return;
+    for (index_t n = 0; n < rows.size(); ++n) layers_[std::size_t(layer)].enters.record(in);
+  }
   void learn(layer_runs& l, int position, vec<const int> chosen) {
     expert_set& mine = l.at[position % longest] = {};
     for (const int e : chosen) mine.insert(e);
@@ -108,9 +125,7 @@ class routing_meter : public no_tape {
     for (int n = 1, from = position; n <= longest && from >= 0; ++n, --from) {
       if (l.position[from % longest] != from + 1) break;
       all |= l.at[from % longest];
-      average& mean = l.mean[std::size_t(from % phases_ * longest + n - 1)];
-      mean.count = std::min(mean.count + 1, memory_of);
-      mean.value += (all.size() - mean.value) / mean.count;
+      l.mean[std::size_t(from % phases_ * longest + n - 1)].record(all.size());
     }
   }
 

@@ -52,6 +52,7 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
       to_.done[stage::expert] += {w.shared + read.size() * w.expert, 0, w.shared * N + chosen * w.expert};
       to_.session_.meter().routed(layer, r, rows);
     }
+    void entered(int layer, const token_rows& rows) { to_.session_.meter().entered(layer, rows); }
     void passed(int layer, const token_rows& rows) {
       passed_by = rows;
       to_.session_.meter().passed(layer, rows);
@@ -79,9 +80,9 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
     const layer_reads& w = reads_[std::size_t(l)];
     const double heads = 2.0 * s.heads * s.head_size(), groups = 2.0 * s.kv_groups() * s.head_size();
     const double passed = double(passed_by.size()), running = double(rows.size()) - passed;
-    done[stage::layer_gate] += {w.layer_gate, 0, w.layer_gate * double(rows.size()) + kv_weights() * passed};
+    done[stage::layer_gate] += {w.layer_gate, 0, w.layer_gate * double(rows.size()) + kv_weights_read(model_.sizes()) * passed};
     // Who passes by reads weights of keys and values, which are attention's, and read once.
-    if (running == 0) return void(done[stage::layer_gate] += {kv_weights(), 0, 0});
+    if (running == 0) return void(done[stage::layer_gate] += {kv_weights_read(model_.sizes()), 0, 0});
     const double longest = rows.position[rows.size() - 1] + 1;
     done[stage::attention] +=
         {w.attention, groups * longest, w.attention * running + heads * (past_of(rows) - past_of(passed_by))};
@@ -104,7 +105,7 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
   }
   void propagate(int first, mat<const T> x, const token_rows& rows) override {
     begin(stage::missing_kv);
-    const double weights = (model_.layers() - first) * kv_weights();
+    const double weights = (model_.layers() - first) * kv_weights_read(model_.sizes());
     model_.propagate(first, model_.layers(), x, *kv_, rows, memory_);
     done[stage::missing_kv] += {weights, 0, weights * double(rows.size())};
     end();
@@ -126,11 +127,6 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
-  /// Of a layer's keys and values, with the norm.
-  double kv_weights() const {
-    const sizes& s = model_.sizes();
-    return s.dim * (1 + 2.0 * s.kv_groups() * s.head_size());
-  }
   static double past_of(const token_rows& rows) {
     double sum = 0;
     for (const int position : rows.position) sum += position + 1;

@@ -31,6 +31,13 @@ template <class V> layer_reads layer_reads_of(const config<V>& c, int l) {
   return r;
 }
 
+/// Of a layer's keys and values, with the norm before them.
+inline double kv_weights_read(const sizes& s) { return s.dim * (1 + 2.0 * s.kv_groups() * s.head_size()); }
+/// Weights that rows read together which all pass layer l by.
+template <class V> double passing_weights_read(const config<V>& c, int l) {
+  return layer_reads_of(c, l).layer_gate + kv_weights_read(c.sizes);
+}
+
 /// Weights of layer l that rows read together which visit `distinct` experts there.
 template <class V> double layer_weights_read(const config<V>& c, int l, double distinct) {
   return layer_reads_of(c, l).all(distinct);

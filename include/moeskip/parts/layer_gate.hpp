@@ -83,7 +83,10 @@ template <class P, class B> struct layer_gate {
       index_t run = 0, pass = 0;
       for (index_t n = 0; n < N; ++n)
         (real_part(logit(n, 0)) + real_t<T>(policy.open) > 0 ? running[run++] : passing[pass++]) = int(n);
-      if (pass == 0) return layer(x, rows);
+      if (pass == 0) {
+        tape.entered(l, rows);
+        return layer(x, rows);
+      }
       const auto gathered = [&](vec<const int> list) {
         const mat<T> some = memory.take<T>(list.size(), x.cols());
         gather_rows(b, some, x, list);
@@ -95,6 +98,7 @@ template <class P, class B> struct layer_gate {
       remember(gathered(by), passed);
       tape.passed(l, passed);
       if (run == 0) return x;
+      tape.entered(l, ran);
       const mat<T> made = layer(gathered(through), ran);
       tape.enter(b, stage::layer_gate);
       scatter_rows(b, x, made, through);

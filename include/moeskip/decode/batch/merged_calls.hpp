@@ -76,6 +76,9 @@ template <class V, class B> class merged_calls final : public call_merger, share
         meter(rows.slot[n]).routed(layer, mine, rows.rows(n, end - n));
       }
     }
+    void entered(int layer, const token_rows& rows) {
+      for (index_t n = 0; n < rows.size(); ++n) meter(rows.slot[n]).entered(layer, rows.rows(n, 1));
+    }
     void passed(int layer, const token_rows& rows) {
       all_.counts_.layer_rows -= rows.size();
       for (index_t n = 0; n < rows.size(); ++n) meter(rows.slot[n]).passed(layer, rows.rows(n, 1));

@@ -5,10 +5,13 @@
 //   a verify of n rows          layers [E, L), of their MoE layers the experts that n tokens from the round's phase on visit
 //                               together (decode/routing_meter.hpp), and the heads; layers [0, E) for rows that were not
 //                               drafted from
+// Behind a gate, n rows read what those of them read that enter, each by itself with the chance that the meter learned: the
+// layer with chance 1 − (1 − p)^n, else the weights of gate, keys and values.
 // Costs of a draft that does not run this model (exit layer 0) are seconds a token.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "moeskip/concepts/decoder.hpp"
@@ -48,8 +51,7 @@ class round_costs {
     for (int phase = 0; phase < meter.phases(); ++phase)
       for (int n = 1; n <= most_rows; ++n)
         for (int l = 0; l < L; ++l)
-          at(phase, n, l + 1) =
-              at(phase, n, l) + layer_weights_read(c, l, c.sizes.is_moe(l) ? meter.distinct(l, phase, n) : 0);
+          at(phase, n, l + 1) = at(phase, n, l) + expected_weights_read(c, l, phase, n, meter);
   }
   bool described() const { return !read_.empty(); }
   /// The part of the head's weights that a proposal reads.
@@ -84,6 +86,19 @@ class round_costs {
   double head() const { return draft_head_ * verify_[1].value(); }
 
  private:
+  /// Of layer l, by n rows from a phase on.
+  template <class V>
+  static double expected_weights_read(const config<V>& c, int l, int phase, int n, const routing_meter& meter) {
+    const auto read_by = [&](int rows) {
+      return layer_weights_read(c, l, c.sizes.is_moe(l) ? meter.distinct(l, phase, rows) : 0);
+    };
+    if (!c.has_gate(l)) return read_by(n);
+    const double enters = meter.enters(l);
+    double sum = 0, ways = 1;  // n over k
+    for (int k = 0; k <= n; ways *= double(n - k) / (k + 1), ++k)
+      sum += ways * std::pow(enters, k) * std::pow(1 - enters, n - k) * (k ? read_by(k) : passing_weights_read(c, l));
+    return sum;
+  }
   std::size_t index(int phase, int rows, int layer) const {
     return (std::size_t(phase) * (most_rows + 1) + std::size_t(rows)) * draft_.size() + std::size_t(layer);
   }
