@@ -80,7 +80,8 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
     const layer_reads& w = reads_[std::size_t(l)];
     const double heads = 2.0 * s.heads * s.head_size(), groups = 2.0 * s.kv_groups() * s.head_size();
     const double passed = double(passed_by.size()), running = double(rows.size()) - passed;
-    done[stage::layer_gate] += {w.layer_gate, 0, w.layer_gate * double(rows.size()) + kv_weights_read(model_.sizes()) * passed};
+    done[stage::layer_gate] +=
+        {w.layer_gate, 0, w.layer_gate * double(rows.size()) + kv_weights_read(model_.sizes()) * passed};
     // Who passes by reads weights of keys and values, which are attention's, and read once.
     if (running == 0) return void(done[stage::layer_gate] += {kv_weights_read(model_.sizes()), 0, 0});
     const double longest = rows.position[rows.size() - 1] + 1;
