@@ -1,4 +1,5 @@
-// Batches whose drafts come from a small model: its calls are merged as the large one's are, and nobody's tokens change.
+// Batches whose drafts come from a small model: its calls are merged as the large one's are, and nobody's tokens
+// change.
 #include <doctest/doctest.h>
 
 #include <optional>
@@ -59,8 +60,8 @@ ms::decode_stats total(const std::vector<ms::generated>& all) {
   return sum;
 }
 
-/// In batches of several sizes: each prompt as generate() alone continues it, drafts included, from calls of the small model
-/// that have rows of several sequences. Returns what became of all drafts.
+/// In batches of several sizes: each prompt as generate() alone continues it, drafts included, from calls of the small
+/// model that have rows of several sequences. Returns what became of all drafts.
 template <class M, class Decoder>
 ms::decode_stats check_alone(M& m, const Decoder& decoder, const ms::generation& options) {
   const auto prompts = ragged_prompts(7);

@@ -227,7 +227,8 @@ TEST_CASE("layer skip: the meter learns how often tokens enter a layer, alone, c
 }
 
 TEST_CASE("layer skip: what rounds cost where half of the tokens enter, computed by hand") {
-  // D 4, two heads and one group of 2, F 3, E 4, V 5. With a gate 8 + norms 8 + projections 48 + mlp; of keys and values 20.
+  // D 4, two heads and one group of 2, F 3, E 4, V 5. A layer: gate 8, norms 8, projections 48 (of keys and values,
+  // with the norm, 20), and its experts or its dense part.
   ms::config<gated> c{.sizes = {.layers = 3, .dim = 4, .heads = 2, .kv_heads = 1, .ffn = 3, .experts = 4, .vocab = 5}};
   c.layer_skip = {.first = 1, .spared = 1};
   const auto check = [&](double one, double two, bool seen) {
@@ -245,11 +246,12 @@ TEST_CASE("layer skip: what rounds cost where half of the tokens enter, computed
     CHECK(costs.plain() == doctest::Approx(one));
     CHECK(costs.verify_one_more(0, 2) == doctest::Approx(two - one));
   };
-  // Layers 0 and 2 are dense, of 92, the head has 24. The middle one has 100, read by two tokens in three of four cases.
+  // Layers 0 and 2 are dense, of 92, the head has 24. The middle one has 100, which two tokens read in three of four
+  // cases.
   c.sizes.moe_every = 0;
   check(208 + 100, 208 + 100, false);
   check(208 + 100 / 2. + 28 / 2., 208 + 100 * 3 / 4. + 28 / 4., true);
-  // It has experts of 36: 152 with those of one token, which are two, and 188 with those of two tokens, which are three.
+  // It has experts of 36: 152 with those of one token, which are two, and 188 with those of two tokens: three.
   c.sizes.moe_every = 2;
   check(208 + 152, 208 + 188, false);
   check(208 + 152 / 2. + 28 / 2., 208 + 152 / 2. + 188 / 4. + 28 / 4., true);

@@ -1,7 +1,7 @@
-// Several sequences at once. Each is continued by a decoder written for one sequence, in a fibre of its own, with its own
-// lengths, exits and acceptance; where fibres wait for the same layers of a model, their rows run in one call
-// (decode/batch/). A row that leaves early waits no longer and costs no more; a sequence that is done makes room for the
-// next prompt. Whoever else is in the batch, a sequence's tokens are those it would have alone.
+// Several sequences at once. Each is continued by a decoder written for one sequence, in a fibre of its own, with its
+// own lengths, exits and acceptance; where fibres wait for the same layers of a model, their rows run in one call
+// (decode/batch/). A row that leaves early waits no longer and costs no more; a sequence that is done makes room for
+// the next prompt. Whoever else is in the batch, a sequence's tokens are those it would have alone.
 #pragma once
 
 #include <span>
@@ -25,8 +25,8 @@ template <class V, class B> class batch_session {
   batch_session(model<V, B>& m, int slots) : lanes_(checked(slots), stats), calls_(m, lanes_, stats, false) {}
 
   /// Continues every prompt as generate() does, in any order; sink(i, emitted) gets the tokens of prompt i as they are
-  /// settled, and can end its generation by returning false. What fails, fails all of them: throws config_error that names
-  /// the prompt, and the batch can be used again.
+  /// settled, and can end its generation by returning false. What fails, fails all of them: throws config_error that
+  /// names the prompt, and the batch can be used again.
   template <class Decoder, class Sink> std::vector<generated> generate(std::span<const std::vector<int>> prompts,
                                                                        const generation& options,
                                                                        const Decoder& decoder, Sink&& sink) {

@@ -1,7 +1,7 @@
-// The lanes of a batch. In each a sequence goes on in a fibre until it needs a call of a model, and waits. When all wait,
-// the request that stands lowest is served, with all that one call can serve with it:
-//   the drafts' models go before the batch's own, and shallow layers before deep ones, so that drafts are finished before
-//   verifications, which so come together; a call of layers stops where others wait to join; nobody is passed over for ever.
+// The lanes of a batch. In each a sequence goes on in a fibre until it needs a call of a model, and waits. When all
+// wait, the request that stands lowest is served, with all that one call can serve with it: the drafts' models go
+// before the batch's own, and shallow layers before deep ones, so that drafts are finished before verifications, which
+// so come together. A call of layers stops where others wait to join. Nobody is passed over for ever.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +31,8 @@ class batch_lanes {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
-  /// body(slot) for the first `count` slots, each in a fibre, until all have ended. What one of them throws is thrown, after
-  /// the others were unwound.
+  /// body(slot) for the first `count` slots, each in a fibre, until all have ended. What one of them throws is thrown,
+  /// after the others were unwound.
   template <class F> void run(std::size_t count, const F& body) {
     const at_end clear{*this};
     for (std::size_t s = 0; s < std::min(count, lanes_.size()); ++s)

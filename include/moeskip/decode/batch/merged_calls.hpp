@@ -1,7 +1,8 @@
-// The calls of one model by the sequences of a batch, merged. Each slot has a session; what it asks of the model is a request
-// that its fibre waits for, and the rows of requests that are served together run in one call, so that weights which several
-// need are read once. A call of up to session::invariant_rows rows gives each row the bits of a call of its own, and no
-// larger one is made.                                         N rows of a call   D width of the stream   n logits of a row
+// The calls of one model by the sequences of a batch, merged. Each slot has a session; what it asks of the model is a
+// request that its fibre waits for, and the rows of requests that are served together run in one call, so that weights
+// which several need are read once. A call of up to session::invariant_rows rows gives each row the bits of a call of
+// its own, and no larger one is made.
+//   N rows of a call   D width of the stream   n logits of a row
 #pragma once
 
 #include <algorithm>

@@ -7,9 +7,9 @@
 
 namespace moeskip {
 
-/// In a batch, calls of the other model are merged with those that other sequences ask of it; alone, it is run by itself.
-/// The session is the caller's until it lets go, which must be before the generation ends. It may hold another text's tokens:
-/// prefill it first. Several at a time of the same model do not disturb each other.
+/// In a batch, calls of the other model are merged with those that other sequences ask of it; alone, it is run by
+/// itself. The session is the caller's until it lets go, which must be before the generation ends. It may hold another
+/// text's tokens: prefill it first. Several at a time of the same model do not disturb each other.
 template <class V, class B, class Other, class OtherB>
 std::shared_ptr<session<Other, OtherB>> session_beside(session<V, B>& s, model<Other, OtherB>& other) {
   using merged = merged_calls<Other, OtherB>;

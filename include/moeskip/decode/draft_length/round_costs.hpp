@@ -5,8 +5,8 @@
 //   a verify of n rows          layers [E, L), of their MoE layers the experts that n tokens from the round's phase on visit
 //                               together (decode/routing_meter.hpp), and the heads; layers [0, E) for rows that were not
 //                               drafted from
-// Behind a gate, n rows read what those of them read that enter, each by itself with the chance that the meter learned: the
-// layer with chance 1 − (1 − p)^n, else the weights of gate, keys and values.
+// Behind a gate, n rows read what those of them read that enter, each by itself with the chance p that the meter
+// learned: the layer with chance 1 − (1 − p)^n, else the weights of gate, keys and values.
 // Costs of a draft that does not run this model (exit layer 0) are seconds a token.
 #pragma once
 
