@@ -220,6 +220,12 @@ TEST_CASE("presets: what the experts of DeepSeek-V3 stand under is looked at") {
   told(with(glm, "glm4_moe", R"("partial_rotary_factor": 0.5)", R"("partial_rotary_factor": 1.5)"),
        "partial_rotary_factor: expected a part of head_dim");
   told(refusal<ms::presets::glm4_moe>(pretrained / "glm4_moe_normed"), "use_qk_norm: expected false, got true");
+  // What files of either do not say means different things.
+  const fs::path silent_dots = s.copy("dots1"), silent_glm = s.copy("glm4_moe");
+  for (const fs::path& folder : {silent_dots, silent_glm})
+    replace(folder / "config.json", R"("norm_topk_prob": true,)", "");
+  CHECK_FALSE(ms::read_pretrained_config<ms::presets::dots1>(silent_dots).router.base.renormalise);
+  CHECK(ms::read_pretrained_config<ms::presets::glm4_moe>(silent_glm).router.base.renormalise);
 }
 
 TEST_CASE("presets: a selection bias far from 0 keeps its differences in bf16") {

@@ -1,4 +1,4 @@
-// expect: moeskip: V::router drops tokens over a capacity at inference, so that a sequence's tokens would depend on the
+// expect: moeskip: the router of a model in a batch drops tokens over a capacity at inference
 #include "moeskip/moeskip.hpp"
 namespace ms = moeskip;
 struct mine : ms::variant {

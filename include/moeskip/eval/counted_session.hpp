@@ -3,6 +3,7 @@
 // draft does in a session of its own (draft::small_model).
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <vector>
@@ -37,10 +38,21 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
   vec<const T> said() const { return {said_.data(), index_t(said_.size())}; }
 
  private:
+  /// Rows of a call: how many, the keys that all and the last of them see.
+  struct row_summary {
+    double count = 0, past = 0, longest = 0;
+  };
+  static row_summary summary_of(const token_rows& rows) {
+    row_summary s{.count = double(rows.size())};
+    for (const int position : rows.position) s.past += position + 1, s.longest = std::max(s.longest, position + 1.);
+    return s;
+  }
+
   class counting_tape : public no_tape {
    public:
     counting_tape(arena& memory, counted_session& to) : no_tape(memory), to_(to) {}
     int most_experts() const { return most; }
+    ask_ahead asks() const { return to_.model_.asks(); }
     void enter(B&, stage next) { to_.enter(next); }
     template <class R> void routed(int layer, const R& r, const token_rows& rows) {
       const layer_reads& w = to_.reads_[std::size_t(layer)];
@@ -52,12 +64,15 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
       to_.done[stage::expert] += {w.shared + read.size() * w.expert, 0, w.shared * N + chosen * w.expert};
       to_.session_.meter().routed(layer, r, rows);
     }
-    void entered(int layer, const token_rows& rows) { to_.session_.meter().entered(layer, rows); }
+    void entered(int layer, const token_rows& rows) {
+      running = summary_of(rows);
+      to_.session_.meter().entered(layer, rows);
+    }
     void passed(int layer, const token_rows& rows) {
-      passed_by = rows;
+      passing = summary_of(rows);
       to_.session_.meter().passed(layer, rows);
     }
-    token_rows passed_by{};  // the last layer's
+    row_summary running{}, passing{};  // of a layer with a gate
     int most = expert_set::capacity;
 
    private:
@@ -67,27 +82,27 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
   void run(int first, int last, mat<T> x, const token_rows& rows, int most_experts) override {
     tape_.most = most_experts;
     for (int l = first; l < last; ++l) {
-      tape_.passed_by = {};
+      tape_.running = model_.configuration().has_gate(l) ? row_summary{} : summary_of(rows);
+      tape_.passing = {};
       begin(model_.configuration().has_gate(l) ? stage::layer_gate : stage::attention);
       model_.run_layers(l, l + 1, x, *kv_, rows, tape_);
       end();
-      count_layer(l, rows, tape_.passed_by);
+      count_layer(l);
     }
   }
   /// But for what the tape has counted: router and experts.
-  void count_layer(int l, const token_rows& rows, const token_rows& passed_by) {
+  void count_layer(int l) {
     const sizes& s = model_.sizes();
     const layer_reads& w = reads_[std::size_t(l)];
     const double heads = 2.0 * s.heads * s.head_size(), groups = 2.0 * s.kv_groups() * s.head_size();
-    const double passed = double(passed_by.size()), running = double(rows.size()) - passed;
-    done[stage::layer_gate] +=
-        {w.layer_gate, 0, w.layer_gate * double(rows.size()) + kv_weights_read(model_.sizes()) * passed};
+    const row_summary &running = tape_.running, &passing = tape_.passing;
+    const double kv = kv_weights_read(s);
+    done[stage::layer_gate] += {w.layer_gate, 0, w.layer_gate * (running.count + passing.count) + kv * passing.count};
     // Who passes by reads weights of keys and values, which are attention's, and read once.
-    if (running == 0) return void(done[stage::layer_gate] += {kv_weights_read(model_.sizes()), 0, 0});
-    const double longest = rows.position[rows.size() - 1] + 1;
+    if (running.count == 0) return void(done[stage::layer_gate] += {kv, 0, 0});
     done[stage::attention] +=
-        {w.attention, groups * longest, w.attention * running + heads * (past_of(rows) - past_of(passed_by))};
-    done[stage::dense] += {w.dense, 0, w.dense * running};
+        {w.attention, groups * running.longest, w.attention * running.count + heads * running.past};
+    done[stage::dense] += {w.dense, 0, w.dense * running.count};
   }
   void logits(mat<T> out, mat<const T> x, int exit_layer, int) override {
     begin(stage::head);
@@ -126,12 +141,6 @@ template <class V, class B> class counted_session final : shared_calls<scalar_t<
   void end() { enter(now_); }
   double seconds(int) const override {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  }
-
-  static double past_of(const token_rows& rows) {
-    double sum = 0;
-    for (const int position : rows.position) sum += position + 1;
-    return sum;
   }
 
   model_type& model_;

@@ -38,8 +38,10 @@ class mapped_file {
     MOESKIP_CHECK(file_error, S_ISREG(status.st_mode), path_, ": expected a regular file, got a pipe or device");
     size_ = static_cast<std::size_t>(status.st_size);
     if (size_ == 0) return;  // mmap refuses length 0
-    const int protection = access == mapping::read_only ? PROT_READ : PROT_READ | PROT_WRITE;
-    void* const start = ::mmap(nullptr, size_, protection, MAP_PRIVATE, file.number, 0);
+    const bool writable = access == mapping::copy_on_write;
+    // Without MAP_NORESERVE the system would want room for a copy of every page, and refuse a file larger than memory.
+    void* const start = ::mmap(nullptr, size_, writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                               writable ? MAP_PRIVATE | MAP_NORESERVE : MAP_PRIVATE, file.number, 0);
     if (start == MAP_FAILED) fail<file_error>(path_, ": cannot map ", size_, " bytes: ", os_error(errno));
     data_ = static_cast<const std::byte*>(start);
   }

@@ -10,12 +10,11 @@ namespace moeskip {
 
 /// The model in a file that save() wrote from a backend that stores weights as B does. The file is not written to, nor must
 /// it be while the model lives (save() replaces files, which does no harm); a model that is trained gets pages of its own.
-/// Throws file_error that names what differs from V, or keeps weights from being used where they stand; config_error for a
-/// backend that cannot see the memory of the host.
+/// Throws file_error that names what differs from V, or keeps weights from being used where they stand.
 template <class V, class B> model<V, B> load_mapped(const std::filesystem::path& path) {
   using W = weight_t<B>;
-  MOESKIP_CHECK(config_error, buffers_from.take == host_memory.take, path.string(),
-                ": the backend keeps weights in memory of its own: expected load(), got load_mapped()");
+  static_assert(std::is_same_v<typename B::family, on_cpu> || std::is_same_v<typename B::family, on_reference>,
+                "moeskip: load_mapped leaves weights in a file of the host, which this backend does not see: use load");
   const auto file = std::make_shared<safetensors_file>(path, mapping::copy_on_write);
   const config<V> c = from_metadata<V>(file->metadata(), path.string());
   model_weights<V, W> nothing;  // only measured

@@ -55,7 +55,7 @@ template <class V, class B> class model {
   vec<W> block() { return block_.view(); }  // all weights, in the order of tensors()
   vec<const W> block() const { return block_.view(); }
   /// What is asked for ahead: everything where the weights stand in a file (model/mapped.hpp) and so may not be in memory.
-  /// Sessions made from then on see a change.
+  /// Sessions and batches made from then on see a change.
   ask_ahead asks() const { return asks_; }
   void ask(ask_ahead which) { asks_ = which; }
   const model_weights<V, const W>& weights() const { return weights_; }
@@ -83,7 +83,7 @@ template <class V, class B> class model {
       auto scope = tape.layer_scope();
       if constexpr (!Tape::records)
         if (tape.asks() == ask_ahead::foreseen && l + 1 < layers() && sizes().is_moe(l + 1))
-          moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape.memory());
+          moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
       x = run_layer(l, x, kv.layer(l), rows, tape);
     }
     settle(backend_);

@@ -122,11 +122,13 @@ template <class V, class B> struct moe {
 
   /// Asks for the weights of the experts that would be chosen if x (N, D) came here as it is. A router that follows the
   /// token before notes what it chooses, so it is not asked what it would choose.
-  void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, arena& memory) const {
+  template <class Tape>
+  void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     if constexpr (!follows_previous<R>) {
-      const auto scope = memory.scope();
-      no_tape nothing(memory);
-      ask_for(choose(b, layer, x, kv, rows, nothing).r);
+      const auto scope = tape.memory().scope();
+      const routing<T> r = choose(b, layer, x, kv, rows, tape).r;
+      if (tape.most_experts() < K) keep_best(r, tape.most_experts());
+      ask_for(r);
     }
   }
 

@@ -19,6 +19,11 @@ template <class V, class B> class merged_calls final : public call_merger, share
   using T = scalar_t<B>;
   using kind = call_request::kind;
 
+  static_assert(KeepsAllTokens<typename V::router>,
+                "moeskip: the router of a model in a batch drops tokens over a capacity at inference, so that a "
+                "sequence's tokens "
+                "would depend on the others. Take the router without router::dropping, or a session for each sequence");
+
  public:
   using model_type = moeskip::model<V, B>;
   using session_type = moeskip::session<V, B>;
@@ -65,7 +70,7 @@ template <class V, class B> class merged_calls final : public call_merger, share
     shared_tape(arena& memory, merged_calls& all) : no_tape(memory), all_(all) {}
     int most = expert_set::capacity;  // experts that each row visits
     int most_experts() const { return most; }
-    ask_ahead asks() const { return all_.model_.asks(); }
+    ask_ahead asks() const { return asks_; }
     template <class R> void routed(int layer, const R& r, const token_rows& rows) {
       expert_set read;
       for (const int e : r.chosen) read.insert(e);
@@ -88,6 +93,7 @@ template <class V, class B> class merged_calls final : public call_merger, share
    private:
     routing_meter& meter(int slot) { return all_.session(slot)->meter(); }
     merged_calls& all_;
+    const ask_ahead asks_ = all_.model_.asks();
   };
 
   // ---- inside a fibre ----

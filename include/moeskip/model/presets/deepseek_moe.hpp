@@ -25,8 +25,9 @@ template <class R, class F> bool with_groups(R& r, F&& f) {
   else return false;
 }
 
-/// dense_layers: what first_k_dense_replace is where the file does not say it.
-template <class V> void read_deepseek_moe(huggingface::config_file& f, config<V>& c, int dense_layers) {
+/// dense_layers, renormalises: what first_k_dense_replace and norm_topk_prob are where the file does not say it.
+template <class V>
+void read_deepseek_moe(huggingface::config_file& f, config<V>& c, int dense_layers, bool renormalises) {
   sizes& s = c.sizes;
   s.moe_from = f.count("first_k_dense_replace", dense_layers, 0);
   s.dense_ffn = f.count("intermediate_size"), s.ffn = f.count("moe_intermediate_size");
@@ -39,7 +40,7 @@ template <class V> void read_deepseek_moe(huggingface::config_file& f, config<V>
   f.expect_none("kv_lora_rank");  // multi-head latent attention
   const bool found = with_groups(c.router, [&](auto& r) {
     r.groups = f.count("n_group", 1), r.best_groups = f.count("topk_group", 1);
-    r.renormalise = f.flag("norm_topk_prob", false), r.scale = f.number("routed_scaling_factor", 1.f);
+    r.renormalise = f.flag("norm_topk_prob", renormalises), r.scale = f.number("routed_scaling_factor", 1.f);
     r.balance_loss = 0;  // the selection bias keeps the balance
   });
   if (!found) f.problem("V::router: expected one with groups, such as router::biased<router::sigmoid_top_k<K>>");
@@ -77,7 +78,7 @@ template <int K> struct dots1_of : variant {
 
     template <class V> static config<V> configure(moeskip::huggingface::config_file& f) {
       config<V> c = common::read_decoder<V>(f, "dots1");
-      common::read_deepseek_moe(f, c, 0);
+      common::read_deepseek_moe(f, c, 0, false);
       f.expect("attention_bias", false, false);
       expect_no_windows(f, c.sizes.layers);
       return c;
@@ -113,7 +114,7 @@ template <int K, bool Normed> struct glm4_moe_of : variant {
 
     template <class V> static config<V> configure(moeskip::huggingface::config_file& f) {
       config<V> c = common::read_decoder<V>(f, "glm4_moe", 0.5f);
-      common::read_deepseek_moe(f, c, 1);
+      common::read_deepseek_moe(f, c, 1, true);
       f.expect("attention_bias", true, false), f.expect("use_qk_norm", Normed, false);
       return c;
     }

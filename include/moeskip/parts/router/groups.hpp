@@ -27,8 +27,10 @@ MOESKIP_HD expert_set in_best_groups(const routed_token<T>& t, const T* scores, 
   expert_set open, taken;  // taken: groups
   for (int i = 0; i < best; ++i) {
     int next = -1;
+    real_t<T> most{};
     for (int g = 0; g < groups; ++g)
-      if (!taken.contains(g) && (next < 0 || worth(g) > worth(next))) next = g;
+      if (const real_t<T> w = taken.contains(g) ? real_t<T>{} : worth(g); !taken.contains(g) && (next < 0 || w > most))
+        next = g, most = w;
     taken.insert(next);
     for (int e = next * size; e < (next + 1) * size; ++e)
       if (t.alive->contains(e)) open.insert(e);
