@@ -25,7 +25,7 @@ template <class Tape> void pass(Tape& tape, backend& b, const routing& r, const 
   tape.enter(b, ms::stage::attention);
   tape.enter(b, ms::stage::router);
   tape.enter(b, ms::stage::expert);
-  if (tape.living(1, 8).size() < 8 || tape.most_experts() < 8 || tape.asks() != ms::ask_ahead::nothing) ms::settle(b);
+  if (tape.most_experts() < 8 || tape.asks() != ms::ask_ahead::nothing) ms::settle(b);
   tape.routed(1, r, rows);
 }
 

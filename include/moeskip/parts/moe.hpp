@@ -86,7 +86,9 @@ template <class V, class B> struct moe {
     tape.enter(b, stage::router);
     arena& memory = tape.memory();
     const index_t N = x.rows();
-    const auto [h, logits, call, r] = choose(b, layer, x, kv, rows, tape);
+    const choice made = choose(b, layer, x, kv, rows, tape);
+    const mat<T> h = made.h, logits = made.logits;
+    const routing<T>& r = made.r;
     if constexpr (!Tape::records) {
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
       if (tape.asks() != ask_ahead::nothing) ask_for(r);
@@ -113,9 +115,9 @@ template <class V, class B> struct moe {
       const routing<T> weighted = weights_of(r, key, rows, memory);
       experts(b, y, gate_up, x, h, weighted, plan, w.experts, memory, draw_activations(dropout, key, rows));
       w.shared.forward(b, y, h, size, tape);
-      const auxiliary_losses<T> losses = balance_loss(b, r, logits, call);
+      const auxiliary_losses<T> losses = balance_loss(b, r, logits, made.call);
       tape.balance += losses.balance, tape.z += losses.z, tape.change += losses.change;
-      tape.save(saved{x, h, logits, gate_up, r, weighted, plan, call, key});
+      tape.save(saved{x, h, logits, gate_up, r, weighted, plan, made.call, key});
     }
     return y;
   }
