@@ -6,34 +6,17 @@
 #include <fstream>
 #include <iterator>
 
-#include "moeskip/formats/safetensors.hpp"
+#include "golden_runs.hpp"
 #include "moeskip/formats/tokenizer/byte_level.hpp"
 
 namespace ms = moeskip;
 namespace fs = std::filesystem;
 using ms::tokenizer::byte_level;
+using tests::runs;
 
 namespace {
 
 const fs::path folder = fs::path(MOESKIP_TEST_DATA) / "tokenizers";
-
-/// Runs of a flat array: the i-th ends at ends[i].
-template <class T> std::vector<std::vector<T>> runs(const ms::safetensors_file& file, const std::string& name,
-                                                    const std::string& ends_name) {
-  const ms::array_info *all = file.find(name), *ends = file.find(ends_name);
-  REQUIRE(all);
-  REQUIRE(ends);
-  std::vector<T> flat(std::size_t(all->shape[0]));
-  std::vector<std::int32_t> end(std::size_t(ends->shape[0]));
-  file.read<T>(name, {all->shape[0]}, std::span<T>(flat));
-  file.read<std::int32_t>(ends_name, {ends->shape[0]}, std::span<std::int32_t>(end));
-  std::vector<std::vector<T>> out;
-  for (std::int32_t at = 0; const std::int32_t stop : end) {
-    out.emplace_back(flat.begin() + at, flat.begin() + stop);
-    at = stop;
-  }
-  return out;
-}
 
 std::string contents(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);

@@ -8,34 +8,18 @@
 #include <fstream>
 #include <iterator>
 
+#include "golden_runs.hpp"
 #include "moeskip/base/rng.hpp"
-#include "moeskip/formats/safetensors.hpp"
 
 namespace ms = moeskip;
 namespace fs = std::filesystem;
 using ms::tokenizer::sentence_piece;
+using tests::runs;
 
 namespace {
 
 const fs::path folder = fs::path(MOESKIP_TEST_DATA) / "sentencepiece";
 
-/// Runs of a flat array: the i-th ends at ends[i].
-template <class T, class Run = std::vector<T>>
-std::vector<Run> runs(const ms::safetensors_file& file, const std::string& name, const std::string& ends_name) {
-  const ms::array_info *all = file.find(name), *ends = file.find(ends_name);
-  REQUIRE(all);
-  REQUIRE(ends);
-  std::vector<T> flat(std::size_t(all->shape[0]));
-  std::vector<std::int32_t> end(std::size_t(ends->shape[0]));
-  file.read<T>(name, {all->shape[0]}, std::span<T>(flat));
-  file.read<std::int32_t>(ends_name, {ends->shape[0]}, std::span<std::int32_t>(end));
-  std::vector<Run> out;
-  for (std::int32_t at = 0; const std::int32_t stop : end) {
-    out.emplace_back(flat.begin() + at, flat.begin() + stop);
-    at = stop;
-  }
-  return out;
-}
 std::vector<std::string> texts(const ms::safetensors_file& file, const std::string& name, const std::string& ends) {
   return runs<std::uint8_t, std::string>(file, name, ends);
 }
