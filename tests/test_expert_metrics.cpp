@@ -85,6 +85,42 @@ TEST_CASE("saturation: how many choices of an earlier checkpoint stay") {
   CHECK_THROWS_AS(ms::saturation(early, late, 3), ms::config_error);
 }
 
+TEST_CASE("choices that others share, and what an observer is foretold of them") {
+  ms::choice_overlap some;
+  CHECK(some.share() == 0);
+  some.add(ids({0, 3}), ids({3, 1})), some.add(ids({2, -1}), ids({2, -1}));  // one of two, one of one
+  CHECK(some.shared == 2);
+  CHECK(some.all == 3);
+
+  struct V : ms::variant {};
+  using B = ms::reference<double>;
+  ms::sizes s = tiny_sizes;
+  s.moe_every = 1;
+  ms::model<V, B> m({.sizes = s}, ms::seed{3});
+  const std::vector<int> text = random_tokens(33, s.vocab, 9);
+  const auto foretold = [&] {
+    ms::arena memory;
+    ms::expert_observer watch(memory, s.vocab);
+    ms::evaluate(m, std::span<const int>(text), ms::window_options{.length = 16, .sequences = 2}, watch);
+    std::vector<ms::choice_overlap> of;
+    for (const ms::expert_counts& c : watch.counts()) of.push_back(c.foretold);
+    return of;
+  };
+  const auto drawn = foretold();
+  REQUIRE(int(drawn.size()) == s.layers);
+  CHECK(drawn[0].all == 0);  // nothing comes before the first layer
+  for (std::size_t l = 1; l < drawn.size(); ++l) CHECK(drawn[l].all == 32 * 2);
+  CHECK(drawn.back().shared < drawn.back().all);
+
+  // Where nothing is added on the way from one layer to the experts of the next, all are foretold.
+  for (const auto& t : m.tensors())
+    if (t.name.starts_with("model.layers.1.self_attn.o_proj") ||
+        (t.name.starts_with("model.layers.0.") &&
+         (t.name.find("o_proj") != std::string::npos || t.name.find("down_proj") != std::string::npos)))
+      std::fill_n(m.block().begin() + std::ptrdiff_t(t.offset), t.size, 0.0);
+  CHECK(foretold()[1].share() == 1);
+}
+
 TEST_CASE("experts touched for a token that stands") {
   ms::decode_stats s;
   CHECK(ms::experts_touched(s) == 0);

@@ -16,18 +16,13 @@ namespace bench {
 /// R, but for the choice.
 template <class R> struct replayed {
   static constexpr std::string_view name = "replayed";
+  using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
-  static constexpr int segment_length = ms::segment_length<R>;
   R base{};
   const trace* from = nullptr;
 
-  template <class T> void score(const ms::routed_token<T>& t) const { base.template score<T>(t); }
   template <class T> void choose(const ms::routed_token<T>& t) const {
     std::copy_n(from->chosen(std::min(t.position, from->tokens() - 1), t.layer), experts_per_token, t.chosen);
-  }
-  template <class T> void weigh(const ms::routed_token<T>& t) const { base.template weigh<T>(t); }
-  template <class T> void backward(const ms::routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
-    base.template backward<T>(t, dgate, dp, dlogits);
   }
   friend bool operator==(const replayed&, const replayed&) = default;
 };

@@ -12,7 +12,8 @@
 
 namespace bench {
 
-/// A decoder's time, and that of plain decoding before and after it, on some prompts, several times.
+/// A decoder's time, and that of plain decoding before and after it, on some prompts, several times. All of them in new
+/// sessions: what was learned before does not help, and memory that nobody has touched yet costs all of them the same.
 struct comparison {
   std::vector<double> ratios{};  // plain over the decoder
   ms::decode_stats sum{};
@@ -26,20 +27,18 @@ struct comparison {
   double speedup() const { return quantile(0.5); }
 };
 
-/// Each session of `decoder` is new, so that what was learned before does not help.
 template <class M, class Decoder>
 void compare(comparison& to, M& m, std::span<const int> prompt, int tokens, const Decoder& decoder, int repeats) {
-  using session = ms::session<typename M::variant_type, typename M::backend_type>;
-  session steady(m);
-  const auto run = [&](session& s, const auto& chosen) {
-    return ms::generate(s, prompt, {.max_new_tokens = tokens}, chosen, [](const ms::emitted&) {});
+  const auto run = [&](const auto& chosen) {
+    ms::session<typename M::variant_type, typename M::backend_type> fresh(m);
+    return ms::generate(fresh, prompt, {.max_new_tokens = tokens}, chosen, [](const ms::emitted&) {});
   };
-  run(steady, ms::decoder::autoregressive{});  // warm-up
+  const ms::decoder::autoregressive plain{};
+  run(plain);  // warm-up
   for (int repeat = 0; repeat < repeats; ++repeat) {
-    const double before = run(steady, ms::decoder::autoregressive{}).stats.seconds;
-    session fresh(m);
-    const ms::generated made = run(fresh, decoder);
-    const double after = run(steady, ms::decoder::autoregressive{}).stats.seconds;
+    const double before = run(plain).stats.seconds;
+    const ms::generated made = run(decoder);
+    const double after = run(plain).stats.seconds;
     to.ratios.push_back((before + after) / 2 / made.stats.seconds);
     to.sum += made.stats;
     for (const ms::emitted& e : made.tokens)

@@ -49,8 +49,8 @@ void print_depth(const ms::report::report_data& d) {
 void print_experts(const ms::report::report_data& d) {
   if (d.routing.empty()) return;
   print("\nExperts\n");
-  std::vector<std::vector<std::string>> rows{
-      {"layer", "MaxVio", "CV", "entropy", "dead", "gates", "overload on 4", "id decides", "guessed by id", "blindly"}};
+  std::vector<std::vector<std::string>> rows{{"layer", "MaxVio", "CV", "entropy", "dead", "gates", "overload on 4",
+                                              "id decides", "guessed by id", "blindly", "foretold"}};
   for (std::size_t i = 0; i < d.routing.size(); ++i) {
     const ms::layer_routing& l = d.routing[i];
     const auto& [even, odd] = d.experts[i].ids;
@@ -58,7 +58,8 @@ void print_experts(const ms::report::report_data& d) {
                     ms::text(l.dead()), fixed(l.confidence(), 2),
                     l.experts >= 4 ? fixed(ms::overload(std::span<const long long>(l.choices), 4), 2) : "–",
                     percent(even.information(), 0), percent(odd.predicted(even), 0),
-                    percent(odd.predicted_blindly(even), 0)});
+                    percent(odd.predicted_blindly(even), 0),
+                    d.experts[i].foretold.all ? percent(d.experts[i].foretold.share(), 0) : "–"});
   }
   print(table(rows));
 }
@@ -185,7 +186,9 @@ action declare_eval(CLI::App& app) {
       "each wait for the busiest. gates: the router's probability of the experts that it chose. id decides: share of "
       "the choice's entropy that the byte explains. guessed: choices "
       "named right "
-      "by the counts of another half of the text."));
+      "by the counts of another half of the text. foretold: choices that the router would have made of what entered "
+      "the "
+      "layer before, on which reading experts ahead from a file rests."));
   return [o] { run(*o); };
 }
 

@@ -85,6 +85,7 @@ nlohmann::json experts_json(const report_data& d) {
         }
         return rows;
       };
+      if (const ms::choice_overlap& foretold = d.experts[i].foretold; foretold.all) one["foretold"] = foretold.share();
       if (l.per_token > 1) one["together"] = pairs(d.experts[i].within);
       if (d.experts[i].before.tokens()) one["together_with_layer_before"] = pairs(d.experts[i].before);
     }

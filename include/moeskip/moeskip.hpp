@@ -62,6 +62,7 @@
 #include "moeskip/decode/speculative/lookup.hpp"
 #include "moeskip/decode/speculative/small_model.hpp"
 #include "moeskip/eval/calibration.hpp"
+#include "moeskip/eval/choice_overlap.hpp"
 #include "moeskip/eval/choices.hpp"
 #include "moeskip/eval/counted_session.hpp"
 #include "moeskip/eval/depth.hpp"

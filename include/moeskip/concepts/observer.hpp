@@ -1,6 +1,8 @@
 // Observer: what looks on while a model infers, as the tape that run_layers takes. no_tape (memory/tape.hpp) is the one that
 // sees nothing; others derive from it and hide the functions whose news they want:
 //   enter(backend, stage)            a stage of the work begins; it lasts until the next one
+//   foreseen(layer, routing, rows)   what rows would choose there if they came to its experts as they come to the layer
+//                                    before, which now begins; only for who asks ahead so far
 //   routed(layer, routing, rows)     what the rows of a MoE layer chose
 //   entered(layer, rows)             rows that a gate let into its layer
 //   passed(layer, rows)              rows that did not run a layer
@@ -45,6 +47,7 @@ enum class ask_ahead { nothing, chosen, foreseen };
 template <class P, class B>
 concept Observer = requires(P& p, B& b, int layer, const routing<scalar_t<B>>& r, const token_rows& rows) {
   p.enter(b, stage::attention);
+  p.foreseen(layer, r, rows);
   p.routed(layer, r, rows);
   p.entered(layer, rows);
   p.passed(layer, rows);

@@ -11,8 +11,10 @@
 //     friend bool operator==(const my_router&, const my_router&) = default;
 //   };
 //
-// The functions see one token and touch nothing else, so every backend runs them, and a router can be built from
-// another one by replacing a step. Optional members are listed at the end of this file.
+// The functions see one token and touch nothing else, so every backend runs them.
+//   A router made from another one, R, holds it as `R base`, says `using base_type = R`, and has, beside name,
+// experts_per_token and operator==, only what it changes: steps and properties that it lacks are R's. Such routers nest.
+//   Optional members are listed at the end of this file.
 #pragma once
 
 #include <concepts>
@@ -53,21 +55,59 @@ template <class P> concept has_experts_per_token = requires {
   { P::experts_per_token } -> std::convertible_to<int>;
 };
 template <class P> concept comparable = std::equality_comparable<P>;
-template <class P> concept scores = requires(const P& p, const routed_token<float>& t) { p.template score<float>(t); };
-template <class P> concept chooses = requires(const P& p, const routed_token<float>& t) {
+template <class P> concept has_score = requires(const P& p, const routed_token<float>& t) {
+  p.template score<float>(t);
+};
+template <class P> concept has_choose = requires(const P& p, const routed_token<float>& t) {
   p.template choose<float>(t);
 };
-template <class P> concept weighs = requires(const P& p, const routed_token<float>& t) { p.template weigh<float>(t); };
-template <class P> concept routes_backward = requires(const P& p, const routed_token<float>& t, float* g) {
+template <class P> concept has_weigh = requires(const P& p, const routed_token<float>& t) {
+  p.template weigh<float>(t);
+};
+template <class P> concept has_backward = requires(const P& p, const routed_token<float>& t, float* g) {
   p.template backward<float>(t, g, g, g);
 };
+template <class P> concept wraps_router = requires(const P& p) {
+  { p.base } -> std::convertible_to<const typename P::base_type&>;
+};
+// A step of its own, or somewhere in the nest.
+template <class P> inline constexpr bool scores = has_score<P>;
+template <wraps_router P> inline constexpr bool scores<P> = has_score<P> || scores<typename P::base_type>;
+template <class P> inline constexpr bool chooses = has_choose<P>;
+template <wraps_router P> inline constexpr bool chooses<P> = has_choose<P> || chooses<typename P::base_type>;
+template <class P> inline constexpr bool weighs = has_weigh<P>;
+template <wraps_router P> inline constexpr bool weighs<P> = has_weigh<P> || weighs<typename P::base_type>;
+template <class P> inline constexpr bool routes_backward = has_backward<P>;
+template <wraps_router P> inline constexpr bool routes_backward<P> =
+    has_backward<P> || routes_backward<typename P::base_type>;
 }  // namespace detail
 
-/// score, choose and weigh are called in this order; choose may look at
-/// probability, and puts -1 behind the last one where fewer than K are alive. backward adds to dlogits (E), given dgate (K) and the gradient that the auxiliary losses left in dprobability (E),
-/// which it may use as scratch. It takes `chosen` as it stands, however it came about.
+/// The steps are called in this order; choose may look at probability, and puts -1 behind the last one where fewer than K
+/// are alive. backward adds to dlogits (E), given dgate (K) and the gradient that the auxiliary losses left in
+/// dprobability (E), which it may use as scratch. It takes `chosen` as it stands, however it came about.
 template <class P> concept Router = detail::names_itself<P> && detail::has_experts_per_token<P> &&
     detail::comparable<P> && detail::scores<P> && detail::chooses<P> && detail::weighs<P> && detail::routes_backward<P>;
+
+namespace router {
+/// A router's steps, wherever in a nest they stand.
+template <class T, class R> MOESKIP_HD void score(const R& r, const routed_token<T>& t) {
+  if constexpr (detail::has_score<R>) r.template score<T>(t);
+  else router::score<T>(r.base, t);
+}
+template <class T, class R> MOESKIP_HD void choose(const R& r, const routed_token<T>& t) {
+  if constexpr (detail::has_choose<R>) r.template choose<T>(t);
+  else router::choose<T>(r.base, t);
+}
+template <class T, class R> MOESKIP_HD void weigh(const R& r, const routed_token<T>& t) {
+  if constexpr (detail::has_weigh<R>) r.template weigh<T>(t);
+  else router::weigh<T>(r.base, t);
+}
+template <class T, class R>
+MOESKIP_HD void backward(const R& r, const routed_token<T>& t, const T* dgate, T* dprobability, T* dlogits) {
+  if constexpr (detail::has_backward<R>) r.template backward<T>(t, dgate, dprobability, dlogits);
+  else router::backward<T>(r.base, t, dgate, dprobability, dlogits);
+}
+}  // namespace router
 
 // ---- what a router may have beside ----
 
@@ -79,7 +119,7 @@ template <class P> concept HasCapacity = requires(const P& p) {
 /// const`: experts are limited there too, so that a token's result depends on the rows of its call.
 template <class P> inline constexpr bool drops_at_inference = [] {
   if constexpr (requires { P::drops_at_inference; }) return P::drops_at_inference;
-  else if constexpr (requires { typename P::base_type; }) return drops_at_inference<typename P::base_type>;
+  else if constexpr (detail::wraps_router<P>) return drops_at_inference<typename P::base_type>;
   else return false;
 }();
 /// What the others do.
@@ -90,22 +130,26 @@ template <class P> concept ChoosesRows = P::experts_choose;
 /// `static constexpr bool follows_previous = true`: choices look at routed_token::previous.
 template <class P> inline constexpr bool follows_previous = [] {
   if constexpr (requires { P::follows_previous; }) return P::follows_previous;
+  else if constexpr (detail::wraps_router<P>) return follows_previous<typename P::base_type>;
   else return false;
 }();
 /// `static constexpr int segment_length = 4`: tokens whose positions start at a multiple of it have choices in common;
 /// default 1, every token chooses alike.
 template <class P> inline constexpr int segment_length = [] {
   if constexpr (requires { P::segment_length; }) return P::segment_length;
+  else if constexpr (detail::wraps_router<P>) return segment_length<typename P::base_type>;
   else return 1;
 }();
 /// `static constexpr bool has_selection_bias = true`: the model keeps a bias per expert, moved against its load.
 template <class P> inline constexpr bool has_selection_bias = [] {
   if constexpr (requires { P::has_selection_bias; }) return P::has_selection_bias;
+  else if constexpr (detail::wraps_router<P>) return has_selection_bias<typename P::base_type>;
   else return false;
 }();
 /// `static constexpr int logits_per_expert = 2`: rows of router weights per expert; default 1, 0 for none at all.
 template <class P> inline constexpr int logits_per_expert = [] {
   if constexpr (requires { P::logits_per_expert; }) return P::logits_per_expert;
+  else if constexpr (detail::wraps_router<P>) return logits_per_expert<typename P::base_type>;
   else return 1;
 }();
 

@@ -4,11 +4,10 @@
 // 1 where every token goes where it will go, K/E for unrelated even choices.
 #pragma once
 
-#include <algorithm>
 #include <span>
-#include <vector>
 
 #include "moeskip/base/check.hpp"
+#include "moeskip/eval/choice_overlap.hpp"
 
 namespace moeskip {
 
@@ -19,13 +18,10 @@ inline double saturation(std::span<const int> earlier, std::span<const int> late
                 per_token, " choices for each token, got ", later.size(), " in all");
   MOESKIP_CHECK(config_error, earlier.size() == later.size(),
                 "saturation: expected the choices of the same tokens, got ", earlier.size(), " and ", later.size());
-  std::size_t both = 0, all = 0;
-  for (std::size_t n = 0; n < later.size(); n += std::size_t(per_token)) {
-    const auto before = earlier.subspan(n, std::size_t(per_token));
-    for (const int e : later.subspan(n, std::size_t(per_token)))
-      if (e >= 0) ++all, both += std::find(before.begin(), before.end(), e) != before.end();
-  }
-  return all ? double(both) / double(all) : 0;
+  choice_overlap kept;
+  for (std::size_t n = 0; n < later.size(); n += std::size_t(per_token))
+    kept.add({later.data() + n, per_token}, {earlier.data() + n, per_token});
+  return kept.share();
 }
 
 }  // namespace moeskip

@@ -100,11 +100,11 @@ template <class T, class R> void route_rows(const routing<T>& r, mat<const T> lo
   for (index_t n = first; n < last; ++n) {
     noise_key noise;
     const routed_token<T> t = token_at(call, r, logits, n, noise);
-    router.template score<T>(t);
+    router::score<T>(router, t);
     if constexpr (ChoosesRows<R>) continue;
-    router.template choose<T>(t);
+    router::choose<T>(router, t);
     expect_choices<R>(t);
-    router.template weigh<T>(t);
+    router::weigh<T>(router, t);
   }
 }
 
@@ -115,7 +115,7 @@ template <class T, class R, class Memory> void choose_rows(const routing<T>& r, 
   router.template choose_rows<T>(r.chosen, r.probability, memory.template take<int>(logits.rows()));
   for (index_t n = 0; n < logits.rows(); ++n) {
     noise_key noise;
-    router.template weigh<T>(token_at(call, r, logits, n, noise));
+    router::weigh<T>(router, token_at(call, r, logits, n, noise));
   }
 }
 
@@ -242,7 +242,7 @@ template <> struct kernel<route_backward_t, on_reference> {
     for (T& d : dlogits.row(n)) d = T{};
     noise_key noise;
     const routed_token<T> token = detail::token_at(call, r, logits, n, noise);
-    router.template backward<T>(token, dgate.row(n).data(), dprobability.data(), dlogits.row(n).data());
+    router::backward<T>(router, token, dgate.row(n).data(), dprobability.data(), dlogits.row(n).data());
     if (weights.z == 0 || logits.cols() == 0) return;
     const T lse = detail::log_sum_exp_alive(logits.row(n).data(), E, living);
     const T factor = T(real_t<T>(2 * weights.z)) * lse / rows;

@@ -131,6 +131,7 @@ template <class V, class B> struct moe {
       const routing<T> r = choose(b, layer, x, kv, rows, tape).r;
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
       ask_for(r);
+      tape.foreseen(layer, r, rows);
     }
   }
 

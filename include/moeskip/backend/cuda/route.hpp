@@ -26,10 +26,10 @@ template <class R> struct route {
   MOESKIP_HD void row(index_t n) const {
     noise_key noise;
     const routed_token<float> t = detail::token_at(call, r, logits, n, noise);
-    router.template score<float>(t);
+    router::score<float>(router, t);
     if constexpr (!ChoosesRows<R>) {
-      router.template choose<float>(t);
-      router.template weigh<float>(t);
+      router::choose<float>(router, t);
+      router::weigh<float>(router, t);
     }
   }
 };

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -46,17 +47,24 @@ struct utility {
     /// From the costs of proposing and of verifying(rows), in tokens.
     template <class F> void compute(const acceptance_table& accepted, int longest, double proposing, F&& verifying) {
       known_ = true;
-      u_[std::size_t(longest)].fill(0);
-      for (int i = longest - 1; i >= 0; --i) {
+      std::array<double, round_costs::most_rows> costs{};
+      double cheapest = std::numeric_limits<double>::infinity(), likeliest = 0;
+      for (int i = 0; i < longest; ++i) {
         u_[std::size_t(i)].fill(-proposing);
-        const double cost = verifying(i + 2);
+        costs[std::size_t(i)] = verifying(i + 2);
+        cheapest = std::min(cheapest, costs[std::size_t(i)]);
+      }
+      u_[std::size_t(longest)].fill(0);
+      accepted.each([&](double, double chance) { likeliest = std::max(likeliest, chance); });
+      if (likeliest <= cheapest) return;  // not even the surest token pays for a row
+      for (int i = longest - 1; i >= 0; --i)
         accepted.each([&](double share, double chance) {
           for (int j = 0; j <= steps; ++j) {
             const double s = chance * j / steps;
-            u_[std::size_t(i)][std::size_t(j)] += share * std::max(0.0, s - cost + std::max(0.0, (*this)(i + 1, s)));
+            u_[std::size_t(i)][std::size_t(j)] +=
+                share * std::max(0.0, s - costs[std::size_t(i)] + std::max(0.0, (*this)(i + 1, s)));
           }
         });
-      }
     }
 
    private:
@@ -161,7 +169,7 @@ struct utility {
         if (!first && mind_.watching < mind_.costs.head()) return;
         watched_ = exits[mind_.next_watched++ % exits.size()];
         draft.watch(watched_);
-        if (!first) mind_.watching -= mind_.costs.head();
+        mind_.watching -= mind_.costs.head();
       }
     }
 

@@ -57,7 +57,7 @@ inline std::string load_map(const report_data& d) {
 
 inline std::string layer_table(const report_data& d) {
   std::vector<std::vector<std::string>> rows{{"layer", "MaxVio", "CV", "entropy", "dead", "gates", "overload on 2",
-                                              "on 4", "id decides", "guessed by id", "guessed blindly"}};
+                                              "on 4", "id decides", "guessed by id", "guessed blindly", "foretold"}};
   for (std::size_t i = 0; i < d.routing.size(); ++i) {
     const layer_routing& l = d.routing[i];
     const auto over = [&](int p) {
@@ -76,8 +76,10 @@ inline std::string layer_table(const report_data& d) {
       row.push_back(fixed(100 * even.information(), 0) + " %");
       row.push_back(fixed(100 * odd.predicted(even), 0) + " %");
       row.push_back(fixed(100 * odd.predicted_blindly(even), 0) + " %");
+      const choice_overlap& foretold = d.experts[i].foretold;
+      row.push_back(foretold.all ? fixed(100 * foretold.share(), 0) + " %" : std::string("–"));
     } else {
-      row.insert(row.end(), {"–", "–", "–"});
+      row.insert(row.end(), {"–", "–", "–", "–"});
     }
     rows.push_back(row);
   }
@@ -87,7 +89,8 @@ inline std::string layer_table(const report_data& d) {
       "is perfect balance. Gates: the router's probability of the experts that it chose, K/E where it knows nothing. "
       "Overload: by how much p devices with E/p experts each wait for the busiest. Id decides: "
       "share of the choice's entropy that the token's id explains. Guessed: choices named right by the counts of "
-      "another half of the text, by id and without a look at it.",
+      "another half of the text, by id and without a look at it. Foretold: choices that the router would have made of "
+      "what entered the layer before.",
       table(rows), true);
 }
 

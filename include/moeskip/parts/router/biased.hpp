@@ -14,9 +14,6 @@ template <class R> struct biased {
   static constexpr std::string_view name = "biased";
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
-  static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
-  static constexpr bool follows_previous = moeskip::follows_previous<R>;
-  static constexpr int segment_length = moeskip::segment_length<R>;
   static constexpr bool has_selection_bias = true;
   static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
 
@@ -25,14 +22,6 @@ template <class R> struct biased {
 
   constexpr std::string_view problem() const {
     return bias_rate >= 0 && bias_rate < 1e6f ? "" : "router.bias_rate must be 0 or more, and finite";
-  }
-  static std::string parameters() { return {}; }
-
-  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { base.template score<T>(t); }
-  template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { base.template choose<T>(t); }
-  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { base.template weigh<T>(t); }
-  template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
-    base.template backward<T>(t, dgate, dp, dlogits);
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {

@@ -18,10 +18,6 @@ template <class R> struct dropping {
   static constexpr std::string_view name = "dropping";
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
-  static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
-  static constexpr bool follows_previous = moeskip::follows_previous<R>;
-  static constexpr int segment_length = moeskip::segment_length<R>;
-  static constexpr bool has_selection_bias = moeskip::has_selection_bias<R>;
   static constexpr bool drops_at_inference = true;
   static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, they take as many as they are given");
 
@@ -38,14 +34,6 @@ template <class R> struct dropping {
       if (!(factor > 0 && factor < 1e6f))
         return "router.train_factor and router.inference_factor must be positive and finite";
     return least >= 1 ? "" : "router.least must be 1 or more";
-  }
-  static std::string parameters() { return {}; }
-
-  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { base.template score<T>(t); }
-  template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { base.template choose<T>(t); }
-  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { base.template weigh<T>(t); }
-  template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
-    base.template backward<T>(t, dgate, dp, dlogits);
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {

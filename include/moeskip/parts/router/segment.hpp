@@ -16,10 +16,8 @@ template <class R, int N, int Free = 0> struct segment {
   using base_type = R;
   static constexpr int K = R::experts_per_token;
   static constexpr int experts_per_token = K;
-  static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
   static constexpr bool follows_previous = true;
   static constexpr int segment_length = N;
-  static constexpr bool has_selection_bias = moeskip::has_selection_bias<R>;
   static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
   static_assert(N >= 1, "moeskip: a segment has at least one token");
   static_assert(Free >= 0 && Free < K, "moeskip: of K experts at most K - 1 can be a token's own");
@@ -31,7 +29,7 @@ template <class R, int N, int Free = 0> struct segment {
 
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
     if (!t.previous || t.position % N == 0 || t.layer < from_layer || !shared_alive(t))
-      return base.template choose<T>(t);
+      return router::choose<T>(base, t);
     for (int k = 0; k < K - Free; ++k) t.chosen[k] = t.previous[k];
     if constexpr (Free > 0) {
       expert_set others = *t.alive;
@@ -39,15 +37,9 @@ template <class R, int N, int Free = 0> struct segment {
       int own[K];
       routed_token<T> rest = t;
       rest.alive = &others, rest.chosen = own;
-      base.template choose<T>(rest);
+      router::choose<T>(base, rest);
       for (int k = 0; k < Free; ++k) t.chosen[K - Free + k] = own[k];
     }
-  }
-
-  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { base.template score<T>(t); }
-  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { base.template weigh<T>(t); }
-  template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
-    base.template backward<T>(t, dgate, dp, dlogits);
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {

@@ -15,10 +15,8 @@ template <class R, int N, int Size> struct segment_group {
   static constexpr std::string_view name = "segment_group";
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
-  static constexpr int logits_per_expert = moeskip::logits_per_expert<R>;
   static constexpr bool follows_previous = true;
   static constexpr int segment_length = N;
-  static constexpr bool has_selection_bias = moeskip::has_selection_bias<R>;
   static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
   static_assert(N >= 1, "moeskip: a segment has at least one token");
   static_assert(Size >= experts_per_token, "moeskip: a group has at least as many experts as a token chooses");
@@ -33,25 +31,19 @@ template <class R, int N, int Size> struct segment_group {
 
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
     const bool inherits = t.previous && t.position % N != 0 && t.previous[0] >= 0;
-    if (!inherits || t.layer < from_layer) base.template choose<T>(t);
+    if (!inherits || t.layer < from_layer) router::choose<T>(base, t);
     if (t.layer < from_layer) return;
     const int group = (inherits ? t.previous[0] : t.chosen[0]) / Size;
     expert_set members;
     for (int e = group * Size; e < (group + 1) * Size; ++e)
       if (t.alive->contains(e)) members.insert(e);
     if (members.size() < experts_per_token) {  // expert dropout took too many: this token is free
-      if (inherits) base.template choose<T>(t);
+      if (inherits) router::choose<T>(base, t);
       return;
     }
     routed_token<T> inside = t;
     inside.alive = &members;
-    base.template choose<T>(inside);
-  }
-
-  template <class T> MOESKIP_HD void score(const routed_token<T>& t) const { base.template score<T>(t); }
-  template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const { base.template weigh<T>(t); }
-  template <class T> MOESKIP_HD void backward(const routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
-    base.template backward<T>(t, dgate, dp, dlogits);
+    router::choose<T>(base, inside);
   }
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {

@@ -1,5 +1,4 @@
-// Routers made from another router R hold it as `R base`, replace one of its steps or add a loss, and pass the other
-// steps on; they nest. Here is what all of them share: numbers looked up wherever in a nest they stand, and names.
+// Routers made from another router (concepts/router.hpp): numbers looked up wherever in a nest they stand, and names.
 #pragma once
 
 #include <string>
@@ -59,8 +58,10 @@ template <class R> index_t capacity_at_inference_of(const R& r, index_t tokens, 
 
 /// "top_k<2>", "segment<2, top_k<2>>": the name of a router with what it is made of.
 template <class R> std::string full_name() {
-  if constexpr (requires { typename R::base_type; })
+  if constexpr (requires { R::parameters(); })
     return text(R::name, "<", R::parameters(), full_name<typename R::base_type>(), ">");
+  else if constexpr (requires { typename R::base_type; })
+    return text(R::name, "<", full_name<typename R::base_type>(), ">");
   else return text(R::name, "<", R::experts_per_token, ">");
 }
 
