@@ -6,8 +6,15 @@
 
 namespace bench {
 
-template <class V> void batches(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m,
-                                const std::vector<std::vector<int>>& prompts, int tokens) {
+template <class Decoder> struct named {
+  const char* name;
+  Decoder decoder;
+};
+
+/// Plainly, by the default decoder, and by more of them.
+template <class V, class... More> void batches(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m,
+                                               const std::vector<std::vector<int>>& prompts, int tokens,
+                                               const named<More>&... more) {
   const ms::generation options{.max_new_tokens = tokens};
   ms::session<V, weights_in_bf16> alone(m);
   const auto one_by_one = [&] {
@@ -33,6 +40,7 @@ template <class V> void batches(report& out, const std::string& name, ms::model<
   };
   line("plain", ms::decoder::autoregressive{});
   line("default", typename V::decoder{});
+  (line(more.name, more.decoder), ...);
 }
 
 }  // namespace bench

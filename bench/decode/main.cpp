@@ -26,10 +26,17 @@ template <class V> double trained_model(bench::report& out, const std::string& n
   const std::string of = name == "all_moe" ? "" : "." + name;
   const auto prompts = bench::prompts_of(unseen, 8, 64);
   bench::early_exit(out, "early_exit" + of, m, unseen);
-  bench::batches(out, name, m, bench::prompts_of(unseen, 4, 64), m.sizes().context - 64);
   auto small = ms::load<models::draft, bench::weights_in_bf16>((models / "draft.safetensors").string());
+  using small_drafts = ms::speculative_decoder::compose<ms::draft::small_model<decltype(small)>>;
+  bench::batches(out, name, m, bench::prompts_of(unseen, 4, 64), m.sizes().context - 64,
+                 bench::named<small_drafts>{"small_model", {.draft = {&small}}});
   bench::paging<V>(out, "paging" + of, models / (name + ".safetensors"), bench::prompts_of(unseen, 24, 64));
   bench::draft_model(out, "speculation.draft_model" + of, m, small, prompts);
+  if constexpr (std::is_same_v<V, models::all_moe>) {
+    auto baseline =
+        ms::load<models::all_moe_baseline, bench::weights_in_bf16>((models / "all_moe_baseline.safetensors").string());
+    bench::over_baseline(out, name, m, baseline, prompts);
+  }
   return bench::trained(out, name, m, prompts);
 }
 

@@ -27,23 +27,30 @@ struct comparison {
   double speedup() const { return quantile(0.5); }
 };
 
-template <class M, class Decoder>
-void compare(comparison& to, M& m, std::span<const int> prompt, int tokens, const Decoder& decoder, int repeats) {
-  const auto run = [&](const auto& chosen) {
-    ms::session<typename M::variant_type, typename M::backend_type> fresh(m);
+/// yardstick: the model that decodes plainly.
+template <class M, class Yardstick, class Decoder> void compare(comparison& to, M& m, Yardstick& yardstick,
+                                                                std::span<const int> prompt, int tokens,
+                                                                const Decoder& decoder, int repeats) {
+  const auto run = [&]<class Other>(Other& by, const auto& chosen) {
+    ms::session<typename Other::variant_type, typename Other::backend_type> fresh(by);
     return ms::generate(fresh, prompt, {.max_new_tokens = tokens}, chosen, [](const ms::emitted&) {});
   };
   const ms::decoder::autoregressive plain{};
-  run(plain);  // warm-up
+  run(yardstick, plain);  // warm-up
   for (int repeat = 0; repeat < repeats; ++repeat) {
-    const double before = run(plain).stats.seconds;
-    const ms::generated made = run(decoder);
-    const double after = run(plain).stats.seconds;
+    const double before = run(yardstick, plain).stats.seconds;
+    const ms::generated made = run(m, decoder);
+    const double after = run(yardstick, plain).stats.seconds;
     to.ratios.push_back((before + after) / 2 / made.stats.seconds);
     to.sum += made.stats;
     for (const ms::emitted& e : made.tokens)
       if (e.drafted) ++to.drafted_at_exit[std::size_t(e.exit_layer)];
   }
+}
+
+template <class M, class Decoder>
+void compare(comparison& to, M& m, std::span<const int> prompt, int tokens, const Decoder& decoder, int repeats) {
+  compare(to, m, m, prompt, tokens, decoder, repeats);
 }
 
 /// "2: 310, 4: 12", tokens by exit.
@@ -123,6 +130,30 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
            ms::text("the same with leaves where the draft is unsure; the last prompt's: ", tree.exit_layer, ", ",
                     tree.length, ", below ", tree.unsure));
   return std::min(small, great);
+}
+
+/// The default decoder of a trained model against plain decoding of a baseline: as large, trained without anything to skip,
+/// on the same prompts; both themselves, and each replayed on a large model of its own shape.
+template <class V, class Baseline>
+void over_baseline(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m,
+                   ms::model<Baseline, weights_in_bf16>& baseline, const std::vector<std::vector<int>>& prompts) {
+  comparison itself, replayed;
+  const int tokens = m.sizes().context - int(prompts.front().size());
+  trace t, plain;
+  ms::model<following<V>, weights_in_bf16> large(enlarged(m.configuration(), 8, t), ms::seed{1});
+  ms::model<following<Baseline>, weights_in_bf16> large_baseline(enlarged(baseline.configuration(), 8, plain),
+                                                                 ms::seed{1});
+  const ms::speculative_decoder::compose<replayed_self> follows_trace{.draft = {.from = &t}};
+  for (const std::vector<int>& prompt : prompts) {
+    compare(itself, m, baseline, prompt, tokens, typename V::decoder{}, 5);
+    t = record(m, prompt), plain = record(baseline, prompt);
+    compare(replayed, large, large_baseline, prompt, tokens, follows_trace, 2);
+  }
+  const auto line = [&](const std::string& what, const comparison& c) {
+    out.line(ms::text("speculation.", name, what), c.speedup(), "ratio", "the baseline, plainly",
+             ms::text("half of the pairs from ", c.quantile(0.25), " to ", c.quantile(0.75)));
+  };
+  line(".over_baseline", itself), line(".replayed_over_baseline", replayed);
 }
 
 /// A small trained model drafts.
