@@ -206,6 +206,9 @@ TEST_CASE("segments share the choice of their first token, and weigh it by thems
   call.layer = 2;
   const routed<segment<top_k<2>, 2>> below({.from_layer = 3}, logits, 4, call);
   CHECK(below.chosen() == std::vector<int>{0, 1, 3, 2, 3, 2, 0, 1, 1, 2});
+  call.progress = 0.5;
+  CHECK(routed<segment<top_k<2>, 2>>({.from_progress = 0.5f}, logits, 4, call).chosen() == r.chosen());
+  CHECK(routed<segment<top_k<2>, 2>>({.from_progress = 0.75f}, logits, 4, call).chosen() == below.chosen());
 }
 
 TEST_CASE("segments of groups: the first token chooses a group, each chooses in it") {
@@ -425,10 +428,11 @@ TEST_CASE("checkpoints tell nested routers apart") {
   CHECK(ms::policy_names<with<smooth<top_k<2>>>>().at("router") == "smooth<top_k<2>>");
   using nested = with<segment<sticky<top_k<2>>, 4>>;
   const ms::config<nested> c{.sizes = tiny_sizes,
-                             .router = {.base = {.bonus = 0.25f, .from_layer = 1}, .from_layer = 2}};
+                             .router = {.base = {.bonus = 0.25f, .from_layer = 1}, .from_progress = 0.5f}};
   const ms::string_map map = ms::to_metadata(c);
   CHECK(map.at("router.base.bonus") == "0.25");
-  CHECK(map.at("router.from_layer") == "2");
+  CHECK(map.at("router.base.from_layer") == "1");
+  CHECK(map.at("router.from_progress") == "0.5");
   CHECK(ms::from_metadata<nested>(map, "a file") == c);
 }
 

@@ -16,6 +16,7 @@ namespace over_time = ms::over_time;
 namespace layers = ms::layer_dropout;
 
 template <class P> struct skipping : ms::variant { using layer_dropout = P; };
+template <class R> struct routed : ms::variant { using router = R; };
 using from_scratch = layers::by_depth<depth::exponential, over_time::exponential>;
 
 // Constant expressions, exact at both ends.
@@ -132,5 +133,36 @@ TEST_CASE("layer dropout: the trainer's progress moves the probability") {
     const bool same = t.step(data).losses.total == without.step(data).losses.total;
     if (progress == 0) CHECK(same);  // nothing is skipped yet
     if (progress == 1) CHECK(!same);
+  }
+}
+
+TEST_CASE("routing locality can begin late: until then training is that of the router alone") {
+  ms::sizes s = tiny_sizes;
+  s.vocab = 16, s.experts = 6;
+  using ms::router::segment, ms::router::segment_group, ms::router::sticky, ms::router::top_k;
+  const std::vector<int> text = random_tokens(300, 16, 1);
+  const auto losses = [&]<class R>(const R& router) {
+    ms::model<routed<R>, ms::cpu<float>> m({.sizes = s, .router = router}, ms::seed{1});
+    ms::trainer<routed<R>, ms::cpu<float>> t(m, {.steps = 4});
+    ms::random_windows data(text, 2, 8, ms::seed{1});
+    std::vector<double> of;
+    for (int step = 0; step < 4; ++step) of.push_back(double(t.step(data).losses.total));
+    return of;
+  };
+  const auto alone = losses(top_k<2>{});
+  const auto begins_half_way = [&](const auto& late) {
+    const auto of = losses(late);
+    CHECK(of[0] == alone[0]);
+    CHECK(of[1] == alone[1]);
+    CHECK(of[2] != alone[2]);
+  };
+  begins_half_way(segment<top_k<2>, 4>{.from_progress = 0.5f});
+  begins_half_way(segment_group<top_k<2>, 4, 3>{.from_progress = 0.5f});
+  begins_half_way(sticky<top_k<2>>{.bonus = 5, .from_progress = 0.5f});
+
+  ms::config<routed<sticky<top_k<2>>>> c{.sizes = s};
+  for (const float bad : {-0.1f, 1.1f, std::numeric_limits<float>::quiet_NaN()}) {
+    c.router.from_progress = bad;
+    CHECK(ms::problem(c) == "router.from_progress must be in [0, 1]");
   }
 }

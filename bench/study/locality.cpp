@@ -25,6 +25,8 @@ const study::known recipes[] = {
     {"segment_4", [] { return by(segment<top_2, 4>{}); }},
     {"segment_4_free", [] { return by(segment<top_2, 4, 1>{}); }},
     {"segment_4_above", [] { return by(segment<top_2, 4>{.from_layer = 4}); }},
+    {"segment_2_late", [] { return by(segment<top_2, 2>{.from_progress = 0.8f}); }},
+    {"segment_4_late", [] { return by(segment<top_2, 4>{.from_progress = 0.8f}); }},
     {"group_4", [] { return by(segment_group<top_2, 4, 4>{}); }},
     {"group_8", [] { return by(segment_group<top_2, 8, 4>{}); }},
     {"sticky_0.5", [] { return by(sticky<top_2>{.bonus = 0.5f}); }},

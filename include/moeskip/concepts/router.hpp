@@ -44,6 +44,7 @@ template <class T> struct routed_token {
   const int* previous = nullptr;     // (K) experts of the sequence's token before this one; null: there is none
   int layer = 0, position = 0;       // of the token
   int token = -1;                    // its vocabulary id; -1: not known
+  double progress = 1;               // share of the training's steps that are done; 1 where nothing is trained
   const noise_key* noise = nullptr;  // while training; null: no noise
 };
 

@@ -31,6 +31,7 @@ template <class T> struct routing_call {
   bool training = false;  // then `from` and `step` key the router's noise
   seed from{};
   std::uint64_t step = 0;
+  double progress = 1;  // of the training
 };
 
 template <class T> struct auxiliary_losses {
@@ -70,7 +71,7 @@ template <class T> MOESKIP_HD routed_token<T> token_at(const routing_call<T>& ca
                                                        mat<const T> logits, index_t n, noise_key& noise) {
   routed_token<T> t{logits.row(n).data(), r.probability.row(n).data(), r.chosen.row(n).data(),
                     r.gate.row(n).data(), int(r.probability.cols()),   &call.alive.of(n)};
-  t.layer = call.layer;
+  t.layer = call.layer, t.progress = call.progress;
   if (call.bias.size()) t.bias = call.bias.data();
   if (call.training) t.noise = &(noise = {call.from, call.step, call.rows.size() ? call.rows.id(n) : std::uint64_t(n)});
   if (!call.rows.size()) return t;

@@ -212,7 +212,7 @@ template <class V, class B> struct moe {
     }
     if constexpr (Tape::records) {
       call.alive = draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, memory);
-      call.training = true, call.from = tape.from, call.step = tape.step;
+      call.training = true, call.from = tape.from, call.step = tape.step, call.progress = tape.progress;
     } else {
       const vec<expert_set> set = memory.take<expert_set>(1);
       set[0] = tape.living(layer, size.experts);

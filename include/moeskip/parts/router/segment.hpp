@@ -23,12 +23,14 @@ template <class R, int N, int Free = 0> struct segment {
   static_assert(Free >= 0 && Free < K, "moeskip: of K experts at most K - 1 can be a token's own");
 
   R base{};
-  int from_layer = 0;  // layers below choose as R does: only those above a draft's exit pay for the union
+  int from_layer = 0;       // layers below choose as R does: only those above a draft's exit pay for the union
+  float from_progress = 0;  // share of the training until which all layers choose as R does
 
+  constexpr std::string_view problem() const { return onset_problem(from_progress); }
   static std::string parameters() { return Free ? text(N, ", ", Free, " free, ") : text(N, ", "); }
 
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
-    if (!t.previous || t.position % N == 0 || t.layer < from_layer || !shared_alive(t))
+    if (!t.previous || t.position % N == 0 || !has_begun(*this, t) || !shared_alive(t))
       return router::choose<T>(base, t);
     for (int k = 0; k < K - Free; ++k) t.chosen[k] = t.previous[k];
     if constexpr (Free > 0) {
@@ -44,6 +46,7 @@ template <class R, int N, int Free = 0> struct segment {
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
     base_fields<R>(self.base, f), f("from_layer", self.from_layer);
+    f("from_progress", self.from_progress);
   }
   friend constexpr bool operator==(const segment&, const segment&) = default;
 

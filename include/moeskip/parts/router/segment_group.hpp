@@ -22,17 +22,20 @@ template <class R, int N, int Size> struct segment_group {
   static_assert(Size >= experts_per_token, "moeskip: a group has at least as many experts as a token chooses");
 
   R base{};
-  int from_layer = 0;  // layers below choose as R does: only those above a draft's exit pay for the union
+  int from_layer = 0;       // layers below choose as R does: only those above a draft's exit pay for the union
+  float from_progress = 0;  // share of the training until which all layers choose as R does
 
   static std::string parameters() { return text(N, ", groups of ", Size, ", "); }
+  constexpr std::string_view problem() const { return onset_problem(from_progress); }
   static constexpr std::string_view problem(int experts) {
     return experts % Size ? "sizes.experts must be a multiple of the router's group size" : "";
   }
 
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
     const bool inherits = t.previous && t.position % N != 0 && t.previous[0] >= 0;
-    if (!inherits || t.layer < from_layer) router::choose<T>(base, t);
-    if (t.layer < from_layer) return;
+    const bool begun = has_begun(*this, t);
+    if (!inherits || !begun) router::choose<T>(base, t);
+    if (!begun) return;
     const int group = (inherits ? t.previous[0] : t.chosen[0]) / Size;
     expert_set members;
     for (int e = group * Size; e < (group + 1) * Size; ++e)
@@ -48,6 +51,7 @@ template <class R, int N, int Size> struct segment_group {
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
     base_fields<R>(self.base, f), f("from_layer", self.from_layer);
+    f("from_progress", self.from_progress);
   }
   friend constexpr bool operator==(const segment_group&, const segment_group&) = default;
 };

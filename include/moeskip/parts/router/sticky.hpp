@@ -18,14 +18,16 @@ template <class R> struct sticky {
 
   R base{};
   float bonus = 0.5f;
-  int from_layer = 0;  // layers below choose as R does
+  int from_layer = 0;       // layers below choose as R does
+  float from_progress = 0;  // share of the training until which all layers do
 
   constexpr std::string_view problem() const {
-    return bonus >= 0 && bonus < 1e6f ? "" : "router.bonus must be 0 or more, and finite";
+    if (!(bonus >= 0 && bonus < 1e6f)) return "router.bonus must be 0 or more, and finite";
+    return onset_problem(from_progress);
   }
 
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
-    if (!t.previous || t.layer < from_layer) return router::choose<T>(base, t);
+    if (!t.previous || !has_begun(*this, t)) return router::choose<T>(base, t);
     T bias[expert_set::capacity];
     for (int e = 0; e < t.experts; ++e) bias[e] = t.bias ? t.bias[e] : T{};
     for (int k = 0; k < R::experts_per_token; ++k)
@@ -37,6 +39,7 @@ template <class R> struct sticky {
 
   template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
     base_fields<R>(self.base, f), f("bonus", self.bonus), f("from_layer", self.from_layer);
+    f("from_progress", self.from_progress);
   }
   friend constexpr bool operator==(const sticky&, const sticky&) = default;
 };

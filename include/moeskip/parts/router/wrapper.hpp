@@ -14,6 +14,14 @@ template <class R, class Base, class F> constexpr void base_fields(Base& base, F
     R::fields(base, [&](std::string_view field, auto& value) { f(text("base.", field), value); });
 }
 
+/// Whether a router with an onset, `from_layer` and `from_progress`, already does what it adds to its base.
+template <class R, class T> MOESKIP_HD bool has_begun(const R& r, const routed_token<T>& t) {
+  return t.layer >= r.from_layer && t.progress >= double(r.from_progress);
+}
+constexpr std::string_view onset_problem(float from_progress) {
+  return from_progress >= 0 && from_progress <= 1 ? "" : "router.from_progress must be in [0, 1]";
+}
+
 /// Weights of the auxiliary losses, wherever in a nest of wrappers they stand; 0 where nobody names one.
 template <class R> constexpr double balance_weight(const R& r) {
   if constexpr (requires { r.balance_loss; }) return double(r.balance_loss);
