@@ -9,7 +9,10 @@ using ms::router::segment;
 using ms::router::segment_group;
 using ms::router::smooth;
 using ms::router::sticky;
+using top_1 = ms::router::top_k<1>;
 using top_2 = ms::router::top_k<2>;
+// A single expert's gate must not be 1, or the router would learn nothing.
+constexpr top_1 beside_shared{.renormalise = false};
 
 template <class R> struct routed : ms::variant { using router = R; };
 
@@ -17,6 +20,18 @@ template <class R> study::plan<routed<R>> by(const R& router, float balance = 0.
   study::plan<routed<R>> p = study::baseline<routed<R>>(study::all_moe);
   p.model.router = router;
   study::balance(p.model.router, balance);
+  return p;
+}
+
+/// One expert for all tokens, and the router's among the others.
+template <class R> struct shared : routed<R> { using shared_expert = ms::shared_expert::always; };
+
+template <class R> study::plan<shared<R>> by_shared(const R& router) {
+  ms::sizes s = study::all_moe;
+  --s.experts;
+  study::plan<shared<R>> p = study::baseline<shared<R>>(s);
+  p.model.router = router;
+  study::balance(p.model.router, 0.1f);
   return p;
 }
 
@@ -33,6 +48,10 @@ const study::known recipes[] = {
     {"sticky_1", [] { return by(sticky<top_2>{.bonus = 1}); }},
     {"sticky_2", [] { return by(sticky<top_2>{.bonus = 2}); }},
     {"smooth_1", [] { return by(smooth<top_2>{.change_loss = 1}); }},
+    {"shared", [] { return by_shared(beside_shared); }},
+    {"shared_sticky_1", [] { return by_shared(sticky<top_1>{.base = beside_shared, .bonus = 1}); }},
+    {"shared_segment_2_late",
+     [] { return by_shared(segment<top_1, 2>{.base = beside_shared, .from_progress = 0.8f}); }},
     {"weakly_balanced", [] { return by(top_2{}, 0.01f); }},
     {"biased", [] { return by(biased<top_2>{}, 0); }},
     {"unbalanced", [] { return by(top_2{}, 0); }},
