@@ -1,10 +1,8 @@
-// The CPU's kernels one by one, with Google Benchmark: bytes read and floating-point operations as rates, Eigen's product
-// beside ours.
-#include <benchmark/benchmark.h>
+// The CPU's kernels one by one, Eigen's product beside ours.
 #include <Eigen/Core>
 
-#include "limits.hpp"
 #include "moeskip/moeskip.hpp"
+#include "rates.hpp"
 
 namespace ms = moeskip;
 
@@ -16,19 +14,6 @@ template <class T> ms::buffer<T> filled(ms::index_t size) {
   return b;
 }
 
-benchmark::Counter rate(double amount) {
-  return {amount, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::OneK::kIs1000};
-}
-
-/// What the other figures are limits of.
-void limits(benchmark::State& state) {
-  ms::buffer<float> block(ms::index_t{64} << 20);
-  for (auto _ : state)
-    benchmark::DoNotOptimize(
-        bench::stream_read(reinterpret_cast<const std::byte*>(block.data()), std::size_t(block.size()) * 4));
-  state.counters["bytes"] = rate(double(block.size()) * 4);
-}
-
 /// y = x wᵀ for few rows; the weights of 16 matrices in turn, so that they come from memory.
 template <class W> void linear_few(benchmark::State& state) {
   using B = ms::cpu<W>;
@@ -37,12 +22,9 @@ template <class W> void linear_few(benchmark::State& state) {
   ms::buffer<W> w = filled<W>(copies * O * I);
   ms::buffer<float> x = filled<float>(N * I), y(N * O);
   ms::index_t at = 0;
-  for (auto _ : state) {
+  bench::time_calls(state, {.bytes = double(O * I) * sizeof(W), .flop = 2.0 * double(N * O * I)}, [&] {
     ms::linear(b, {y.data(), N, O}, {x.data(), N, I}, {w.data() + at++ % copies * O * I, O, I});
-    benchmark::ClobberMemory();
-  }
-  state.counters["bytes"] = rate(double(O * I * ms::index_t(sizeof(W))));
-  state.counters["flop"] = rate(2.0 * double(N * O * I));
+  });
 }
 
 template <class W, class P = float> void linear_many(benchmark::State& state) {
@@ -51,11 +33,9 @@ template <class W, class P = float> void linear_many(benchmark::State& state) {
   B b;
   ms::buffer<W> w = filled<W>(O * I);
   ms::buffer<float> x = filled<float>(N * I), y(N * O);
-  for (auto _ : state) {
+  bench::time_calls<P>(state, {.flop = 2.0 * double(N * O * I)}, [&] {
     ms::linear(b, {y.data(), N, O}, {x.data(), N, I}, {w.data(), O, I});
-    benchmark::ClobberMemory();
-  }
-  state.counters["flop"] = rate(2.0 * double(N * O * I));
+  });
 }
 
 /// The same product by Eigen, on the same threads.
@@ -65,11 +45,7 @@ void eigen_many(benchmark::State& state) {
   ms::buffer<float> w = filled<float>(O * I), x = filled<float>(N * I), y(N * O);
   Eigen::Map<matrix> Y(y.data(), N, O);
   const Eigen::Map<const matrix> X(x.data(), N, I), Wt(w.data(), O, I);
-  for (auto _ : state) {
-    Y.noalias() = X * Wt.transpose();
-    benchmark::ClobberMemory();
-  }
-  state.counters["flop"] = rate(2.0 * double(N * O * I));
+  bench::time_calls(state, {.flop = 2.0 * double(N * O * I)}, [&] { Y.noalias() = X * Wt.transpose(); });
 }
 
 /// Eight experts, two a row: forward and backward of the whole stage.
@@ -87,13 +63,11 @@ template <class P> void experts_step(benchmark::State& state) {
   const ms::mat<float> gate_up = memory.take<float>(plan.size(), 2 * F), dgate = memory.take<float>(N, K);
   const ms::expert_weights<const float> weights{{w.data(), E, 2 * F, D}, {w.data() + E * 2 * F * D, E, D, F}};
   const ms::expert_weights<float> grads{{dw.data(), E, 2 * F, D}, {dw.data() + E * 2 * F * D, E, D, F}};
-  for (auto _ : state) {
+  bench::time_calls<P>(state, {.flop = 3 * 2.0 * double(N * K * 3 * F * D)}, [&] {
     ms::experts(b, {y.data(), N, D}, gate_up, {h.data(), N, D}, {h.data(), N, D}, r, plan, weights, memory);
     ms::experts_backward(b, {dh.data(), N, D}, dgate, grads, {y.data(), N, D}, gate_up, {h.data(), N, D}, r, plan,
                          weights, memory);
-    benchmark::ClobberMemory();
-  }
-  state.counters["flop"] = rate(3 * 2.0 * double(N * K * 3 * F * D));
+  });
 }
 
 /// Sixteen sequences of 256 tokens, eight heads of 32 over four groups.
@@ -114,15 +88,12 @@ void attention_step(benchmark::State& state) {
   const ms::kv_layer<float> kv{{take(N * 128), S, C, 128}, {take(N * 128), S, C, 128}};
   const ms::kv_layer<float> dkv{{take(N * 128), S, C, 128}, {take(N * 128), S, C, 128}};
   const ms::mat<float> q{take(N * 256), N, 256}, out{take(N * 256), N, 256}, dq{take(N * 256), N, 256};
-  for (auto _ : state) {
+  bench::time_calls(state, {.flop = 3 * 2.0 * double(N) * 256 * double(C + 1)}, [&] {
     ms::attend(b, out, q, kv, rows, shape, memory);
     ms::attend_backward(b, dq, dkv, out, q, kv, rows, shape, memory);
-    benchmark::ClobberMemory();
-  }
-  state.counters["flop"] = rate(3 * 2.0 * double(N) * 256 * double(C + 1));
+  });
 }
 
-BENCHMARK(limits)->UseRealTime();
 BENCHMARK(linear_few<ms::bf16>)->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Arg(16)->UseRealTime();
 BENCHMARK(linear_few<float>)->Arg(1)->Arg(4)->UseRealTime();
 BENCHMARK(linear_many<float>)->Args({4096, 512, 256})->Args({512, 2048, 2048})->Args({64, 512, 256})->UseRealTime();
@@ -134,30 +105,14 @@ BENCHMARK(experts_step<float>)->Args({4096, 256, 256})->Args({2048, 512, 1024})-
 BENCHMARK(experts_step<ms::bf16>)->Args({4096, 256, 256})->Args({2048, 512, 1024})->UseRealTime();
 BENCHMARK(attention_step)->Arg(256)->UseRealTime();
 
-/// Google Benchmark's table, and each rate as a line of our own JSON.
-class lines : public benchmark::ConsoleReporter {
- public:
-  explicit lines(bench::report& out) : out_(out) {}
-  void ReportRuns(const std::vector<Run>& runs) override {
-    ConsoleReporter::ReportRuns(runs);
-    for (const Run& run : runs)
-      for (const auto& [name, counter] : run.counters)
-        out_.quiet_line("ops." + run.benchmark_name() + "." + name, counter.value / 1e9,
-                        name == "flop" ? "GFLOP/s" : "GB/s");
-  }
-
- private:
-  bench::report& out_;
-};
-
 }  // namespace
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   return bench::guarded([&] {
     bench::report out(argc, argv);
-    lines reporter(out);
-    benchmark::RunSpecifiedBenchmarks(&reporter);
+    bench::run_benchmarks(out, "ops");
+    out.line("read", bench::read_of_memory() / 1e9, "GB/s");
     out.line("fma.peak", bench::product_peak() / 1e9, "GFLOP/s");
     out.line("fma.bf16.peak", bench::product_peak<ms::bf16>() / 1e9, "GFLOP/s");
   });
