@@ -1,29 +1,33 @@
 // Decoding a model larger than the caches, against the bandwidth that the same program reads with.
 #pragma once
 
+#include <span>
+
 #include "../limits.hpp"
 #include "shapes.hpp"
 
 namespace bench {
 
-/// Plain decoding of a few tokens in turn with streaming reads of the model's own memory.
+/// Plain decoding of a few tokens in turn with streaming reads.
 struct decode_reading {
   double bytes_per_token = 0;                   // of weights that must be read
   std::vector<double> reads, rates, fractions;  // bytes/s; tokens/s; bytes/s that decoding reads with, of those
   std::string remark;                           // where the reads varied
 
-  /// `pairs` of them, after one to warm up. `read`: bytes of a streaming read, of the first of the model's memory.
-  template <class V> decode_reading(ms::model<V, weights_in_bf16>& m, std::size_t read, int pairs)
+  /// `pairs` of them, after one to warm up; the streaming reads are of these bytes.
+  template <class V> decode_reading(ms::model<V, weights_in_bf16>& m, std::span<const std::byte> bytes, int pairs)
       : bytes_per_token(double(ms::footprint(m).bytes_per_token)) {
     constexpr int tokens = 16;
     ms::session<V, weights_in_bf16> session(m);
     const std::vector<int> prompt{1, 2, 3, 4, 5, 6, 7, 8};
-    const auto* block = reinterpret_cast<const std::byte*>(m.block().data());
+    const auto read_rate = [&] {
+      return double(bytes.size()) / time_of([&] { stream_read(bytes.data(), bytes.size()); });
+    };
     for (int pair = -1; pair < pairs; ++pair) {
-      const double before = double(read) / time_of([&] { stream_read(block, read); });
+      const double before = read_rate();
       const auto text = ms::generate(session, prompt, {.max_new_tokens = tokens}, ms::decoder::autoregressive{},
                                      [](const ms::emitted&) {});
-      const double after = double(read) / time_of([&] { stream_read(block, read); });
+      const double after = read_rate();
       if (pair < 0) continue;
       reads.push_back(before), reads.push_back(after);
       rates.push_back(text.stats.tokens_per_second());
@@ -36,7 +40,7 @@ struct decode_reading {
 
 /// Plain decoding, bf16 weights: bytes that must be read for a token, per second, over the streaming read beside it.
 inline void plain_decode(report& out, ms::model<in_memory, weights_in_bf16>& m) {
-  const decode_reading r(m, std::size_t(m.block().size()) * sizeof(ms::bf16) / 2, 15);
+  const decode_reading r(m, std::as_bytes(std::span(m.block().data(), std::size_t(m.block().size()) / 2)), 15);
   out.line("read.bandwidth", median(r.reads) / 1e9, "GB/s", "", r.remark);
   out.line("decode.tokens_per_second", median(r.rates), "tokens/s");
   out.line("decode.bytes_per_token", r.bytes_per_token / 1e6, "MB");
