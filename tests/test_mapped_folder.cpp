@@ -1,13 +1,17 @@
 // Folders of Hugging Face whose weights are read where they stand: the same model bit for bit, with less memory of its own.
 #include <doctest/doctest.h>
 
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <set>
+#include <thread>
 
 #include "moeskip/model/mapped.hpp"
 #include "moeskip/model/presets/any.hpp"
@@ -22,6 +26,7 @@ const fs::path pretrained = fs::path(MOESKIP_TEST_DATA) / "pretrained";
 using exact = ms::reference<float>;
 using fast = ms::cpu<ms::bf16, ms::isa::native>;
 using olmoe = ms::presets::olmoe_of<2>;
+using olmoe_golden = ms::presets::olmoe;
 
 /// A folder of its own, gone at the end.
 struct scratch {
@@ -53,8 +58,8 @@ ms::config<olmoe> shape() {
   return c;
 }
 
-/// The folder of one file written again as transformers shards it: tensors sorted by name within files, of which the second
-/// begins with this tensor (all tensors of that name or behind it in the model's order).
+/// The folder's one file written again as transformers shards it: the tensors from `second_from` on, in the model's order,
+/// go to a second file; within a file they are sorted by name.
 void shard(const fs::path& folder, const std::string& second_from) {
   fs::rename(folder / "model.safetensors", folder / "before");
   {
@@ -79,6 +84,32 @@ void shard(const fs::path& folder, const std::string& second_from) {
   }
   fs::remove(folder / "before");
 }
+
+/// Memory of this process that stands in no file, in bytes.
+std::size_t anonymous_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("RssAnon:")) return std::size_t(std::stoul(line.substr(8))) << 10;
+  return 0;
+}
+
+/// Whole pages within these elements.
+struct whole_pages {
+  std::byte* first;
+  std::size_t bytes;
+  template <class T> explicit whole_pages(ms::vec<const T> v) {
+    const std::uintptr_t page = std::uintptr_t(::sysconf(_SC_PAGESIZE));
+    const std::uintptr_t from = (reinterpret_cast<std::uintptr_t>(v.begin()) + page - 1) / page * page;
+    first = reinterpret_cast<std::byte*>(from);
+    bytes = reinterpret_cast<std::uintptr_t>(v.end()) / page * page - from;
+  }
+  /// Whether all of them are in the system's cache; true where the system does not say.
+  bool resident() const {
+    std::vector<unsigned char> there(bytes / std::size_t(::sysconf(_SC_PAGESIZE)));
+    if (::mincore(first, bytes, there.data()) != 0) return true;
+    return std::ranges::all_of(there, [](unsigned char c) { return c & 1; });
+  }
+};
 
 /// The model of shape(), written by `fast` in two shards; gate and up of expert 12 of layer 1 are torn apart.
 fs::path sharded(const scratch& s) {
@@ -150,7 +181,6 @@ TEST_CASE("what a folder of each preset lets be used in place") {
       if (std::string_view(name) == "dots1") CHECK_FALSE(in_file(m, "model.layers.1.mlp.gate.e_score_correction_bias"));
     });
   }
-  for (const auto& [name, share] : shares) MESSAGE(name << " " << share);
   CHECK(shares["olmoe"] > 0.6);
   CHECK(shares["mixtral"] < 0.6);
 }
@@ -222,4 +252,82 @@ TEST_CASE("an exit with weights of its own begins as a head that stands in a fil
   CHECK(in_file(mapped, "lm_head.weight"));
   CHECK_FALSE(in_file(mapped, "model.exits.1.head.weight"));
   CHECK(same_weights(ms::load_pretrained<own_exits, fast>(folder, with_exit), mapped));
+}
+
+TEST_CASE("experts fused into one tensor, as transformers 5 holds them, are used in place") {
+  const scratch s;
+  fs::copy(pretrained / "olmoe", s.path / "olmoe");
+  const auto m = ms::load<olmoe_golden, exact>(s.path / "olmoe");
+  {
+    const ms::safetensors_file before(pretrained / "olmoe" / "model.safetensors");
+    ms::safetensors_writer out;
+    for (const ms::array_info& a : before.arrays())
+      if (a.name.find(".experts.") == a.name.npos) out.add(a.name, a.dtype, a.shape, before.bytes(a));
+    for (int l = 0; l < m.layers(); ++l) {
+      const auto& experts = m.weights().layers[std::size_t(l)].moe.experts;
+      const auto add = [&](const char* name, ms::cube<const float> c) {
+        out.add(ms::text("model.layers.", l, ".mlp.experts.", name), {c.extent(0), c.extent(1), c.extent(2)},
+                std::span(c.data(), std::size_t(c.size())));
+      };
+      add("gate_up_proj", experts.gate_up.together()), add("down_proj", experts.down.together());
+    }
+    out.write(s.path / "olmoe" / "model.safetensors");
+  }
+  const auto mapped = ms::load_mapped<olmoe_golden, exact>(s.path / "olmoe");
+  CHECK(same_weights(m, mapped));
+  for (const ms::tensor_info& t : mapped.tensors())
+    if (t.name.find(".experts.") != t.name.npos) CHECK_MESSAGE(in_file(mapped, t.name), t.name);
+}
+
+TEST_CASE("memory of its own is what was converted; experts are fetched when they are asked for") {
+  const scratch s;
+  ms::config<olmoe> c = shape();
+  c.sizes.dim = 256, c.sizes.ffn = 128, c.sizes.experts = 48;  // 20 MB, a plane of 16 pages or more
+  ms::save_pretrained(ms::model<olmoe, fast>(c, ms::seed{3}), s.path / "olmoe");
+  shard(s.path / "olmoe", "model.layers.1.mlp.gate.weight");
+  const std::size_t before = anonymous_memory();
+  auto m = ms::load_mapped<olmoe, fast>(s.path / "olmoe");
+  std::size_t all = 0;
+  float sum = 0;
+  for (std::size_t i = 0; i < m.tensors().size(); ++i) {
+    for (const ms::bf16 w : m.tensor(i)) sum += float(w);  // touches every page
+    all += std::size_t(m.tensors()[i].size) * sizeof(ms::bf16);
+  }
+  CHECK(std::isfinite(sum));
+  CHECK(m.bytes_in_files() > all * 9 / 10);
+  if (before) CHECK(anonymous_memory() < before + (all - m.bytes_in_files()) + all / 4);
+
+  for (std::size_t i = 0; i < m.tensors().size(); ++i)
+    if (const whole_pages p(m.tensor(i)); m.tensors()[i].offset == ms::tensor_info::outside && p.bytes) {
+      ::madvise(p.first, p.bytes, MADV_RANDOM);  // no neighbours of what is touched
+      ::madvise(p.first, p.bytes, MADV_DONTNEED);
+    }
+  for (const char* name : {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}) {
+    const int file = ::open((s.path / "olmoe" / name).c_str(), O_RDONLY);
+    ::fsync(file);
+    ::posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+    ::close(file);
+  }
+  const auto& experts = m.weights().layers[1].moe.experts;
+  const auto fetched = [&] {
+    int whole = 0;
+    for (int e = 0; e < c.sizes.experts; ++e) {
+      const auto plane = experts.gate_up.plane(e);
+      whole += whole_pages(ms::vec<const ms::bf16>(plane.data(), plane.size())).resident();
+    }
+    return whole;
+  };
+  if (fetched() > 0) {
+    MESSAGE("this file system keeps pages in memory: nothing can be seen here");
+    return;
+  }
+  ms::arena memory;
+  ms::session<olmoe, fast> session(m);
+  session.prefill(random_tokens(1, c.sizes.vocab, 5));
+  const ms::mat<float> x = memory.take<float>(1, c.sizes.dim);
+  session.embed(x);
+  session.run(0, 1, x, session.position());  // layer 1 does not run
+  for (int i = 0; i < 500 && fetched() < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  CHECK(fetched() >= 2);  // top-2
+  CHECK(fetched() < c.sizes.experts / 2);
 }

@@ -1,7 +1,9 @@
 // A folder of Hugging Face: how fast it loads, in how much memory, and at what bandwidth the model then decodes.
 //   ./run bench load --folder DIR [--mapped] [--cold] [--json FILE]
-// config.json chooses the preset; weights become bf16. --mapped: they stay in the files where they can. --cold: the files are
-// taken from the system's cache first, so that loading reads the disk. bench/load/make_olmoe.py makes a folder of OLMoE-1B-7B's shape, 13.8 GB.
+// config.json chooses the preset; weights become bf16. --mapped: they stay in the files where they can. --cold: the files
+// are taken from the system's cache first, so that loading reads the disk. bench/load/make_olmoe.py makes a folder of
+// OLMoE-1B-7B's shape, 13.8 GB.
+#include <algorithm>
 #include <filesystem>
 
 #include "moeskip/model/presets/any.hpp"
@@ -42,8 +44,8 @@ template <class V> void memory(bench::report& out, const ms::model<V, bench::wei
   out.line("load.resident", bench::status_of("VmHWM") / 1e9, "GB", "", "the most, pages of files included");
 }
 
-/// Decodes greedily in turn with streaming reads of memory on huge pages, whatever the model's is. Weights in files are in
-/// the system's cache then, so nothing needs to be asked for; what asking costs is measured beside it.
+/// Decodes greedily in turn with streaming reads of memory on huge pages, whatever the model's is. Weights in files are
+/// in the system's cache then, so nothing needs to be asked for; what asking costs is measured beside it.
 template <class V> void decode(bench::report& out, ms::model<V, bench::weights_in_bf16>& m) {
   const ms::buffer<std::byte> memory(ms::index_t{1} << 29);
   const auto measure = [&](const std::string& name, ms::ask_ahead asked) {

@@ -3,9 +3,10 @@
 
     bench/load/make_olmoe.py FOLDER [--layers L --dim D --heads H --ffn F --experts E --vocab V] [--shard BYTES]
 
-Left as it is: 6,919,161,856 weights in bf16, 13.8 GB in three files of at most 5 GB with an index. Tensors go to files in
-the order of the model's modules; within a file they stand sorted by name, as safetensors writes them. Nothing but Python is
-needed, and no more than a few megabytes of memory. The same arguments give the same bytes.
+Without options: 6,919,161,856 weights in bf16, 13.8 GB in three files of at most 5 GB with an index, each as long as the
+published one. Tensors go to files in the order of the model's modules; within a file they stand sorted by name, as
+safetensors writes them. Nothing but Python is needed, and a few megabytes of memory. The same arguments give the same
+bytes.
 """
 import argparse
 import json
@@ -15,8 +16,8 @@ import struct
 import sys
 
 PIECE = 1 << 21  # elements drawn at a time
-# A bf16's high byte holds the sign and seven bits of the exponent, its low byte the eighth and the mantissa. With 0x3C or 0xBC
-# above any low byte, magnitudes are from 2^-7 to 2^-5: a standard deviation of 0.019, near OLMoE's first weights (0.02).
+# A bf16's high byte holds the sign and seven bits of the exponent, its low byte the eighth and the mantissa. With 0x3C or
+# 0xBC above any low byte, magnitudes are from 2^-7 to 2^-5: a standard deviation of 0.018, near OLMoE's first weights (0.02).
 SIGNED = bytes(0x3C | (byte & 0x80) for byte in range(256))
 
 

@@ -16,8 +16,8 @@
 
 namespace bench {
 
-/// A line of /proc/self/status, in bytes: RssAnon, memory that stands in no file; RssFile, pages of files; VmHWM, the most
-/// of both that there was. 0 where there is no such line.
+/// A line of /proc/self/status, in bytes: RssAnon, memory that stands in no file; RssFile, pages of files; VmHWM, the
+/// most of both that there was. 0 where there is no such line.
 inline double status_of(const std::string& name) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
@@ -51,7 +51,7 @@ class anonymous_peak {
   std::thread watcher_;
 };
 
-/// Takes the pages of a file from the system's cache, where they are written and nobody has them mapped. Throws file_error.
+/// Takes the pages of a file from the system's cache, where nobody has them mapped. Throws file_error.
 inline void drop_from_cache(const std::filesystem::path& path) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   MOESKIP_CHECK(moeskip::file_error, file >= 0, path.string(), ": cannot open");

@@ -1,11 +1,16 @@
 // Models in folders of Hugging Face whose weights are read where they stand in the files, as far as they can be.
-// safetensors writes the tensors of a file sorted by name: an expert's down_proj, gate_proj and up_proj stand behind one
-// another, so that its gate and up are one matrix, while experts come as 0, 1, 10, 11, …, 2, 20: hence tensor/planes.hpp.
-//   used in place   what has the type that B stores, stands as the model has it, and, where several tensors are read as one
-//                   matrix (queries, keys and values; gate and up), directly behind the one before
+//   used in place   what has the type that B stores and is not transposed; where several tensors are read as one matrix
+//                   (queries, keys and values; gate and up), if they stand directly behind one another
 //   copied          everything else, tensor by tensor, converted as load() does
+// safetensors sorts the tensors of a file by name (its prepare(), src/tensor.rs): an expert's down_proj, gate_proj and
+// up_proj stand behind one another, so its gate and up are one matrix; experts come as 0, 1, 10, 11, …, 2, 20, so they
+// are no cube (tensor/planes.hpp). Why, and how much is copied: docs/adr/0015-weights-of-others-in-place.md
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -25,7 +30,7 @@ template <class W> const W* as_it_stands(const planned_tensor& p) {
   return reinterpret_cast<std::uintptr_t>(at) % alignof(W) == 0 ? reinterpret_cast<const W*>(at) : nullptr;
 }
 
-/// The same for all weights; those that are read as one matrix stand behind one another, or none of them is used in place.
+/// The same for all weights. Those that are read as one matrix stand behind one another, or none is used in place.
 template <class W> std::vector<const W*> as_they_stand(const std::vector<planned_tensor>& plan) {
   std::vector<const W*> at(plan.size());
   for (std::size_t first = 0, end = 0; first < plan.size(); first = end) {
@@ -42,9 +47,10 @@ template <class W> std::vector<const W*> as_they_stand(const std::vector<planned
 }  // namespace detail
 
 /// The model in a folder, its weights read from the files where they can be, and else converted into memory of its own;
-/// model::bytes_in_files() says how much stands in the files. These must not be written to while the model lives. Such a
-/// model runs, and can be saved; to be trained it has to be loaded. progress(done, all): elements converted. Throws
-/// file_error as load_pretrained does.
+/// model::bytes_in_files() says how much stands in the files. These must not be written to while the model lives (files
+/// that are replaced do no harm). Such a model runs, and can be saved; to be trained it has to be loaded. Where memory
+/// holds all files, ask(ask_ahead::nothing) saves a quarter of the time: asking costs, and fetches nothing then.
+/// progress(done, all): elements converted. Throws file_error as load_pretrained does.
 template <class V, class B, class Adjust = detail::keep_config, class Progress = detail::no_progress>
 model<V, B> load_pretrained_mapped(const std::filesystem::path& path, Adjust&& adjust = {}, Progress&& progress = {}) {
   using W = weight_t<B>;

@@ -108,7 +108,7 @@ bool copy_weight(vec<W> out, const tensor_info& t, const tensor_source& from, co
 }
 
 /// Fills the weights that stand in the model's block (of which `block` is the first element) from the files, a thread a
-/// tensor, and gives pages of the files back behind them; then exits, which no file has: with what they begin as.
+/// tensor, and gives pages of the files back behind them; then exits, which no file has, with what they begin as.
 template <class V, class B, class Progress>
 void convert_weights(model<V, B>& m, weight_t<B>* block, const std::vector<planned_tensor>& plan, Progress&& progress) {
   using W = weight_t<B>;

@@ -36,7 +36,7 @@ template <class V, class W> struct moe_weights {
     if constexpr (has_selection_bias<router>)
       tensor({"mlp.gate.e_score_correction_bias", initial::zeros, false, tensor_kind::selection_bias}, selection_bias,
              s.experts);
-    // An expert is read by itself: joined to the one before in the block, so that a device finds a cube, and free elsewhere.
+    // An expert is read by itself: in the block joined to the one before, so that a device finds a cube; else anywhere.
     const auto matrix = [](int e, const char* which, initial start) {
       return tensor_spec{text("mlp.experts.", e, which), start, e > 0, tensor_kind::matrix, true};
     };
