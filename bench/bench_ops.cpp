@@ -61,8 +61,10 @@ template <class P> void experts_step(benchmark::State& state) {
     for (ms::index_t k = 0; k < K; ++k) r.chosen(n, k) = int((n * 5 + k * 3) % E), r.gate(n, k) = 0.5f;
   const ms::dispatch plan = ms::plan_dispatch(r.chosen, int(E), 0, memory);
   const ms::mat<float> gate_up = memory.take<float>(plan.size(), 2 * F), dgate = memory.take<float>(N, K);
-  const ms::expert_weights<const float> weights{{w.data(), E, 2 * F, D}, {w.data() + E * 2 * F * D, E, D, F}};
-  const ms::expert_weights<float> grads{{dw.data(), E, 2 * F, D}, {dw.data() + E * 2 * F * D, E, D, F}};
+  const ms::expert_weights<const float> weights{ms::cube<float>(w.data(), E, 2 * F, D),
+                                                ms::cube<float>(w.data() + E * 2 * F * D, E, D, F)};
+  const ms::expert_weights<float> grads{ms::cube<float>(dw.data(), E, 2 * F, D),
+                                        ms::cube<float>(dw.data() + E * 2 * F * D, E, D, F)};
   bench::time_calls<P>(state, {.flop = 3 * 2.0 * double(N * K * 3 * F * D)}, [&] {
     ms::experts(b, {y.data(), N, D}, gate_up, {h.data(), N, D}, {h.data(), N, D}, r, plan, weights, memory);
     ms::experts_backward(b, {dh.data(), N, D}, dgate, grads, {y.data(), N, D}, gate_up, {h.data(), N, D}, r, plan,

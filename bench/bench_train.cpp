@@ -55,8 +55,9 @@ template <class P> void products(bench::report& out, const std::string& type) {
   const ms::mat<float> in(take(O * D), O, D), d_in(take(O * D), O, D);
   const ms::mat<float> out_w(take(D * D), D, D), d_out(take(D * D), D, D);
   float *w = take(E * 3 * F * D), *dw = take(E * 3 * F * D);
-  const ms::expert_weights<const float> weights{{w, E, 2 * F, D}, {w + E * 2 * F * D, E, D, F}};
-  const ms::expert_weights<float> grads{{dw, E, 2 * F, D}, {dw + E * 2 * F * D, E, D, F}};
+  const ms::expert_weights<const float> weights{ms::cube<float>(w, E, 2 * F, D),
+                                                ms::cube<float>(w + E * 2 * F * D, E, D, F)};
+  const ms::expert_weights<float> grads{ms::cube<float>(dw, E, 2 * F, D), ms::cube<float>(dw + E * 2 * F * D, E, D, F)};
   ms::routing<float> r{memory.take<float>(N, E), memory.take<int>(N, K), memory.take<float>(N, K),
                        memory.take<float>(E)};
   for (ms::index_t n = 0; n < N; ++n)

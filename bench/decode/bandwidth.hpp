@@ -1,39 +1,50 @@
 // Decoding a model larger than the caches, against the bandwidth that the same program reads with.
 #pragma once
 
+#include <span>
+
 #include "../limits.hpp"
 #include "shapes.hpp"
 
 namespace bench {
 
-/// Plain decoding, bf16 weights: bytes that must be read for a token, per second, over the streaming read
-/// beside it.
-inline void plain_decode(report& out, ms::model<in_memory, weights_in_bf16>& m) {
-  constexpr int tokens = 16, pairs = 15;
-  const double bytes = double(ms::footprint(m).bytes_per_token) * tokens;
-  ms::session<in_memory, weights_in_bf16> session(m);
-  const std::vector<int> prompt{1, 2, 3, 4, 5, 6, 7, 8};
-  const auto* block = reinterpret_cast<const std::byte*>(m.block().data());
-  const std::size_t read = std::size_t(m.block().size()) * sizeof(ms::bf16) / 2;
+/// Plain decoding of a few tokens in turn with streaming reads.
+struct decode_reading {
+  double bytes_per_token = 0;                   // of weights that must be read
+  std::vector<double> reads, rates, fractions;  // bytes/s; tokens/s; bytes/s that decoding reads with, of those
+  std::string remark;                           // where the reads varied
 
-  std::vector<double> fractions, reads, rates;
-  for (int pair = -1; pair < pairs; ++pair) {
-    const double before = double(read) / time_of([&] { stream_read(block, read); });
-    const auto text = ms::generate(session, prompt, {.max_new_tokens = tokens}, ms::decoder::autoregressive{},
-                                   [](const ms::emitted&) {});
-    const double after = double(read) / time_of([&] { stream_read(block, read); });
-    if (pair < 0) continue;  // warm-up
-    reads.push_back(before), reads.push_back(after);
-    rates.push_back(text.stats.tokens_per_second());
-    fractions.push_back(bytes / text.stats.seconds / ((before + after) / 2));
+  /// `pairs` of them, after one to warm up; the streaming reads are of these bytes.
+  template <class V> decode_reading(ms::model<V, weights_in_bf16>& m, std::span<const std::byte> bytes, int pairs)
+      : bytes_per_token(double(ms::footprint(m).bytes_per_token)) {
+    constexpr int tokens = 16;
+    ms::session<V, weights_in_bf16> session(m);
+    const std::vector<int> prompt{1, 2, 3, 4, 5, 6, 7, 8};
+    const auto read_rate = [&] {
+      return double(bytes.size()) / time_of([&] { stream_read(bytes.data(), bytes.size()); });
+    };
+    for (int pair = -1; pair < pairs; ++pair) {
+      const double before = read_rate();
+      const auto text = ms::generate(session, prompt, {.max_new_tokens = tokens}, ms::decoder::autoregressive{},
+                                     [](const ms::emitted&) {});
+      const double after = read_rate();
+      if (pair < 0) continue;
+      reads.push_back(before), reads.push_back(after);
+      rates.push_back(text.stats.tokens_per_second());
+      fractions.push_back(bytes_per_token * rates.back() / ((before + after) / 2));
+    }
+    if (const double varied = spread(reads); varied > 0.1)
+      remark = ms::text("unsteady: the streaming read varied by ", int(100 * varied), " %");
   }
-  const double varied = spread(reads);
-  const std::string remark =
-      varied > 0.1 ? ms::text("unsteady: the streaming read varied by ", int(100 * varied), " %") : "";
-  out.line("read.bandwidth", median(reads) / 1e9, "GB/s", "", remark);
-  out.line("decode.tokens_per_second", median(rates), "tokens/s");
-  out.line("decode.bytes_per_token", bytes / tokens / 1e6, "MB");
-  out.line("decode.bandwidth_fraction", median(fractions), "ratio", "read.bandwidth", remark);
+};
+
+/// Plain decoding, bf16 weights: bytes that must be read for a token, per second, over the streaming read beside it.
+inline void plain_decode(report& out, ms::model<in_memory, weights_in_bf16>& m) {
+  const decode_reading r(m, std::as_bytes(std::span(m.block().data(), std::size_t(m.block().size()) / 2)), 15);
+  out.line("read.bandwidth", median(r.reads) / 1e9, "GB/s", "", r.remark);
+  out.line("decode.tokens_per_second", median(r.rates), "tokens/s");
+  out.line("decode.bytes_per_token", r.bytes_per_token / 1e6, "MB");
+  out.line("decode.bandwidth_fraction", median(r.fractions), "ratio", "read.bandwidth", r.remark);
 }
 
 /// The time of a call of t rows over that of one row, and over the ratio of the bytes that it reads: the experts that its

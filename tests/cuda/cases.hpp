@@ -169,7 +169,7 @@ template <class R> struct moe_case {
     ms::experts_backward(t.backend, dh, dgate, dw, residual, gate_up, h, r, plan, w, t.memory,
                          many ? mask : ms::activation_mask{});
     ms::route_backward(t.backend, dlogits, dgate, logits, r, router, call, {0.3, 0.2, 0.1}, t.memory);
-    t.keep(dh, dgate, dw.gate_up, dw.down, gate_up, dlogits);
+    t.keep(dh, dgate, dw.gate_up.together(), dw.down.together(), gate_up, dlogits);
   }
 };
 

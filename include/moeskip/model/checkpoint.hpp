@@ -58,7 +58,10 @@ void save(const model<V, B>& m, const std::filesystem::path& path, const string_
                   key);
     file.metadata(key, value);
   }
-  detail::add_block<weight_t<B>>(file, m.tensors(), m.block());
+  for (std::size_t i = 0; i < m.tensors().size(); ++i) {
+    const tensor_info& t = m.tensors()[i];
+    file.add(t.name, {t.shape.begin(), t.shape.end()}, std::span(m.tensor(i).data(), std::size_t(t.size)));
+  }
   file.write(path);
 }
 

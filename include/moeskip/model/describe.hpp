@@ -34,7 +34,7 @@ inline std::string grouped(index_t n) {
   return digits;
 }
 
-/// Variant, sizes, exits, footprint, backend, the ops that it leaves to plain loops; a warning where the CPU offers more than was compiled for.
+/// Variant, sizes, exits, footprint, bytes that stand in files, backend, the ops that it leaves to plain loops; a warning where the CPU offers more than was compiled for.
 template <class V, class B> std::string describe(const model<V, B>& m) {
   const sizes& s = m.sizes();
   const model_footprint f = footprint(m);
@@ -51,6 +51,8 @@ template <class V, class B> std::string describe(const model<V, B>& m) {
     out += "note       LayerSkip's formula gives the exit after layer 1 the weight 0: by default it does not learn\n";
   out += text("weights    ", grouped(f.parameters), " in all, ", grouped(f.active_parameters),
               " active for one token, ", grouped(f.bytes_per_token), " bytes read per token\n");
+  if (m.bytes_in_files() > 0)
+    out += text("in files   ", grouped(index_t(m.bytes_in_files())), " bytes of weights, read where they stand\n");
   out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");
   if (const std::string slow = fallbacks<B>(); !slow.empty()) out += text("plain      ops without SIMD: ", slow, "\n");
   if constexpr (requires { typename B::isa; }) {

@@ -4,14 +4,17 @@
 // Where memory suffices, load() is faster: its weights stand on huge pages.
 #pragma once
 
-#include "moeskip/model/checkpoint.hpp"
+#include "moeskip/model/mapped_folder.hpp"
 
 namespace moeskip {
 
 /// The model in a file that save() wrote from a backend that stores weights as B does. The file is not written to, nor must
 /// it be while the model lives (save() replaces files, which does no harm); a model that is trained gets pages of its own.
 /// Throws file_error that names what differs from V, or keeps weights from being used where they stand.
+/// In a folder, where V is a preset, what cannot be used so is copied, tensor by tensor: see model/mapped_folder.hpp.
 template <class V, class B> model<V, B> load_mapped(const std::filesystem::path& path) {
+  if constexpr (requires { typename V::huggingface; })
+    if (std::filesystem::is_directory(path)) return load_pretrained_mapped<V, B>(path);
   using W = weight_t<B>;
   static_assert(std::is_same_v<typename B::family, on_cpu> || std::is_same_v<typename B::family, on_reference>,
                 "moeskip: load_mapped leaves weights in a file of the host, which this backend does not see: use load");

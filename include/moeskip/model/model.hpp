@@ -33,15 +33,18 @@ template <class V, class B> class model {
   model(const config<V>& c, uninitialised) : model(c, [](index_t size) { return buffer<W>(size); }) {}
 
   /// Weights that are there already, in the order of bind_weights(): block(size) gives a buffer with that many elements.
-  template <std::invocable<index_t> Block> model(const config<V>& c, Block&& block) : config_(c) {
+  /// outside: those that are not in it.
+  template <std::invocable<index_t> Block>
+  model(const config<V>& c, Block&& block, outside_weights<const W> outside = {})
+      : config_(c), outside_(std::move(outside)) {
     MOESKIP_CHECK(config_error, valid(c), "config: ", problem(c));
     if constexpr (requires { typename B::isa; })
       MOESKIP_CHECK(config_error, isa::offered().rank >= B::isa::rank, "this program was compiled for ", B::isa::name,
                     ", but this CPU offers only ", isa::offered().name, ": compile it for this machine");
-    tensors_ = bind_weights<V, const W>(c, weights_, nullptr);
+    tensors_ = bind_weights<V, const W>(c, weights_, nullptr, outside_.at);
     block_ = block(block_size(tensors_));
-    bind_weights<V, const W>(config_, weights_, block_.data());
-    if (block_.borrowed()) asks_ = ask_ahead::foreseen;
+    bind_weights<V, const W>(config_, weights_, block_.data(), outside_.at);
+    if (bytes_in_files() > 0) asks_ = ask_ahead::foreseen;
   }
   model(const model&) = delete;
   model& operator=(const model&) = delete;
@@ -52,9 +55,21 @@ template <class V, class B> class model {
   int layers() const { return config_.sizes.layers; }
   B& backend() { return backend_; }
   const std::vector<tensor_info>& tensors() const { return tensors_; }
-  vec<W> block() { return block_.view(); }  // all weights, in the order of tensors()
-  vec<const W> block() const { return block_.view(); }
-  /// What is asked for ahead: everything where the weights stand in a file (model/mapped.hpp) and so may not be in memory.
+  /// All weights, in the order of tensors(). Throws config_error where some stand outside of the block.
+  vec<W> block() { return expect_all_in_block(), block_.view(); }
+  vec<const W> block() const { return expect_all_in_block(), block_.view(); }
+  /// The elements of tensors()[i], wherever they stand.
+  vec<const W> tensor(std::size_t i) const {
+    const tensor_info& t = tensors_.at(i);
+    return {t.offset == tensor_info::outside ? outside_.at[i] : block_.data() + t.offset, t.size};
+  }
+  /// Bytes of weights that are read where they stand in files (model/mapped.hpp); they are no memory of this process.
+  std::size_t bytes_in_files() const {
+    index_t elements = block_.borrowed() ? block_.size() : 0;
+    for (const tensor_info& t : tensors_) elements += t.offset == tensor_info::outside ? t.size : 0;
+    return std::size_t(elements) * sizeof(W);
+  }
+  /// What is asked for ahead: everything where weights stand in files (model/mapped.hpp) and so may not be in memory.
   /// Sessions and batches made from then on see a change.
   ask_ahead asks() const { return asks_; }
   void ask(ask_ahead which) { asks_ = which; }
@@ -192,6 +207,12 @@ template <class V, class B> class model {
     vec<const int> selected;  // (M) rows
   };
 
+  void expect_all_in_block() const {
+    MOESKIP_CHECK(config_error, outside_.at.empty(),
+                  "expected a model with all weights in one block, got one of which ", bytes_in_files(),
+                  " bytes are read where they stand in files: load() copies them together");
+  }
+
   attention<V, B> attention_of(int l) const { return {config_.sizes, weights_.layers[std::size_t(l)].attention}; }
   moe<V, B> moe_of(int l) const {
     return {config_.sizes, weights_.layers[std::size_t(l)].moe, config_.router, config_.expert_dropout};
@@ -288,6 +309,7 @@ template <class V, class B> class model {
   B backend_{};
   std::vector<tensor_info> tensors_;
   buffer<W> block_;
+  outside_weights<const W> outside_;
   ask_ahead asks_ = ask_ahead::nothing;
   model_weights<V, const W> weights_;
 };

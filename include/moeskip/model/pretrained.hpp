@@ -107,6 +107,41 @@ bool copy_weight(vec<W> out, const tensor_info& t, const tensor_source& from, co
   return true;
 }
 
+/// Fills the weights that stand in the model's block (of which `block` is the first element) from the files, a thread a
+/// tensor, and gives pages of the files back behind them; then exits, which no file has, with what they begin as.
+template <class V, class B, class Progress>
+void convert_weights(model<V, B>& m, weight_t<B>* block, const std::vector<planned_tensor>& plan, Progress&& progress) {
+  using W = weight_t<B>;
+  const std::vector<tensor_info>& tensors = m.tensors();
+  const index_t all = block_size(tensors);
+  index_t done = 0;
+  std::mutex counting;
+  parallel_tasks(index_t(plan.size()), [&](index_t i) {
+    const auto& [none, from, found] = plan[std::size_t(i)];
+    const tensor_info& t = tensors[std::size_t(i)];
+    if (!found || t.offset == tensor_info::outside) return;
+    MOESKIP_CHECK(file_error, copy_weight<W>({block + t.offset, t.size}, t, from, found), found.file->path(),
+                  ": tensor ", in_quotes(from.name), ": expected elements that convert to ", dtype_of<W>(), ", got ",
+                  found.info->dtype);
+    found.file->drop(*found.info);
+    const std::lock_guard lock(counting);
+    progress(done += t.size, all);
+  });
+  const draws draw{seed{0}, stream::weights};
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    const tensor_info& t = tensors[i];
+    if (!of_exit(t.name)) continue;
+    W* const to = block + t.offset;
+    const auto first = std::ranges::find(tensors, exit_begins_as(t.name, m.sizes()), &tensor_info::name);
+    const double bound = std::sqrt(3.0 / double(t.shape.back()));
+    if (first != tensors.end()) std::ranges::copy(m.tensor(std::size_t(first - tensors.begin())), to);
+    else
+      for (index_t j = 0; j < t.size; ++j)
+        to[j] = t.start == initial::zeros ? W(0.f)
+                                          : W(float(bound * (2 * draw.uniform_double(i, 0, std::uint64_t(j)) - 1)));
+  }
+}
+
 struct keep_config {
   void operator()(auto&) const {}
 };
@@ -135,38 +170,11 @@ config<V> read_pretrained_config(const std::filesystem::path& folder, Adjust&& a
 /// Throws file_error; nothing large is allocated before names and shapes are known to fit.
 template <class V, class B, class Adjust = detail::keep_config, class Progress = detail::no_progress>
 model<V, B> load_pretrained(const std::filesystem::path& path, Adjust&& adjust = {}, Progress&& progress = {}) {
-  using W = weight_t<B>;
   const config<V> c = read_pretrained_config<V>(path, adjust);
   const huggingface::folder folder(path);
   const std::vector<detail::planned_tensor> plan = detail::plan_loading(c, folder);
   model<V, B> m(c, typename model<V, B>::uninitialised{});
-  const auto weights_of = [&](const tensor_info& t) { return vec<W>(m.block().data() + t.offset, t.size); };
-  index_t done = 0;
-  std::mutex counting;
-  parallel_tasks(index_t(plan.size()), [&](index_t i) {
-    const auto& [none, from, found] = plan[std::size_t(i)];
-    const tensor_info& t = m.tensors()[std::size_t(i)];
-    if (!found) return;
-    MOESKIP_CHECK(file_error, detail::copy_weight<W>(weights_of(t), t, from, found), found.file->path(), ": tensor ",
-                  in_quotes(from.name), ": expected elements that convert to ", dtype_of<W>(), ", got ",
-                  found.info->dtype);
-    found.file->drop(*found.info);
-    const std::lock_guard lock(counting);
-    progress(done += t.size, m.block().size());
-  });
-  const draws draw{seed{0}, stream::weights};
-  for (std::size_t i = 0; i < plan.size(); ++i) {
-    const tensor_info& t = m.tensors()[i];
-    if (!detail::of_exit(t.name)) continue;
-    const std::string first = detail::exit_begins_as(t.name, c.sizes);
-    const auto copied = std::ranges::find(m.tensors(), first, &tensor_info::name);
-    const vec<W> to = weights_of(t);
-    const double bound = std::sqrt(3.0 / double(t.shape.back()));
-    for (index_t j = 0; j < t.size; ++j)
-      to[j] = copied != m.tensors().end() ? m.block()[copied->offset + j]
-              : t.start == initial::zeros ? W(0.f)
-                                          : W(float(bound * (2 * draw.uniform_double(i, 0, std::uint64_t(j)) - 1)));
-  }
+  detail::convert_weights(m, m.block().data(), plan, progress);
   return m;
 }
 
@@ -181,14 +189,14 @@ template <class V, class B> void save_pretrained(const model<V, B>& m, const std
   using W = weight_t<B>;
   safetensors_writer file;
   file.metadata("format", "pt");
-  for (const tensor_info& t : m.tensors()) {
+  for (std::size_t i = 0; i < m.tensors().size(); ++i) {
+    const tensor_info& t = m.tensors()[i];
     MOESKIP_CHECK(config_error, !detail::of_exit(t.name),
                   "save_pretrained: expected weights that transformers knows, "
                   "got ",
                   t.name, ": use save() for a model whose exits have their own");
     tensor_source as = V::huggingface::sources(t, m.sizes()).front();
-    file.add(std::move(as.name), std::move(as.shape),
-             std::span<const W>(m.block().data() + t.offset, std::size_t(t.size)));
+    file.add(std::move(as.name), std::move(as.shape), std::span(m.tensor(i).data(), std::size_t(t.size)));
   }
   std::error_code failed;
   std::filesystem::create_directories(path, failed);

@@ -1,8 +1,11 @@
-// All weights of a model as views into one block of memory. The same walk over the parts measures the block, binds the
-// views, draws the first values, and names tensors for checkpoints; weights, gradients and optimizer state of one
-// model share their offsets.
+// All weights of a model as views into one block of memory, or to where they stand outside of it. The same walk over the
+// parts measures the block, binds the views, draws the first values, and names tensors for checkpoints; weights, gradients
+// and optimizer state of one model share their offsets.
 #pragma once
 
+#include <memory>
+#include <span>
+#include <type_traits>
 #include <vector>
 
 #include "moeskip/model/config.hpp"
@@ -17,9 +20,19 @@ namespace moeskip {
 struct tensor_info {
   std::string name;
   std::vector<index_t> shape;
-  index_t offset, size;  // elements
+  index_t offset, size;  // elements; an offset of `outside` where it is not in the block
   initial start;
   tensor_kind kind;
+  bool joined = false;  // read as one matrix with the one before
+
+  static constexpr index_t outside = -1;
+};
+
+/// Weights outside of the block: for each tensor of the listing its first element, or nullptr where the block has it;
+/// empty where the block has them all. `owner` keeps them.
+template <class W> struct outside_weights {
+  std::vector<W*> at;
+  std::shared_ptr<const void> owner;
 };
 
 template <class V, class W> struct layer_weights {
@@ -65,22 +78,38 @@ void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) 
 }
 
 /// Binds the views of w to the block at `base` and lists its tensors. With base = nullptr it only measures. Tensors
-/// start at multiples of 64 elements unless they are joined to the one before.
-template <class V, class W> std::vector<tensor_info> bind_weights(const config<V>& c, model_weights<V, W>& w, W* base) {
+/// start at multiples of 64 elements unless they are joined to the one before. outside: those that are not in the block,
+/// as in outside_weights.
+template <class V, class W>
+std::vector<tensor_info> bind_weights(const config<V>& c, model_weights<V, W>& w, W* base,
+                                      std::type_identity_t<std::span<W* const>> outside = {}) {
   std::vector<tensor_info> listing;
   index_t end = 0;
   const auto tensor = [&](tensor_spec spec, auto& view, auto... extents) {
-    if (!spec.joined) end = (end + 63) / 64 * 64;
-    view = std::remove_reference_t<decltype(view)>(base ? base + end : nullptr, extents...);
-    listing.push_back({std::move(spec.name), {index_t(extents)...}, end, view.size(), spec.start, spec.kind});
-    end += view.size();
+    W* at = outside.empty() ? nullptr : outside[listing.size()];
+    const bool in_block = !at;
+    const bool behind = spec.joined && (listing.empty() || listing.back().offset != tensor_info::outside);
+    if (in_block && !behind) end = (end + 63) / 64 * 64;
+    if (in_block && base) at = base + end;
+    view = std::remove_reference_t<decltype(view)>(at, extents...);
+    listing.push_back({std::move(spec.name),
+                       {index_t(extents)...},
+                       in_block ? end : tensor_info::outside,
+                       view.size(),
+                       spec.start,
+                       spec.kind,
+                       spec.joined && !spec.apart});
+    if (in_block) end += view.size();
   };
   visit_tensors(c, w, tensor);
   return listing;
 }
 
 inline index_t block_size(const std::vector<tensor_info>& listing) {
-  return listing.empty() ? 0 : (listing.back().offset + listing.back().size + 63) / 64 * 64;
+  index_t end = 0;
+  for (const tensor_info& t : listing)
+    if (t.offset != tensor_info::outside) end = t.offset + t.size;
+  return (end + 63) / 64 * 64;
 }
 
 }  // namespace moeskip

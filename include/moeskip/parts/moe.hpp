@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "moeskip/concepts/expert_dropout.hpp"
 #include "moeskip/memory/paging.hpp"
@@ -35,17 +36,24 @@ template <class V, class W> struct moe_weights {
     if constexpr (has_selection_bias<router>)
       tensor({"mlp.gate.e_score_correction_bias", initial::zeros, false, tensor_kind::selection_bias}, selection_bias,
              s.experts);
+    // An expert is read by itself: in the block joined to the one before, so that a device finds a cube; else anywhere.
+    const auto matrix = [](int e, const char* which, initial start) {
+      return tensor_spec{text("mlp.experts.", e, which), start, e > 0, tensor_kind::matrix, true};
+    };
+    std::vector<W*> gate_ups, downs;  // (E)
     for (int e = 0; e < s.experts; ++e) {
       mat<W> gate, up;  // (gF, D) (F, D)
-      tensor({text("mlp.experts.", e, ".gate_proj.weight"), initial::fan_in, e > 0}, gate, gates * s.ffn, s.dim);
+      tensor(matrix(e, ".gate_proj.weight", initial::fan_in), gate, gates * s.ffn, s.dim);
       tensor({text("mlp.experts.", e, ".up_proj.weight"), initial::fan_in, true}, up, s.ffn, s.dim);
-      if (e == 0) experts.gate_up = {gate.data(), s.experts, (gates + 1) * s.ffn, s.dim};
+      gate_ups.push_back(gate.data());
     }
+    experts.gate_up = {std::move(gate_ups), (gates + 1) * s.ffn, s.dim};
     for (int e = 0; e < s.experts; ++e) {
       mat<W> down;  // (D, F)
-      tensor({text("mlp.experts.", e, ".down_proj.weight"), initial::residual, e > 0}, down, s.dim, s.ffn);
-      if (e == 0) experts.down = {down.data(), s.experts, s.dim, s.ffn};
+      tensor(matrix(e, ".down_proj.weight", initial::residual), down, s.dim, s.ffn);
+      downs.push_back(down.data());
     }
+    experts.down = {std::move(downs), s.dim, s.ffn};
     shared.tensors(s, tensor);
   }
 };

@@ -80,12 +80,14 @@ constexpr bool decays(tensor_kind kind) {
 
 /// Each part lists its weights once, in `tensors(weights, sizes, tensor)`: the listing names them, shapes them, binds
 /// views to memory, initialises, saves and loads. `joined` weights stand directly behind the one before, so that
-/// several may be read as one matrix.
+/// several may be read as one matrix; with `apart` that is for the block's sake alone, and outside of it they may stand
+/// elsewhere.
 struct tensor_spec {
   std::string name;
   initial start = initial::fan_in;
   bool joined = false;
   tensor_kind kind = tensor_kind::matrix;
+  bool apart = false;
 };
 
 }  // namespace moeskip

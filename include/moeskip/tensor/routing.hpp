@@ -2,7 +2,7 @@
 //   N rows   E experts   K experts per row   M <= N·K assignments that are not dropped
 #pragma once
 
-#include "moeskip/tensor/view.hpp"
+#include "moeskip/tensor/planes.hpp"
 
 namespace moeskip {
 
@@ -26,8 +26,8 @@ struct dispatch {
 
 /// The weights of E SwiGLU experts.
 template <class W> struct expert_weights {
-  cube<W> gate_up;  // (E, 2F, D): F rows of gate, then F rows of up
-  cube<W> down;     // (E, D, F)
+  planes<W> gate_up;  // (E, 2F, D): F rows of gate, then F rows of up
+  planes<W> down;     // (E, D, F)
 };
 
 }  // namespace moeskip

@@ -52,7 +52,7 @@ template <class Op, Storage W, class Driver> struct device_call<Op, cuda<W, Driv
     return v;
   }
   template <class X> static const expert_weights<X>& seen(const expert_weights<X>& w) {
-    return seen(w.gate_up), seen(w.down), w;
+    return seen(w.gate_up.together()), seen(w.down.together()), w;
   }
   static kv_layer<float> seen(const kv_layer<float>& kv) { return seen(kv.keys), seen(kv.values), kv; }
 

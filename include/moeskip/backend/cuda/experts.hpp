@@ -167,14 +167,16 @@ template <> struct kernel<experts_t, on_cuda> {
     const mat<float> act = call::scratch().template take<float>(M, F);
     const activation_mask mask = detail::listed_mask<call>(m);
     if (h.rows() <= kernel<linear_t, on_cuda>::few) {
-      call::launch(detail::warp_each(plan.chosen.size() * F),
-                   phase::expert_units<W>{act, gate_up, h, w.gate_up, plan.chosen, plan.first, plan.row, mask});
-      call::launch(detail::warp_each(y.size()), phase::experts_down<W>{y, residual, act, w.down, plan.assignment,
-                                                                       plan.expert, plan.choice, gate, K});
+      call::launch(
+          detail::warp_each(plan.chosen.size() * F),
+          phase::expert_units<W>{act, gate_up, h, w.gate_up.together(), plan.chosen, plan.first, plan.row, mask});
+      call::launch(detail::warp_each(y.size()),
+                   phase::experts_down<W>{y, residual, act, w.down.together(), plan.assignment, plan.expert,
+                                          plan.choice, gate, K});
       return;
     }
     detail::multiply_tiles<call>(phase::product<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, plan.row.data()},
-                                                   .b = {w.gate_up.data(), D, 1, 2 * F * D},
+                                                   .b = {w.gate_up.together().data(), D, 1, 2 * F * D},
                                                    .c = gate_up.data(),
                                                    .cols = 2 * F,
                                                    .depth = D,
@@ -185,7 +187,7 @@ template <> struct kernel<experts_t, on_cuda> {
     call::each(act.size(), phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, {}, mask});
     const mat<float> out = call::scratch().template take<float>(M, D);
     detail::multiply_tiles<call>(phase::product<W>{.a = {act.data(), F, 1, 0, phase::assigned::rows},
-                                                   .b = {w.down.data(), F, 1, D * F},
+                                                   .b = {w.down.together().data(), F, 1, D * F},
                                                    .c = out.data(),
                                                    .cols = D,
                                                    .depth = F,

@@ -74,14 +74,14 @@ template <> struct kernel<experts_backward_t, on_cuda> {
       detail::multiply_tiles<call>(p, E * detail::ceiling(p.rows, phase::product<float>::tile));
     };
     by_row({.a = {dy.data(), D, 1, 0, assigned::rows, plan.row.data()},
-            .b = {w.down.data(), 1, F, D * F},
+            .b = {w.down.together().data(), 1, F, D * F},
             .c = back.data(),
             .cols = F,
             .depth = D});
     call::each(act.size(), phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, gate, mask});
     by_depth({.a = {dy.data(), 1, D, 0, assigned::depth, plan.row.data()},
               .b = {act.data(), 1, F, 0, assigned::depth},
-              .c = dw.down.data(),
+              .c = dw.down.together().data(),
               .rows = D,
               .cols = F});
     call::launch(detail::warp_each(M),
@@ -89,11 +89,11 @@ template <> struct kernel<experts_backward_t, on_cuda> {
     call::each(dgates.size(), phase::dropped_gates{dgates, plan.assignment});
     by_depth({.a = {gate_up.data(), 1, 2 * F, 0, assigned::depth},
               .b = {h.data(), 1, D, 0, assigned::depth, plan.row.data()},
-              .c = dw.gate_up.data(),
+              .c = dw.gate_up.together().data(),
               .rows = 2 * F,
               .cols = D});
     by_row({.a = {gate_up.data(), 2 * F, 1, 0, assigned::rows},
-            .b = {w.gate_up.data(), 1, D, 2 * F * D},
+            .b = {w.gate_up.together().data(), 1, D, 2 * F * D},
             .c = dh_each.data(),
             .cols = D,
             .depth = 2 * F});

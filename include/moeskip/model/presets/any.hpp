@@ -1,9 +1,11 @@
 // The model in a folder whose kind is known when the program runs: config.json picks the preset.
 //
 //   ms::load_any<ms::cpu<ms::bf16>>("folder", [](auto model) { … });
+//   ms::load_any_mapped<ms::cpu<ms::bf16>>("folder", …);   // weights stay in the files, see model/mapped_folder.hpp
 //   ms::load_any<ms::cpu<ms::bf16>, ms::presets::llama, ms::presets::olmoe>("folder", …);   // these alone are compiled
 #pragma once
 
+#include "moeskip/model/mapped_folder.hpp"
 #include "moeskip/model/presets/deepseek_moe.hpp"
 #include "moeskip/model/presets/llama.hpp"
 #include "moeskip/model/presets/mixtral.hpp"
@@ -31,21 +33,24 @@ inline std::string_view refusal(std::string_view architecture) {
   return "";
 }
 
-template <class B, class Visitor, class... Presets>
-void load_any_of(preset_list<Presets...>, const std::filesystem::path& path, Visitor&& visitor) {
+/// visit(std::type_identity<Preset>{}) with the first preset of that architecture.
+template <class Visitor, class... Presets>
+void find_preset(preset_list<Presets...>, const std::filesystem::path& path, Visitor&& visit) {
   const huggingface::config_file file(path);
   const std::string architecture = file.architecture();
   std::string names;
   const auto matches = [&]<class P>(std::type_identity<P>) {
     names += text(names.empty() ? "" : ", ", P::huggingface::architecture);
     if (architecture != P::huggingface::architecture) return false;
-    visitor(load_pretrained<P, B>(path));
-    return true;
+    return visit(std::type_identity<P>{}), true;
   };
   const bool found = (matches(std::type_identity<Presets>{}) || ...);
   MOESKIP_CHECK(file_error, found, file.path(), ": architectures: expected one of ", names, ", got ",
                 in_quotes(architecture), refusal(architecture));
 }
+
+template <class... Presets> using presets_or_all =
+    std::conditional_t<sizeof...(Presets) == 0, all_presets, preset_list<Presets...>>;
 
 }  // namespace detail
 
@@ -53,8 +58,15 @@ void load_any_of(preset_list<Presets...>, const std::filesystem::path& path, Vis
 /// file_error where there is none, and where the preset does not fit: see load_pretrained.
 template <class B, class... Presets, class Visitor>
 void load_any(const std::filesystem::path& path, Visitor&& visitor) {
-  using list = std::conditional_t<sizeof...(Presets) == 0, all_presets, preset_list<Presets...>>;
-  detail::load_any_of<B>(list{}, path, visitor);
+  detail::find_preset(detail::presets_or_all<Presets...>{}, path,
+                      [&]<class P>(std::type_identity<P>) { visitor(load_pretrained<P, B>(path)); });
+}
+
+/// The same, with weights that stay in the files where they can: see load_pretrained_mapped.
+template <class B, class... Presets, class Visitor>
+void load_any_mapped(const std::filesystem::path& path, Visitor&& visitor) {
+  detail::find_preset(detail::presets_or_all<Presets...>{}, path,
+                      [&]<class P>(std::type_identity<P>) { visitor(load_pretrained_mapped<P, B>(path)); });
 }
 
 }  // namespace moeskip
