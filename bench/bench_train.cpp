@@ -39,8 +39,8 @@ template <class P> void train_step(bench::report& out, const std::string& type) 
   if (type.empty()) out.line("train.memory", double(trainer.memory().high_water()) / (1 << 20), "MiB");
 }
 
-/// The matrix products of a training step, forward and backward, and nothing else: one layer of dim 512, 8 experts top-2
-/// of width 1024, 8 sequences of 256 tokens.
+/// The matrix products of a training step, forward and backward, and nothing else: one layer of dim 512, 8 experts
+/// top-2 of width 1024, 8 sequences of 256 tokens.
 template <class P> void products(bench::report& out, const std::string& type) {
   using B = ms::cpu<float, ms::isa::native, P>;
   constexpr ms::index_t N = 8 * 256, D = 512, F = 1024, E = 8, K = 2, O = 768;

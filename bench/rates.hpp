@@ -1,5 +1,6 @@
-// Calls timed by Google Benchmark: the bytes that they must read and the floating-point operations that they do as rates, and
-// as shares of what the same program reads and multiplies beside them; the table, and each rate as a line of our own JSON.
+// Calls timed by Google Benchmark: the bytes that they must read and the floating-point operations that they do as
+// rates, and as shares of what the same program reads and multiplies beside them; the table, and each rate as a line of
+// our own JSON.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -20,7 +21,8 @@ inline double read_of_memory() {
   return double(bytes) / time_of([&] { stream_read(reinterpret_cast<const std::byte*>(block.data()), bytes); });
 }
 
-/// Runs the benchmark's loop over `call`, whose products have factors of type P. The limits are measured before and after it.
+/// Runs the benchmark's loop over `call`, whose products have factors of type P. The limits are measured before and
+/// after it.
 ///   of_read   bytes a second over the streaming read: above 1 where the caches give some of them
 ///   of_peak   FLOP a second over the peak of multiply-adds
 template <class P = float, class Call> void time_calls(benchmark::State& state, const work& each, Call&& call) {

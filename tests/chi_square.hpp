@@ -1,5 +1,6 @@
 // What a decoder samples against what it should: counts of generated texts beside the full model's exact probabilities.
-// The chi-square statistic must stay below its 99.9 % quantile; a decoder that accepts everything must exceed it by far.
+// The chi-square statistic must stay below its 99.9 % quantile; a decoder that accepts everything must exceed it by
+// far.
 #pragma once
 
 #include <cmath>

@@ -135,7 +135,8 @@ TEST_CASE("coverage: many candidates that are a little too risky") {
         2 * most_wrong);
 }
 
-/// Loss and layers of texts at a threshold: token by token through a session, every layer run, the rule asked on the way.
+/// Loss and layers of texts at a threshold: token by token through a session, every layer run, the rule asked on the
+/// way.
 template <class Rule>
 std::pair<double, double> by_hand(const std::vector<std::vector<int>>& all, const Rule& r, bool labels) {
   auto m = sharp<exact>();

@@ -176,8 +176,8 @@ template <class B> class side {
   std::vector<ms::vec<T>> results_;
 };
 
-/// Runs the body on reference<double> and on B with the same draws, and compares all results: the square of the error, relative
-/// to theirs.
+/// Runs the body on reference<double> and on B with the same draws, and compares all results: the square of the error,
+/// relative to theirs.
 template <class B, class Body> void compare_on(std::uint64_t seed, Body&& body, double tolerance = 1e-11) {
   side<ms::reference<double>> exact(seed);
   side<B> fast(seed);
@@ -198,8 +198,8 @@ template <class B, class Body> void compare_on(std::uint64_t seed, Body&& body, 
   }
 }
 
-/// Twenty random shapes, weights in f32 and in bf16. In which order a body's draws happen that are arguments of one call
-/// is the compiler's choice, the same one on both sides.
+/// Twenty random shapes, weights in f32 and in bf16. In which order a body's draws happen that are arguments of one
+/// call is the compiler's choice, the same one on both sides.
 template <class Body> void compare_op(Body&& body) {
   for (std::uint64_t repeat = 0; repeat < 20; ++repeat) {
     CAPTURE(repeat);

@@ -210,7 +210,8 @@ TEST_CASE("the meter counts what consecutive tokens visit together, apart for ea
   ms::routing_meter meter(memory, {.layers = 1, .dim = 8, .heads = 1, .ffn = 8, .experts = 8, .vocab = 8}, 2, 2);
   CHECK(meter.distinct(0, 0, 3) == doctest::Approx(8 * (1 - std::pow(0.75, 3))));  // nothing is known
   meter.learn();
-  // Segments of two share their experts {0, 1}, {2, 3}, {0, 1} …: two tokens visit 2 from an even position, 4 from an odd one.
+  // Segments of two share their experts {0, 1}, {2, 3}, {0, 1} …: two tokens visit 2 from an even position, 4 from an
+  // odd one.
   constexpr int tokens = 1200;
   std::vector<int> chosen(2 * tokens), position(tokens), slot(tokens);
   for (int n = 0; n < tokens; ++n)

@@ -215,7 +215,8 @@ namespace {
 constexpr ms::sizes model_sizes{
     .layers = 2, .dim = 16, .heads = 2, .kv_heads = 1, .ffn = 12, .experts = 6, .vocab = 16, .context = 64};
 
-/// Residual streams (N, D) after the layers of a model, for 2 sequences of 9 tokens: of a training step, or of inference.
+/// Residual streams (N, D) after the layers of a model, for 2 sequences of 9 tokens: of a training step, or of
+/// inference.
 template <class P> struct layers_of {
   static constexpr int sequences = 2, length = 9, D = model_sizes.dim;
   ms::model<dropping<P>, ms::reference<double>> model;

@@ -149,7 +149,8 @@ TEST_CASE("what a session reads and computes, call by call") {
   CHECK(ms::experts_touched(made.stats) == 2 * 2);
   CHECK(ms::touched_gain(made.stats, s, 2) == 1);
 
-  // Three rows of one id visit the same experts, so a call of them reads what one row reads, and computes three times that.
+  // Three rows of one id visit the same experts, so a call of them reads what one row reads, and computes three times
+  // that.
   auto& session = counted.session();
   session.prefill(prompt);
   counted.done = {};

@@ -1,5 +1,5 @@
-// Loading a folder takes the converted model and little else: anonymous memory is bounded by the model plus one tensor, and
-// pages of the file are given back behind each.
+// Loading a folder takes the converted model and little else: anonymous memory is bounded by the model plus one tensor,
+// and pages of the file are given back behind each.
 // ctest: slow
 #include <doctest/doctest.h>
 
@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// Bytes of this process that stand in a line of /proc/self/status: RssAnon, what it owns; RssFile and RssShmem, pages of files.
+/// Bytes of this process that stand in a line of /proc/self/status: RssAnon, what it owns; RssFile and RssShmem, pages
+/// of files.
 double resident(const std::string& kind) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)

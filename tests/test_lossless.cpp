@@ -1,6 +1,6 @@
 // ctest: slow
-// Ten thousand prompts, each continued plainly and by one of the speculative decoders in turn: the same tokens. Every draft
-// with every length, f32 and bf16, on models of many shapes.
+// Ten thousand prompts, each continued plainly and by one of the speculative decoders in turn: the same tokens. Every
+// draft with every length, f32 and bf16, on models of many shapes.
 #include <doctest/doctest.h>
 
 #include "tiny.hpp"
@@ -19,8 +19,8 @@ template <class B> class prompts {
   static constexpr std::uint64_t per_model = 100;
 
  public:
-  /// Runs `count` prompts from number `from` on. Each decoder must have drafted, accepted and, but for the one whose draft is
-  /// the whole model, rejected.
+  /// Runs `count` prompts from number `from` on. Each decoder must have drafted, accepted and, but for the one whose
+  /// draft is the whole model, rejected.
   void check(std::uint64_t from, std::uint64_t count) {
     std::vector<ms::decode_stats> seen(decoder_count);
     for (std::uint64_t i = from; i < from + count; i += per_model) {

@@ -1,4 +1,5 @@
-// The pieces of a report: text that cannot leave its place, round numbers, curves, and logs that are not what they should be.
+// The pieces of a report: text that cannot leave its place, round numbers, curves, and logs that are not what they
+// should be.
 #include <doctest/doctest.h>
 
 #include <filesystem>

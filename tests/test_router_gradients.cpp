@@ -1,5 +1,5 @@
-// Gradients of whole models against the complex-step derivative: every router, wrappers, and shared experts, with expert
-// dropout by the token and layer dropout.
+// Gradients of whole models against the complex-step derivative: every router, wrappers, and shared experts, with
+// expert dropout by the token and layer dropout.
 #include <doctest/doctest.h>
 
 #include "model_gradients.hpp"

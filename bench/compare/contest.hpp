@@ -35,8 +35,8 @@ struct setting {
   ms::sampling sampling{};  // greedy
 };
 
-/// Runs `decoder` on model `m` between plain decodings of `skipping`, each time in a new session: what was learned before does
-/// not help. Greedy texts are compared with `plain`'s. `also`: work that is counted elsewhere.
+/// Runs `decoder` on model `m` between plain decodings of `skipping`, each time in a new session: what was learned
+/// before does not help. Greedy texts are compared with `plain`'s. `also`: work that is counted elsewhere.
 template <class Skipping, class M, class Decoder>
 void compete(contestant& c, Skipping& skipping, M& m, const setting& set, const Decoder& decoder,
              const contestant* plain, ms::decode_work* also = nullptr) {

@@ -1,5 +1,5 @@
-// What skipping buys, in one table: a baseline MoE of the same size, trained without exits and dropout and decoded plainly, and
-// the model that skips: decoded plainly, left early, and speculating in every way, on the same prompts.
+// What skipping buys, in one table: a baseline MoE of the same size, trained without exits and dropout and decoded
+// plainly, and the model that skips: decoded plainly, left early, and speculating in every way, on the same prompts.
 //   ./run bench compare [--model FILE] [--baseline FILE] [--draft FILE] [--text FILE] [--json FILE]
 #include <optional>
 

@@ -1,5 +1,6 @@
-// Bits per byte as a decoder decodes: it is made to say a given text, token by token, and its surprise at each is taken from what
-// it would have drawn from. So what exits leave behind in keys and values counts, and so does what a lossy acceptance accepts.
+// Bits per byte as a decoder decodes: it is made to say a given text, token by token, and its surprise at each is taken
+// from what it would have drawn from. So what exits leave behind in keys and values counts, and so does what a lossy
+// acceptance accepts.
 #pragma once
 
 #include <cmath>

@@ -47,8 +47,8 @@ inline void plain_decode(report& out, ms::model<in_memory, weights_in_bf16>& m) 
   out.line("decode.bandwidth_fraction", median(r.fractions), "ratio", "read.bandwidth", r.remark);
 }
 
-/// The time of a call of t rows over that of one row, and over the ratio of the bytes that it reads: the experts that its
-/// rows, of tokens that have nothing to do with each other, visit together.
+/// The time of a call of t rows over that of one row, and over the ratio of the bytes that it reads: the experts that
+/// its rows, of tokens that have nothing to do with each other, visit together.
 inline void verify(report& out, ms::model<in_memory, weights_in_bf16>& m) {
   constexpr int pairs = 15, at = 63;
   ms::session<in_memory, weights_in_bf16> s(m);

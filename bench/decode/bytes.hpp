@@ -1,6 +1,6 @@
-// What speculation of a fixed exit and length buys along a trace by the bytes of weights alone, as if nothing else took time:
-// a draft step reads the layers below the exit and the head, a verify the layers above once, in MoE layers the experts that
-// its rows visit together.
+// What speculation of a fixed exit and length buys along a trace by the bytes of weights alone, as if nothing else took
+// time: a draft step reads the layers below the exit and the head, a verify the layers above once, in MoE layers the
+// experts that its rows visit together.
 #pragma once
 
 #include <span>
@@ -28,10 +28,10 @@ inline double union_of(const trace& t, int layer, int first, int count) {
 
 }  // namespace detail
 
-/// Of tokens from `first` on: the prompt is not decoded. A tree, for confidences `unsure` above 0, has a leaf beside every
-/// drafted token that the exit is less sure of: its second choice. That costs no draft step, but leaves run the shallow
-/// layers as well, in one call, and visit experts, taken for those of the tokens behind. A right leaf saves the token that
-/// would end the round: the verify has logits behind the leaf, too.
+/// Of tokens from `first` on: the prompt is not decoded. A tree, for confidences `unsure` above 0, has a leaf beside
+/// every drafted token that the exit is less sure of: its second choice. That costs no draft step, but leaves run the
+/// shallow layers as well, in one call, and visit experts, taken for those of the tokens behind. A right leaf saves the
+/// token that would end the round: the verify has logits behind the leaf, too.
 template <class V>
 bytes_forecast best_by_bytes(const ms::config<V>& c, const trace& t, int first, std::span<const double> unsure) {
   const int L = c.sizes.layers;

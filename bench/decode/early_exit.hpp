@@ -1,5 +1,5 @@
-// Early exit at a calibrated threshold: how often an exit says what the full depth would have said, on text that was not
-// calibrated on and on text that early exits wrote themselves, and what it saves.
+// Early exit at a calibrated threshold: how often an exit says what the full depth would have said, on text that was
+// not calibrated on and on text that early exits wrote themselves, and what it saves.
 #pragma once
 
 #include "moeskip/eval/calibration.hpp"

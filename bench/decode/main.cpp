@@ -1,7 +1,7 @@
 // Decoding, timed: bandwidth, batches, early exit, speculation, experts that come from disk.
 //   ./run bench decode [--models DIR --text FILE] [--json FILE]
-// DIR: examples/models, or a folder of other models of the same names and variants; FILE: text for their prompts. Without
-// them, random weights alone.
+// DIR: examples/models, or a folder of other models of the same names and variants; FILE: text for their prompts.
+// Without them, random weights alone.
 #include <filesystem>
 
 #include "moeskip/formats/text.hpp"

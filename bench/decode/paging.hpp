@@ -1,6 +1,6 @@
-// Weights that stay in their file (model/mapped.hpp), under memory that holds no experts from one round to the next: behind
-// every token all of them are dropped from memory and from the system's cache. What decoding costs then is waiting for the
-// disk, and asking for experts before they are touched is what helps.
+// Weights that stay in their file (model/mapped.hpp), under memory that holds no experts from one round to the next:
+// behind every token all of them are dropped from memory and from the system's cache. What decoding costs then is
+// waiting for the disk, and asking for experts before they are touched is what helps.
 #pragma once
 
 #include <fcntl.h>

@@ -1,6 +1,7 @@
 // A model of random weights that follows a trace: every token visits the experts that it visited there, and every exit
-// says, with the same confidence, what it said there. All work is done as ever, and then overruled. So a decoder can be timed
-// on a model as large as one likes whose drafts are as good, and whose experts are as local, as those of a trained one.
+// says, with the same confidence, what it said there. All work is done as ever, and then overruled. So a decoder can be
+// timed on a model as large as one likes whose drafts are as good, and whose experts are as local, as those of a
+// trained one.
 //   Tokens behind a wrong one of a draft visit the experts of the text's own token at their place.
 #pragma once
 
@@ -84,8 +85,8 @@ struct replayed_self {
 /// V, following a trace.
 template <class V> struct following : V { using router = replayed<typename V::router>; };
 
-/// The variant's model, `scale` times as wide everywhere, its vocabulary included; layers, experts and choices are those of
-/// the trace. So each part has the same share of a token's weights.
+/// The variant's model, `scale` times as wide everywhere, its vocabulary included; layers, experts and choices are
+/// those of the trace. So each part has the same share of a token's weights.
 template <class V> ms::config<following<V>> enlarged(const ms::config<V>& c, int scale, const trace& t) {
   ms::config<following<V>> out;
   out.sizes = c.sizes, out.exits = c.exits, out.exit_head = c.exit_head;

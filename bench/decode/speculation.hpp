@@ -132,8 +132,8 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
   return std::min(small, great);
 }
 
-/// The default decoder of a trained model against plain decoding of a baseline: as large, trained without anything to skip,
-/// on the same prompts; both themselves, and each replayed on a large model of its own shape.
+/// The default decoder of a trained model against plain decoding of a baseline: as large, trained without anything to
+/// skip, on the same prompts; both themselves, and each replayed on a large model of its own shape.
 template <class V, class Baseline>
 void over_baseline(report& out, const std::string& name, ms::model<V, weights_in_bf16>& m,
                    ms::model<Baseline, weights_in_bf16>& baseline, const std::vector<std::vector<int>>& prompts) {

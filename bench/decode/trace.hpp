@@ -1,5 +1,6 @@
-// What a trained model does with a text, token by token: the experts that it visits, and what each of its exits would have
-// said. A large model of random weights can be made to follow it (replay.hpp), and bytes can be counted along it (bytes.hpp).
+// What a trained model does with a text, token by token: the experts that it visits, and what each of its exits would
+// have said. A large model of random weights can be made to follow it (replay.hpp), and bytes can be counted along it
+// (bytes.hpp).
 #pragma once
 
 #include <span>

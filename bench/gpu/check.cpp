@@ -1,6 +1,7 @@
-// What must hold on a GPU before anything is timed: every op against plain loops in double, rows that keep their bits, the
-// tokens of every decoder, and training steps against the CPU's.       gpu_check [ops]      ops: for compute-sanitizer
-// Exit status 0: all of it held; 1: something did not; 77: there is no GPU, which it says in one sentence.
+// What must hold on a GPU before anything is timed: every op against plain loops in double, rows that keep their bits,
+// the tokens of every decoder, and training steps against the CPU's.       gpu_check [ops]      ops: for
+// compute-sanitizer Exit status 0: all of it held; 1: something did not; 77: there is no GPU, which it says in one
+// sentence.
 #include <bit>
 #include <cstdio>
 #include <string_view>

@@ -1,8 +1,8 @@
 // A folder of Hugging Face: how fast it loads, in how much memory, and at what bandwidth the model then decodes.
 //   ./run bench load --folder DIR [--mapped] [--cold] [--json FILE]
-// config.json chooses the preset; weights become bf16. --mapped: they stay in the files where they can. --cold: the files
-// are taken from the system's cache first, so that loading reads the disk. bench/load/make_olmoe.py makes a folder of
-// OLMoE-1B-7B's shape, 13.8 GB.
+// config.json chooses the preset; weights become bf16. --mapped: they stay in the files where they can. --cold: the
+// files are taken from the system's cache first, so that loading reads the disk. bench/load/make_olmoe.py makes a
+// folder of OLMoE-1B-7B's shape, 13.8 GB.
 #include <algorithm>
 #include <filesystem>
 

@@ -1,5 +1,5 @@
-// Our side of train_vs_pytorch.py: a training step each time a line comes in, its seconds as a line out. Between steps it
-// only waits, so that the other side has the machine.
+// Our side of train_vs_pytorch.py: a training step each time a line comes in, its seconds as a line out. Between steps
+// it only waits, so that the other side has the machine.
 //   8 layers, dim 512, 8 experts top-2, ffn 1024, vocabulary 256; 8 sequences of 256 tokens
 #include <iostream>
 #include <string>

@@ -1,5 +1,6 @@
-// Every layer MoE: the baseline, exit losses and layer dropout, expert dropout, all of it with a shared expert, and that with
-// gates before layers; as yardsticks a model of half the depth and a dense one of equal active size, both trained alone.
+// Every layer MoE: the baseline, exit losses and layer dropout, expert dropout, all of it with a shared expert, and
+// that with gates before layers; as yardsticks a model of half the depth and a dense one of equal active size, both
+// trained alone.
 #include "../../examples/models/models.hpp"
 #include "study.hpp"
 

@@ -1,5 +1,5 @@
-// Routing locality: what each way to make neighbours share experts costs in bits per byte, and what it brings in growth.
-// All without dropout and exit losses, against all_moe.cpp's baseline.
+// Routing locality: what each way to make neighbours share experts costs in bits per byte, and what it brings in
+// growth. All without dropout and exit losses, against all_moe.cpp's baseline.
 #include "study.hpp"
 
 namespace {

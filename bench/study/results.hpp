@@ -1,5 +1,5 @@
-// What a trained model is worth: bits per byte at every exit, in domain and out; how its experts are used, by text and by
-// the model's own; what the loss of some experts costs.
+// What a trained model is worth: bits per byte at every exit, in domain and out; how its experts are used, by text and
+// by the model's own; what the loss of some experts costs.
 #pragma once
 
 #include <nlohmann/json.hpp>

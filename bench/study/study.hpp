@@ -65,8 +65,8 @@ template <class R> void balance(R& router, float weight) {
   else if constexpr (requires { router.base; }) balance(router.base, weight);
 }
 
-/// What all recipes share: the loss of the top alone, no dropout. The balance loss is a mean over layers: 0.1 of it is what
-/// Switch's 0.01 of the sum is to twelve layers.
+/// What all recipes share: the loss of the top alone, no dropout. The balance loss is a mean over layers: 0.1 of it is
+/// what Switch's 0.01 of the sum is to twelve layers.
 template <class V> plan<V> baseline(const ms::sizes& s) {
   plan<V> p{.model = {.sizes = s, .exits = ms::exits_every(2, s.layers)}};
   balance(p.model.router, 0.1f);
@@ -76,8 +76,8 @@ template <class V> plan<V> baseline(const ms::sizes& s) {
   return p;
 }
 
-/// Exit losses and layer dropout. All exits learn in each step, all alike, since with bytes for a vocabulary their heads
-/// cost little; LayerSkip's own weights leave next to nothing to the lowest ones, which drafts leave at.
+/// Exit losses and layer dropout. All exits learn in each step, all alike, since with bytes for a vocabulary their
+/// heads cost little; LayerSkip's own weights leave next to nothing to the lowest ones, which drafts leave at.
 template <class V> plan<V> skipping(const ms::sizes& s) {
   plan<V> p = baseline<V>(s);
   p.training.exit_weighting = ms::exit_weight_rule::uniform;

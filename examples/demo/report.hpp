@@ -1,5 +1,5 @@
-// The page about the demo's own run: what every exit is worth on text that it has not seen, which experts work and which are
-// dead, texts coloured by depth, speeds, and how it learned.
+// The page about the demo's own run: what every exit is worth on text that it has not seen, which experts work and
+// which are dead, texts coloured by depth, speeds, and how it learned.
 #pragma once
 
 #include <filesystem>

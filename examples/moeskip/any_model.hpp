@@ -1,5 +1,5 @@
-// A model whose variant is known only when its file has been read. What is heavy to compile stands behind this door, once
-// for each variant and storage (open_*.cpp); commands see nothing of it.
+// A model whose variant is known only when its file has been read. What is heavy to compile stands behind this door,
+// once for each variant and storage (open_*.cpp); commands see nothing of it.
 #pragma once
 
 #include <functional>

@@ -1,5 +1,5 @@
-// moeskip calibrate: the threshold of early exit, chosen so that exits differ from the full depth, or err more than it, no
-// more often than is tolerated.
+// moeskip calibrate: the threshold of early exit, chosen so that exits differ from the full depth, or err more than it,
+// no more often than is tolerated.
 #include "command.hpp"
 #include "moeskip/formats/text.hpp"
 #include "moeskip/formats/tokenizer/byte.hpp"

@@ -9,8 +9,8 @@ namespace tool {
 
 namespace {
 
-/// A variant by name, what its files say, and how they are opened. The two of `names` have the same policies and are one type
-/// here: files of the second have the value `moe_every` in sizes.moe_every.
+/// A variant by name, what its files say, and how they are opened. The two of `names` have the same policies and are
+/// one type here: files of the second have the value `moe_every` in sizes.moe_every.
 struct known_variant {
   const char *names[2], *moe_every;
   ms::string_map policies;

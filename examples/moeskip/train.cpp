@@ -32,7 +32,8 @@ void set_sizes(const options& o, ms::sizes& s) {
   set(s.experts, o.experts), set(s.context, o.context);
 }
 
-/// The shipped models' numbers, where no others are given. One expert is shared by all, and one of the others chosen; a loss at every exit.
+/// The shipped models' numbers, where no others are given. One expert is shared by all, and one of the others chosen; a
+/// loss at every exit.
 ms::config<V> skipping(const options& o) {
   ms::sizes s{
       .layers = 12, .dim = 128, .heads = 4, .kv_heads = 2, .ffn = 128, .experts = 7, .vocab = 256, .context = 256};

@@ -3,7 +3,8 @@
 //   #include "my_variant.hpp"
 //   template struct moeskip::cuda_kernels<>;               // every phase
 //   template struct moeskip::cuda_program<my_variant>;     // what its router does per token, so that it runs on the device
-// The CMake helper moeskip_add_cuda(target) brings the first with routers of the library, and the flags that nvcc needs.
+// The CMake helper moeskip_add_cuda(target) brings the first with routers of the library, and the flags that nvcc
+// needs.
 #pragma once
 
 #include <cuda_runtime.h>

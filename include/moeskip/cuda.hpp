@@ -1,6 +1,6 @@
-// The CUDA backend as plain C++ sees it: ms::cuda<ms::bf16> in place of ms::cpu<ms::bf16>, and ms::emulated_cuda<>, which runs
-// the same phases on the host. No CUDA header is behind it. A program that uses ms::cuda links kernels, which one .cu makes:
-// cuda.cuh, and the CMake helper moeskip_add_cuda.
+// The CUDA backend as plain C++ sees it: ms::cuda<ms::bf16> in place of ms::cpu<ms::bf16>, and ms::emulated_cuda<>,
+// which runs the same phases on the host. No CUDA header is behind it. A program that uses ms::cuda links kernels,
+// which one .cu makes: cuda.cuh, and the CMake helper moeskip_add_cuda.
 #pragma once
 
 #include "moeskip/backend/cuda/adamw.hpp"

@@ -1,5 +1,5 @@
-// Every op as a call on random data that any backend can make: what comes out of plain loops and out of the phases of the
-// CUDA backend must agree.
+// Every op as a call on random data that any backend can make: what comes out of plain loops and out of the phases of
+// the CUDA backend must agree.
 #pragma once
 
 #include <cmath>
@@ -269,7 +269,8 @@ template <class F> void each_case(F&& f) {
   }
 }
 
-/// The largest difference of numbers that should be alike, relative to their array's root mean square; infinite for NaN.
+/// The largest difference of numbers that should be alike, relative to their array's root mean square; infinite for
+/// NaN.
 inline double difference(const std::vector<double>& a, const std::vector<double>& b) {
   if (a.size() != b.size()) return INFINITY;
   double squares = 1e-12, most = 0;

@@ -17,7 +17,8 @@ template <class V> ms::config<V> tiny_config() {
   return c;
 }
 
-/// A model whose texts are not all one token, and in which weights that start at zero do something: biases, gates of layers.
+/// A model whose texts are not all one token, and in which weights that start at zero do something: biases, gates of
+/// layers.
 template <class V, class B> ms::model<V, B> lively_model() {
   ms::config<V> c = tiny_config<V>();
   if constexpr (V::layer_skip::has_gates) c.layer_skip.open = 0;

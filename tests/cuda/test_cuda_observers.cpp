@@ -145,8 +145,8 @@ TEST_CASE("an observer of times waits for the device where a stage begins; witho
   ms::session<plain, device> alone(m);
   ms::counted_session<plain, device> counted(m);
   const long long needed = waits(alone);
-  // Each layer: its begin, its end, and three stages of a MoE layer or two of a dense one; the head: begin and end. Besides,
-  // layers run one by one, and each run ends with a wait.
+  // Each layer: its begin, its end, and three stages of a MoE layer or two of a dense one; the head: begin and end.
+  // Besides, layers run one by one, and each run ends with a wait.
   const int layers = tiny_sizes.layers, moe = tiny_sizes.moe_layers();
   CHECK(waits(counted.session()) == needed + 2 * layers + 3 * moe + 2 * (layers - moe) + 2 + (layers - 1));
 }

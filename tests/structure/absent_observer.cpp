@@ -1,5 +1,5 @@
-// What calls to an observer become where there is none: absent_observer.sh compares the three functions' machine code. The
-// calls are those of run_layers and the parts, written down once more; who calls for more must say so here.
+// What calls to an observer become where there is none: absent_observer.sh compares the three functions' machine code.
+// The calls are those of run_layers and the parts, written down once more; who calls for more must say so here.
 #include "moeskip/cuda.hpp"
 #include "moeskip/memory/tape.hpp"
 

@@ -1,5 +1,5 @@
-// Writes very small untrained models into the current folder: of every variant that the tool knows, a baseline, one that it does
-// not know, one with another vocabulary, and one without exits. check.cmake tries the tool on them.
+// Writes very small untrained models into the current folder: of every variant that the tool knows, a baseline, one
+// that it does not know, one with another vocabulary, and one without exits. check.cmake tries the tool on them.
 #include <cstdio>
 #include <exception>
 

@@ -1,5 +1,5 @@
-// A fibre: a function on a stack of its own that can stop in the middle and be taken up again, on the same thread. So code
-// that is written for one sequence can wait where it needs others, without being cut into pieces.   POSIX ucontext
+// A fibre: a function on a stack of its own that can stop in the middle and be taken up again, on the same thread. So
+// code that is written for one sequence can wait where it needs others, without being cut into pieces.   POSIX ucontext
 #pragma once
 
 #include <sys/mman.h>

@@ -36,8 +36,8 @@ MOESKIP_HD constexpr philox_block philox(philox_block counter, std::uint64_t key
   return {{c0, c1, c2, c3}};
 }
 
-/// The same for N counters of one key, word by word: counter[w][i] is word w of the i-th, on return its random bits. The
-/// loops over i are what compilers turn into vectors.
+/// The same for N counters of one key, word by word: counter[w][i] is word w of the i-th, on return its random bits.
+/// The loops over i are what compilers turn into vectors.
 template <int N> void philox_lanes(std::uint32_t (&counter)[4][N], std::uint64_t key) {
   auto& [c0, c1, c2, c3] = counter;
   std::uint32_t key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);

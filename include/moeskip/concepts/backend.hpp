@@ -26,10 +26,10 @@ template <Scalar T> struct reference {
   static std::string name() { return "reference<" + std::string(scalar_name<T>()) + ">"; }
 };
 
-/// SIMD on the host. W: how weights are stored; Isa: the instruction set compiled for; Product: what linear maps round both
-/// factors to, those of up to 16 rows (decoding) only where the weights are stored so. With bf16 large ones take half as long on
-/// processors with AVX512-BF16, and are slower on others. Sums are f32, and so are norms, losses, routing and attention, but for
-/// attention's products while training.
+/// SIMD on the host. W: how weights are stored; Isa: the instruction set compiled for; Product: what linear maps round
+/// both factors to, those of up to 16 rows (decoding) only where the weights are stored so. With bf16 large ones take
+/// half as long on processors with AVX512-BF16, and are slower on others. Sums are f32, and so are norms, losses,
+/// routing and attention, but for attention's products while training.
 template <Storage W, class Isa, Storage Product> struct cpu {
   static_assert(std::same_as<Product, float> || std::same_as<Product, bf16>,
                 "moeskip: cpu<W, Isa, Product> multiplies in float or bf16");
@@ -59,8 +59,8 @@ template <class B> decltype(auto) unrounded(B& b) {
   else return (b);
 }
 
-/// Waits until all that b was asked for is done, where b runs ahead of its caller: before the host reads what ops wrote,
-/// and before it writes to memory that they may still read.
+/// Waits until all that b was asked for is done, where b runs ahead of its caller: before the host reads what ops
+/// wrote, and before it writes to memory that they may still read.
 template <class B> void settle(B& b) {
   if constexpr (requires { b.settle(); }) b.settle();
 }

@@ -67,9 +67,9 @@ struct speculation_round {
 };
 
 /// on<Session, Draft>, the state of one generation: plan(session, draft, room) is how many tokens, at most `room`, the
-/// coming round may draft, and 0 makes it a plain step; judge(drafted, confidence) is what becomes of the token proposed
-/// after `drafted` others, `confidence` being the probability of the draft's most likely token; observe(round) tells the
-/// outcome. longest() is the most it ever plans. Where it does not read confidence, none is computed.
+/// coming round may draft, and 0 makes it a plain step; judge(drafted, confidence) is what becomes of the token
+/// proposed after `drafted` others, `confidence` being the probability of the draft's most likely token; observe(round)
+/// tells the outcome. longest() is the most it ever plans. Where it does not read confidence, none is computed.
 template <class P, class Session, class Draft>
 concept DraftLength = requires(const P& options, typename P::template on<Session, Draft>& p, Session& s, Draft& draft,
                                int n, double confidence, const speculation_round& round) {
@@ -81,8 +81,9 @@ concept DraftLength = requires(const P& options, typename P::template on<Session
   p.observe(round);
 };
 
-/// A draft that can leave the model at several depths: exits() lists them, leave_at(exit_layer) chooses one for the coming
-/// rounds; watch(exit_layer) asks another exit about the first token of the coming round, whose logits (V) are watched().
+/// A draft that can leave the model at several depths: exits() lists them, leave_at(exit_layer) chooses one for the
+/// coming rounds; watch(exit_layer) asks another exit about the first token of the coming round, whose logits (V) are
+/// watched().
 template <class P> concept ChoosesExit = requires(P& d, const P& c, int exit_layer) {
   { c.exits().size() } -> std::convertible_to<std::size_t>;
   d.leave_at(exit_layer);

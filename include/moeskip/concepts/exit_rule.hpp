@@ -1,6 +1,6 @@
-// Early exit in two parts: an ExitRule says when a token may leave, a MissingKV says what becomes of the keys and values
-// of the layers that it skips. A rule declares what it reads; nothing else is computed for it. Thresholds of all rules
-// point the same way: the higher, the more cautious.
+// Early exit in two parts: an ExitRule says when a token may leave, a MissingKV says what becomes of the keys and
+// values of the layers that it skips. A rule declares what it reads; nothing else is computed for it. Thresholds of all
+// rules point the same way: the higher, the more cautious.
 #pragma once
 
 #include <concepts>
@@ -20,9 +20,9 @@ template <class T> struct exit_evidence {
   int step = 0, steps = 1;  // tokens generated before this one; the most that this generation can have
 };
 
-/// leaves(evidence, state) is asked at each exit below the full depth, from the lowest up. `state` is a rule's memory of
-/// one token: every token begins with a fresh one. A rule may have `check(exits, layers)`, which throws config_error for
-/// numbers that mean nothing in a model with these exits.
+/// leaves(evidence, state) is asked at each exit below the full depth, from the lowest up. `state` is a rule's memory
+/// of one token: every token begins with a fresh one. A rule may have `check(exits, layers)`, which throws config_error
+/// for numbers that mean nothing in a model with these exits.
 template <class P>
 concept ExitRule = requires(const P& r, const exit_evidence<float>& seen, typename P::state& of_token) {
   { P::name } -> std::convertible_to<std::string_view>;
@@ -37,9 +37,9 @@ template <class P> concept ThresholdRule = ExitRule<P> && requires(P& r, const e
   { r.template confidence<float>(seen) } -> std::convertible_to<double>;
 };
 
-/// on<Session>, for one generation: stream(session) is where the pending token's stream (1, D) goes; run(session, first,
-/// last, x, position) takes it on to layer `last`; left(session, depth, x, position) is told where it stopped, the full
-/// depth included; finish(session) leaves the keys and values of every layer to the next decoder.
+/// on<Session>, for one generation: stream(session) is where the pending token's stream (1, D) goes; run(session,
+/// first, last, x, position) takes it on to layer `last`; left(session, depth, x, position) is told where it stopped,
+/// the full depth included; finish(session) leaves the keys and values of every layer to the next decoder.
 template <class P, class Session>
 concept MissingKV = requires(typename P::template on<Session>& d, Session& s, mat<typename Session::T> x) {
   { P::name } -> std::convertible_to<std::string_view>;

@@ -1,5 +1,5 @@
-// Observer: what looks on while a model infers, as the tape that run_layers takes. no_tape (memory/tape.hpp) is the one that
-// sees nothing; others derive from it and hide the functions whose news they want:
+// Observer: what looks on while a model infers, as the tape that run_layers takes. no_tape (memory/tape.hpp) is the one
+// that sees nothing; others derive from it and hide the functions whose news they want:
 //   enter(backend, stage)            a stage of the work begins; it lasts until the next one
 //   foreseen(layer, routing, rows)   what rows would choose there if they came to its experts as they come to the layer
 //                                    before, which now begins; only for who asks ahead so far
@@ -10,8 +10,8 @@
 //   living(layer, count)             the experts that may be chosen, of `count`
 //   most_experts()                   how many of its chosen ones a token visits
 //   asks()                           which weights are asked for ahead
-// Calls are resolved at compile time and those of no_tape are empty: an observer that is not there is no instruction, and
-// no wait for a device. One that wants times settles the backend itself.
+// Calls are resolved at compile time and those of no_tape are empty: an observer that is not there is no instruction,
+// and no wait for a device. One that wants times settles the backend itself.
 #pragma once
 
 #include <array>
@@ -39,8 +39,9 @@ enum class stage {
 inline constexpr std::array<std::string_view, 7> stage_names{"attention",  "router",     "experts", "dense",
                                                              "layer gate", "missing kv", "head"};
 
-/// Which weights are asked for before they are touched: none; those of chosen experts, as soon as a layer has chosen; and,
-/// while that layer runs, those that the next one would choose for what came to it, which is mostly what it does choose.
+/// Which weights are asked for before they are touched: none; those of chosen experts, as soon as a layer has chosen;
+/// and, while that layer runs, those that the next one would choose for what came to it, which is mostly what it does
+/// choose.
 ///                                                   "speculative expert loading", Eliseev and Mazur, arXiv:2312.17238
 enum class ask_ahead { nothing, chosen, foreseen };
 

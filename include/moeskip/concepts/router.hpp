@@ -13,7 +13,8 @@
 //
 // The functions see one token and touch nothing else, so every backend runs them.
 //   A router made from another one, R, holds it as `R base`, says `using base_type = R`, and has, beside name,
-// experts_per_token and operator==, only what it changes: steps and properties that it lacks are R's. Such routers nest.
+// experts_per_token and operator==, only what it changes: steps and properties that it lacks are R's. Such routers
+// nest.
 //   Optional members are listed at the end of this file.
 #pragma once
 
@@ -83,8 +84,8 @@ template <wraps_router P> inline constexpr bool routes_backward<P> =
     has_backward<P> || routes_backward<typename P::base_type>;
 }  // namespace detail
 
-/// The steps are called in this order; choose may look at probability, and puts -1 behind the last one where fewer than K
-/// are alive. backward adds to dlogits (E), given dgate (K) and the gradient that the auxiliary losses left in
+/// The steps are called in this order; choose may look at probability, and puts -1 behind the last one where fewer than
+/// K are alive. backward adds to dlogits (E), given dgate (K) and the gradient that the auxiliary losses left in
 /// dprobability (E), which it may use as scratch. It takes `chosen` as it stands, however it came about.
 template <class P> concept Router = detail::names_itself<P> && detail::has_experts_per_token<P> &&
     detail::comparable<P> && detail::scores<P> && detail::chooses<P> && detail::weighs<P> && detail::routes_backward<P>;

@@ -1,6 +1,7 @@
 // Confidence-based early exit: a token leaves at the first exit whose rule is satisfied. Every exit of the config is
 // asked, that after layer 1 too, which LayerSkip's formula does not train: leave it out of config.exits, or weigh it in
-// training. Rule (exit_rule/) says when to leave, MissingKV (missing_kv/) what the skipped layers remember of the token.
+// training. Rule (exit_rule/) says when to leave, MissingKV (missing_kv/) what the skipped layers remember of the
+// token.
 #pragma once
 
 #include <algorithm>

@@ -6,8 +6,8 @@
 
 namespace moeskip {
 
-/// Draws the token behind the pending one from logits (V), which come from exit_layer, adds it to the session and hands it
-/// to sink(emitted).
+/// Draws the token behind the pending one from logits (V), which come from exit_layer, adds it to the session and hands
+/// it to sink(emitted).
 template <class T, class Session, class Sink>
 void emit_next(Session& s, sampler& draw_from, vec<const T> logits, int exit_layer, Sink&& sink) {
   const vec<T> p = s.memory().template take<T>(logits.size());

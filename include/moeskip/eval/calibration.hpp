@@ -1,6 +1,6 @@
-// The exit threshold with a guarantee: with probability 1 − δ over the texts drawn for calibration, the expected loss of
-// exits chosen by it is at most the tolerance. Candidates fall along a grid, the most cautious first; they are tested by
-// Learn then Test (eval/learn_then_test.hpp), as CALM does (arXiv:2207.07061).
+// The exit threshold with a guarantee: with probability 1 − δ over the texts drawn for calibration, the expected loss
+// of exits chosen by it is at most the tolerance. Candidates fall along a grid, the most cautious first; they are
+// tested by Learn then Test (eval/learn_then_test.hpp), as CALM does (arXiv:2207.07061).
 //   loss of a text   consistency   share of its tokens where the exit's argmax is not the full depth's
 //                    risk          max(0, share of tokens that the exit predicts wrongly − the same of the full depth)
 #pragma once
@@ -82,8 +82,8 @@ inline double text_loss(const exit_readings& r, float threshold, calibration_los
 /// what propagate and copy do to later tokens is not in the loss.
 ///
 /// Only thresholds are chosen by the texts: choosing rule or options by them, too, or calibrating until it pleases,
-/// voids the guarantee. Throws config_error for options that mean nothing, a text that does not fit the model, and fewer
-/// texts than could ever pass.
+/// voids the guarantee. Throws config_error for options that mean nothing, a text that does not fit the model, and
+/// fewer texts than could ever pass.
 template <ThresholdRule Rule = exit_rule::max_probability, class V, class B>
 calibration calibrate(model<V, B>& m, std::span<const std::vector<int>> texts, const calibration_options& o = {},
                       const Rule& rule = {}) {

@@ -13,8 +13,8 @@
 
 namespace moeskip {
 
-/// encode(text): tokens. longest: tokens that the model reads in one pass, one more than its context. Throws file_error that
-/// names line and field for what is no such question or does not fit, and for a file without any.
+/// encode(text): tokens. longest: tokens that the model reads in one pass, one more than its context. Throws file_error
+/// that names line and field for what is no such question or does not fit, and for a file without any.
 template <class Encode>
 std::vector<choice_question> read_choices(const std::filesystem::path& path, std::size_t longest, Encode&& encode) {
   const std::string content = read_text(path), name = path.string();

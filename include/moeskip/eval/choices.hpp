@@ -1,5 +1,5 @@
-// Multiple-choice questions scored by log-likelihood, at every exit: the answer of a model is the choice that it finds likeliest
-// behind the question.
+// Multiple-choice questions scored by log-likelihood, at every exit: the answer of a model is the choice that it finds
+// likeliest behind the question.
 //   log p(c | q) = Σ_t log p(c_t | q, c_<t)        accuracy     the largest is right                  "acc"
 //                                                  by length    the largest over the choice's length  "acc_norm"
 //   both as in EleutherAI's lm-evaluation-harness; length in tokens, which are bytes for a vocabulary of bytes

@@ -1,6 +1,6 @@
-// A session whose work is counted as it is done, call by call and stage by stage (eval/stage_work.hpp): weights read, keys and
-// values read, products, and the time of each stage, for which the backend is waited for. Prompts are not counted, nor is what a
-// draft does in a session of its own (draft::small_model).
+// A session whose work is counted as it is done, call by call and stage by stage (eval/stage_work.hpp): weights read,
+// keys and values read, products, and the time of each stage, for which the backend is waited for. Prompts are not
+// counted, nor is what a draft does in a session of its own (draft::small_model).
 #pragma once
 
 #include <algorithm>

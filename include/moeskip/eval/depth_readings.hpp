@@ -47,8 +47,8 @@ template <class Rule> struct with_surprise {
 
 }  // namespace detail
 
-/// Reads texts at these exits, the full depth last, each text in one pass. Throws config_error for a text that cannot be
-/// read in one pass.
+/// Reads texts at these exits, the full depth last, each text in one pass. Throws config_error for a text that cannot
+/// be read in one pass.
 template <ThresholdRule Rule = exit_rule::max_probability, class V, class B>
 depth_readings read_depth_at(model<V, B>& m, std::vector<int> exits, std::span<const std::vector<int>> texts,
                              const Rule& rule = {}) {

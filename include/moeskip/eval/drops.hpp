@@ -1,10 +1,10 @@
-// Which tokens a capacity would drop, by their position in the sequence: where an expert takes no more than C assignments of a
-// call, first choices and earlier rows come first, so the ends of sequences go without.
+// Which tokens a capacity would drop, by their position in the sequence: where an expert takes no more than C
+// assignments of a call, first choices and earlier rows come first, so the ends of sequences go without.
 //   drop ratio(position) = dropped assignments / assignments of the tokens there
 //   C = max(1, round(capacity factor · N · K / E))     N rows of a call
 //                       "drop-towards-the-end", OpenMoE, arXiv:2402.01739, section 4; capacity as in GShard, arXiv:2006.16668
-// Models here drop in training alone, and only with a router of limited capacity (but for router::dropping); this asks what a
-// limit would do to any router.
+// Models here drop in training alone, and only with a router of limited capacity (but for router::dropping); this asks
+// what a limit would do to any router.
 #pragma once
 
 #include <algorithm>

@@ -51,8 +51,8 @@ void expect_texts(std::string_view who, const model<V, B>& m, std::span<const st
   }
 }
 
-/// One pass over a text: every layer sees the true keys and values of all tokens before. The rule is shown every exit, the
-/// full depth too. `watch`, a tape of inference, may
+/// One pass over a text: every layer sees the true keys and values of all tokens before. The rule is shown every exit,
+/// the full depth too. `watch`, a tape of inference, may
 /// look on.
 template <class V, class B, class Rule, class Tape>
 void read_exits(model<V, B>& m, const Rule& rule, std::span<const int> text, exit_readings& out, Tape& watch) {

@@ -1,5 +1,5 @@
-// How often two experts are chosen by the same token: both in one layer, or one in a layer and the other in the MoE layer
-// after it.
+// How often two experts are chosen by the same token: both in one layer, or one in a layer and the other in the MoE
+// layer after it.
 //   given(a, b) = N_ab / N_a          share of the tokens of a that visit b, too    "co-activation", OLMoE, arXiv:2409.02060
 //   lift(a, b)  = N_ab N / (N_a N_b)  1 for independent choices, 0 where they never meet. Within a
 //                                     layer K choices are distinct: (K − 1)/K · E/(E − 1) where all are equally likely

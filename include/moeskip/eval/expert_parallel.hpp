@@ -1,7 +1,8 @@
 // What imbalance costs where experts are spread over p devices, E/p consecutive ones on each: all wait for the device
 // with the most work.
 //   load_d = Σ choices of the experts of device d      overload(p) = p · max_d load_d / Σ_d load_d − 1
-// 0 where devices are equally loaded; 1 where a step takes twice the time that it could. With p = E it is max_violation.
+// 0 where devices are equally loaded; 1 where a step takes twice the time that it could. With p = E it is
+// max_violation.
 //                       "MaxVio", Wang et al., arXiv:2408.15664; by device as in DeepSeek-V2, arXiv:2405.04434, 2.2.3
 #pragma once
 
@@ -12,8 +13,8 @@
 
 namespace moeskip {
 
-/// choices (E) by expert. Device d of p holds the experts from ⌊d E/p⌋ to ⌊(d + 1) E/p⌋ − 1. 0 where nothing was chosen.
-/// Throws config_error unless there are from 1 to E devices.
+/// choices (E) by expert. Device d of p holds the experts from ⌊d E/p⌋ to ⌊(d + 1) E/p⌋ − 1. 0 where nothing was
+/// chosen. Throws config_error unless there are from 1 to E devices.
 inline double overload(std::span<const long long> choices, int devices) {
   const long long E = static_cast<long long>(choices.size());
   MOESKIP_CHECK(config_error, devices >= 1 && devices <= E, "overload: expected from 1 to ", E, " devices for ", E,

@@ -1,5 +1,5 @@
-// Trains exit_rule::probe on texts: for each exit a logistic regression of "the exit's argmax is the full depth's" on the
-// residual stream, token by token with AdaGrad's rates (Duchi et al., JMLR 12, 2011). The model stays as it is.
+// Trains exit_rule::probe on texts: for each exit a logistic regression of "the exit's argmax is the full depth's" on
+// the residual stream, token by token with AdaGrad's rates (Duchi et al., JMLR 12, 2011). The model stays as it is.
 #pragma once
 
 #include <cmath>

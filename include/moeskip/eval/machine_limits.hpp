@@ -80,9 +80,9 @@ template <class P = float> double product_peak() {
   return best;
 }
 
-/// What a decoder that reads `block`, a model's weights, can hope for: the best of some reads of all of it. A block under a
-/// megabyte is read as if it were one: the start of threads would be all that is measured. Takes about a quarter of a second,
-/// or seven reads where they take longer.
+/// What a decoder that reads `block`, a model's weights, can hope for: the best of some reads of all of it. A block
+/// under a megabyte is read as if it were one: the start of threads would be all that is measured. Takes about a
+/// quarter of a second, or seven reads where they take longer.
 inline machine_limits measure_limits(std::span<const std::byte> block) {
   constexpr int least = 7;
   std::vector<std::byte> larger(block.size() < (1u << 20) ? 1u << 20 : 0);

@@ -11,8 +11,8 @@
 
 namespace moeskip {
 
-/// earlier, later: (N, K) choices of the same tokens in the same layer; -1 is no choice. Throws config_error unless both have as
-/// many, a multiple of K.
+/// earlier, later: (N, K) choices of the same tokens in the same layer; -1 is no choice. Throws config_error unless
+/// both have as many, a multiple of K.
 inline double saturation(std::span<const int> earlier, std::span<const int> later, int per_token) {
   MOESKIP_CHECK(config_error, per_token >= 1 && later.size() % std::size_t(per_token) == 0, "saturation: expected ",
                 per_token, " choices for each token, got ", later.size(), " in all");

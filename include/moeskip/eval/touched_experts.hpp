@@ -1,8 +1,9 @@
 // How many experts a token costs that stands in the end, drafts and verifications, accepted or not, included.
 //   touched = Σ over calls and MoE layers of distinct experts / tokens emitted        plain decoding: K · MoE layers
 //   gain    = touched by plain decoding / touched                                     over 1: speculation reads fewer experts
-// What speculation must make up for on a MoE: a verify of n tokens reads the union of their experts, a rejected token's among
-// them.                    "Utility-driven speculative decoding", arXiv:2506.20675; counts as in MoESD, arXiv:2505.19645
+// What speculation must make up for on a MoE: a verify of n tokens reads the union of their experts, a rejected token's
+// among them.                    "Utility-driven speculative decoding", arXiv:2506.20675; counts as in MoESD,
+// arXiv:2505.19645
 #pragma once
 
 #include "moeskip/decode/session.hpp"

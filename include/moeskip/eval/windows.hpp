@@ -53,8 +53,8 @@ index_t for_windows(std::span<const int> tokens, int context, const window_optio
   return windows;
 }
 
-/// The same windows one by one, each with the token behind it: `length` inputs and as many targets. At most `most` of them,
-/// evenly spread (0: all); none where the text is too short.
+/// The same windows one by one, each with the token behind it: `length` inputs and as many targets. At most `most` of
+/// them, evenly spread (0: all); none where the text is too short.
 inline std::vector<std::vector<int>> cut_windows(std::span<const int> tokens, int length, int most = 0) {
   std::vector<std::vector<int>> out;
   const std::size_t size = std::size_t(length), available = tokens.size() < 2 ? 0 : (tokens.size() - 1) / size;

@@ -1,6 +1,6 @@
 // Named arrays as files hold them: element types by name, shapes, and conversion to what a program computes
-// in. Little-endian, row-major, and with no alignment promised: elements are copied out; who references them in place looks
-// at alignment first.
+// in. Little-endian, row-major, and with no alignment promised: elements are copied out; who references them in place
+// looks at alignment first.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// A memory map of a whole file (POSIX). Pages come from disk when they are first touched, and processes that map the same
-// file share them. The file itself is only read. While it is mapped a file must not be shortened: reading past
+// A memory map of a whole file (POSIX). Pages come from disk when they are first touched, and processes that map the
+// same file share them. The file itself is only read. While it is mapped a file must not be shortened: reading past
 // the new end raises SIGBUS. Files that are replaced whole (formats/atomic_file.hpp) are safe: the map keeps
 // the old one.
 #pragma once

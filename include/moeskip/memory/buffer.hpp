@@ -28,8 +28,8 @@ inline constexpr memory_source host_memory{
 inline memory_source buffers_from = host_memory;
 
 /// `size` elements of a trivial T, zeroed. From 4 MiB on they stand on huge pages where the system has them: reading
-/// gigabytes of weights through 4 KiB pages costs the hardware prefetcher its run at every page end. Throws error, which
-/// names the bytes, where the system has no such memory.
+/// gigabytes of weights through 4 KiB pages costs the hardware prefetcher its run at every page end. Throws error,
+/// which names the bytes, where the system has no such memory.
 template <class T> class buffer {
   static_assert(std::is_trivially_copyable_v<T>);
   static constexpr std::size_t huge_page = std::size_t{2} << 20;

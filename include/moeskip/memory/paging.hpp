@@ -11,9 +11,9 @@
 
 namespace moeskip {
 
-/// Asks the system to fetch these bytes, without waiting. Touching them one after the other fetches a few pages at a time,
-/// each while the program waits; what was asked for comes in large pieces, side by side. Advice: memory that stands in no
-/// file, or is there already, is left as it is.
+/// Asks the system to fetch these bytes, without waiting. Touching them one after the other fetches a few pages at a
+/// time, each while the program waits; what was asked for comes in large pieces, side by side. Advice: memory that
+/// stands in no file, or is there already, is left as it is.
 inline void will_need([[maybe_unused]] const void* from, [[maybe_unused]] std::size_t bytes) {
 #if defined(__unix__)
   static const std::uintptr_t page = std::uintptr_t(::sysconf(_SC_PAGESIZE));

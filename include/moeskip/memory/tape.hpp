@@ -41,7 +41,8 @@ class no_tape {
 };
 
 /// Training: what is taken while a layer runs stays until the step ends. `from` and `step` key every random mask of
-/// the forward pass; `progress`, the share of the planned steps that are done, moves their probabilities. T: scalar of the activations.
+/// the forward pass; `progress`, the share of the planned steps that are done, moves their probabilities. T: scalar of
+/// the activations.
 template <class T> class tape {
  public:
   static constexpr bool records = true;

@@ -45,9 +45,9 @@ inline void refuse_strangers(const safetensors_file& file, const std::vector<ten
 }  // namespace detail
 
 /// Writes the weights as they are stored. `about`: what else shall be known of them, such as to_metadata(calibration);
-/// read_metadata() gives it back. All or nothing: see formats/atomic_file.hpp. Throws file_error, and config_error for a
-/// policy whose numbers would be lost (see `fields` in examples/05_your_own_router.cpp), or for a key of `about` that is
-/// the config's own.
+/// read_metadata() gives it back. All or nothing: see formats/atomic_file.hpp. Throws file_error, and config_error for
+/// a policy whose numbers would be lost (see `fields` in examples/05_your_own_router.cpp), or for a key of `about` that
+/// is the config's own.
 template <class V, class B>
 void save(const model<V, B>& m, const std::filesystem::path& path, const string_map& about = {}) {
   safetensors_writer file;
@@ -71,9 +71,9 @@ inline string_map read_metadata(const std::filesystem::path& path) { return safe
 /// Loads the folders of presets: see model/pretrained.hpp.
 template <class V, class B> struct pretrained;
 
-/// The model in a file, or in a folder where V is a preset; sizes and numbers come from its metadata, weights are converted to what B stores. What else a
-/// file holds beside weights (an optimizer's state) is ignored. Throws file_error that names every difference between
-/// the file's variant and V.
+/// The model in a file, or in a folder where V is a preset; sizes and numbers come from its metadata, weights are
+/// converted to what B stores. What else a file holds beside weights (an optimizer's state) is ignored. Throws
+/// file_error that names every difference between the file's variant and V.
 template <class V, class B> model<V, B> load(const std::filesystem::path& path) {
   if constexpr (requires { typename V::huggingface; })
     if (std::filesystem::is_directory(path)) return pretrained<V, B>::load(path);

@@ -34,7 +34,8 @@ inline std::string grouped(index_t n) {
   return digits;
 }
 
-/// Variant, sizes, exits, footprint, bytes that stand in files, backend, the ops that it leaves to plain loops; a warning where the CPU offers more than was compiled for.
+/// Variant, sizes, exits, footprint, bytes that stand in files, backend, the ops that it leaves to plain loops; a
+/// warning where the CPU offers more than was compiled for.
 template <class V, class B> std::string describe(const model<V, B>& m) {
   const sizes& s = m.sizes();
   const model_footprint f = footprint(m);

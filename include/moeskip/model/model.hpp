@@ -32,8 +32,8 @@ template <class V, class B> class model {
   struct uninitialised {};
   model(const config<V>& c, uninitialised) : model(c, [](index_t size) { return buffer<W>(size); }) {}
 
-  /// Weights that are there already, in the order of bind_weights(): block(size) gives a buffer with that many elements.
-  /// outside: those that are not in it.
+  /// Weights that are there already, in the order of bind_weights(): block(size) gives a buffer with that many
+  /// elements. outside: those that are not in it.
   template <std::invocable<index_t> Block>
   model(const config<V>& c, Block&& block, outside_weights<const W> outside = {})
       : config_(c), outside_(std::move(outside)) {
@@ -127,8 +127,9 @@ template <class V, class B> class model {
     scatter_rows(backend_, dx, few, part.selected);
   }
 
-  /// logits (N, n) of the residual stream x (N, D) after exit_layer layers, for the first n ids of the vocabulary; normed
-  /// (N, D) keeps what is projected. Throws config_error where there is no such exit, or n is more than there are.
+  /// logits (N, n) of the residual stream x (N, D) after exit_layer layers, for the first n ids of the vocabulary;
+  /// normed (N, D) keeps what is projected. Throws config_error where there is no such exit, or n is more than there
+  /// are.
   void head(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
     check_head(exit_layer, logits.cols());
     head_weights<const W> w = weights_.head(exit_layer);

@@ -1,6 +1,6 @@
-// All weights of a model as views into one block of memory, or to where they stand outside of it. The same walk over the
-// parts measures the block, binds the views, draws the first values, and names tensors for checkpoints; weights, gradients
-// and optimizer state of one model share their offsets.
+// All weights of a model as views into one block of memory, or to where they stand outside of it. The same walk over
+// the parts measures the block, binds the views, draws the first values, and names tensors for checkpoints; weights,
+// gradients and optimizer state of one model share their offsets.
 #pragma once
 
 #include <memory>
@@ -78,8 +78,8 @@ void visit_tensors(const config<V>& c, model_weights<V, W>& w, Tensor&& tensor) 
 }
 
 /// Binds the views of w to the block at `base` and lists its tensors. With base = nullptr it only measures. Tensors
-/// start at multiples of 64 elements unless they are joined to the one before. outside: those that are not in the block,
-/// as in outside_weights.
+/// start at multiples of 64 elements unless they are joined to the one before. outside: those that are not in the
+/// block, as in outside_weights.
 template <class V, class W>
 std::vector<tensor_info> bind_weights(const config<V>& c, model_weights<V, W>& w, W* base,
                                       std::type_identity_t<std::span<W* const>> outside = {}) {

@@ -16,7 +16,8 @@ namespace moeskip {
 
 /// Sorts the assignments of `chosen` (N, K) by expert, on the host. With a capacity (assignments per expert, 0: no
 /// limit) the overflow is dropped; all first choices come before any second one, and within a rank rows come in order
-/// (OpenMoE's priority). -1 is no choice. Throws config_error for an expert that does not exist, or that a row has twice.
+/// (OpenMoE's priority). -1 is no choice. Throws config_error for an expert that does not exist, or that a row has
+/// twice.
 template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
   dispatch d{memory.template take_zeroed<int>(experts + 1), {}, {}, memory.template take<int>(chosen.size())};
   for (index_t k = 0; k < chosen.cols(); ++k)

@@ -34,7 +34,8 @@ struct attention_shape {
   MOESKIP_HD constexpr int kv_dim() const { return kv_heads * head_dim; }
 };
 
-/// Throws unless kv is a cache (S, C, G·d) of this shape (shape_error) and every row has its place in it (config_error).
+/// Throws unless kv is a cache (S, C, G·d) of this shape (shape_error) and every row has its place in it
+/// (config_error).
 template <class T>
 void expect_kv(std::string_view op, const token_rows& rows, const kv_layer<T>& kv, const attention_shape& shape) {
   const index_t S = kv.keys.extent(0), C = kv.keys.extent(1);

@@ -1,5 +1,5 @@
-// AfterMoe: what a MoE layer has behind its experts. `nothing`; or `dense`, one more dense block with a norm of its own,
-// which every token passes: OpenMoE's "extra MLP".                                               arXiv:2402.01739
+// AfterMoe: what a MoE layer has behind its experts. `nothing`; or `dense`, one more dense block with a norm of its
+// own, which every token passes: OpenMoE's "extra MLP".                                               arXiv:2402.01739
 #pragma once
 
 #include <string_view>

@@ -1,5 +1,5 @@
-// What the gates of layer_skip::gate compute, around a layer that is handed in. Keys and values of a token that passed by
-// are those of its stream, while training and afterwards: later tokens miss nothing.
+// What the gates of layer_skip::gate compute, around a layer that is handed in. Keys and values of a token that passed
+// by are those of its stream, while training and afterwards: later tokens miss nothing.
 #pragma once
 
 #include <algorithm>

@@ -9,8 +9,8 @@
 
 namespace moeskip {
 
-/// (planes, rows, cols). Non-owning, as views are, but for the table of matrices that stand apart, which is the host's: a
-/// device is given the cube.
+/// (planes, rows, cols). Non-owning, as views are, but for the table of matrices that stand apart, which is the host's:
+/// a device is given the cube.
 template <class T> class planes {
  public:
   planes() = default;

@@ -196,11 +196,11 @@ template <class Trainer, class Data> class fitting {
 /// Trains until the planned steps are done or Ctrl-C. data: random_windows, or data(step, micro) that returns a batch.
 /// A new trainer goes on from options.checkpoint where that exists; one that has done steps already goes on from where
 /// it is. Lines of metrics: "step", "tokens", "loss", "exits" (loss of each trained exit, nats), "divergence" (where
-/// exits are distilled), "balance", "z", "change" (where the router weighs it), "open_gates" (where layers have some), "rate", "gradient_norm", "tokens_per_second", "seconds"; and after a
-/// validation "step", "tokens", "validation" (bits per token of each exit), "seconds".
-/// Throws config_error for options that mean nothing, and file_error where metrics or checkpoint cannot be written.
-/// Whatever is thrown while it trains, it first tries to save the run; the trainer stands after its last step, and fit()
-/// may be called again, with other files.
+/// exits are distilled), "balance", "z", "change" (where the router weighs it), "open_gates" (where layers have some),
+/// "rate", "gradient_norm", "tokens_per_second", "seconds"; and after a validation "step", "tokens", "validation" (bits
+/// per token of each exit), "seconds". Throws config_error for options that mean nothing, and file_error where metrics
+/// or checkpoint cannot be written. Whatever is thrown while it trains, it first tries to save the run; the trainer
+/// stands after its last step, and fit() may be called again, with other files.
 template <class Trainer, class Data> fit_result fit(Trainer& run, Data&& data, const fit_options& options = {}) {
   return detail::fitting<Trainer, std::remove_reference_t<Data>>(run, data, options).go();
 }

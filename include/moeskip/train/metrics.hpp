@@ -1,5 +1,5 @@
-// Metrics of a run: a file of JSON objects, one a line, appended as the run goes. Each line reaches the file in one write
-// of its own, so a crash loses at most the line that was being written. Opt-in: brings nlohmann-json.
+// Metrics of a run: a file of JSON objects, one a line, appended as the run goes. Each line reaches the file in one
+// write of its own, so a crash loses at most the line that was being written. Opt-in: brings nlohmann-json.
 #pragma once
 
 #include <fcntl.h>

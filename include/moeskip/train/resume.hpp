@@ -36,9 +36,9 @@ template <class B, class V, class O, class S> string_map run_options(const train
 
 }  // namespace detail
 
-/// Writes the whole state of a run; load<V, B>() reads the same file as a model. `about`: what else must be the same when
-/// it is resumed, such as random_windows::about(). All or nothing. Throws file_error, and config_error for a policy whose
-/// numbers would be lost.
+/// Writes the whole state of a run; load<V, B>() reads the same file as a model. `about`: what else must be the same
+/// when it is resumed, such as random_windows::about(). All or nothing. Throws file_error, and config_error for a
+/// policy whose numbers would be lost.
 template <class V, class B, class O, class S>
 void save(trainer<V, B, O, S>& run, const std::filesystem::path& path, const string_map& about = {}) {
   using T = scalar_t<B>;
@@ -56,9 +56,9 @@ void save(trainer<V, B, O, S>& run, const std::filesystem::path& path, const str
   file.write(path);
 }
 
-/// Continues the run in the file. The trainer must have the same variant, sizes, options and type of stored weights, and
-/// `about` must be what was saved; otherwise throws file_error that names every difference, and the trainer stays as it
-/// was.
+/// Continues the run in the file. The trainer must have the same variant, sizes, options and type of stored weights,
+/// and `about` must be what was saved; otherwise throws file_error that names every difference, and the trainer stays
+/// as it was.
 template <class V, class B, class O, class S>
 void resume(trainer<V, B, O, S>& run, const std::filesystem::path& path, string_map about = {}) {
   using T = scalar_t<B>;

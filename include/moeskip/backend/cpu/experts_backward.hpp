@@ -1,5 +1,5 @@
-// The experts' gradients on the CPU. First per expert and tile of rows: back through down, SwiGLU, gate and up. Then per
-// expert the weights' gradients, which sum over all its rows; then each row adds what its experts sent back.
+// The experts' gradients on the CPU. First per expert and tile of rows: back through down, SwiGLU, gate and up. Then
+// per expert the weights' gradients, which sum over all its rows; then each row adds what its experts sent back.
 #pragma once
 
 #include "moeskip/backend/cpu/experts.hpp"

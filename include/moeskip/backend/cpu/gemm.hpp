@@ -1,11 +1,11 @@
 // The matrix product of training and prefill, on the calling thread, for a tile of C that the caller chose:
 //   C(m,n) = [C(m,n) +] alpha * sum_k A(m,k) B(k,n)      summed in f32; A and B stored as f32 or bf16
-// A and B are copied ("packed") block by block into panels (panels.hpp) that the micro-kernel reads in order; it keeps a
-// tile of C in registers (14 rows by 2 vectors with 32 registers, 6 by 2 with 16). Factors enter the products as P: f32,
-// or rounded to bf16, which with AVX512-BF16 takes half as long. After Goto and van de Geijn, "Anatomy of High-Performance
-// Matrix Multiplication", ACM TOMS 34(3), 2008. The sum runs over k in ascending order, cut at multiples of
-// the depth of a block: the bits of C(m,n) depend on k alone, not on which tile of C, of which size, the call
-// is given.
+// A and B are copied ("packed") block by block into panels (panels.hpp) that the micro-kernel reads in order; it keeps
+// a tile of C in registers (14 rows by 2 vectors with 32 registers, 6 by 2 with 16). Factors enter the products as P:
+// f32, or rounded to bf16, which with AVX512-BF16 takes half as long. After Goto and van de Geijn, "Anatomy of
+// High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008. The sum runs over k in ascending order, cut at
+// multiples of the depth of a block: the bits of C(m,n) depend on k alone, not on which tile of C, of which size, the
+// call is given.
 //   m, n rows and columns of C · k summed · M_R, N_R the tile in registers
 #pragma once
 
@@ -35,8 +35,8 @@ template <class Arch> struct gemm_tile {
   static constexpr index_t N = simd::width<Arch>, vectors = 2, n = vectors * N;
   // In registers: m * vectors sums, `vectors` of B, one of A.
   static constexpr index_t m = simd::registers<Arch> == 32 ? 14 : 6;
-  // Blocks, in steps of the sum: a panel of B (depth by n) stays in the first level of cache, a block of A (height by depth) and
-  // one of B (depth by breadth) in the second: 140 KB and 512 KB with AVX-512.
+  // Blocks, in steps of the sum: a panel of B (depth by n) stays in the first level of cache, a block of A (height by
+  // depth) and one of B (depth by breadth) in the second: 140 KB and 512 KB with AVX-512.
   static constexpr index_t depth = 256, height = 10 * m, breadth = 16 * n;
 };
 
@@ -149,8 +149,8 @@ void gemm_column(const product& c, index_t m, index_t m_end, index_t n, index_t 
 
 }  // namespace detail
 
-/// The kernel. k: the length of the sums. Shapes of the factors: A (m, k), B (k, n), after transposition; the indices of
-/// `p` count in the whole C, A and B.
+/// The kernel. k: the length of the sums. Shapes of the factors: A (m, k), B (k, n), after transposition; the indices
+/// of `p` count in the whole C, A and B.
 template <class Arch, class P = float, class TA, class TB>
 void gemm(const product& c, const factor<TA>& a, const factor<TB>& b, const part& p, index_t k) {
   using tile = detail::gemm_tile<Arch>;

@@ -1,5 +1,6 @@
-// Attention of new rows over the cache: a block makes one head of one row. Its warps take 32 keys each in turn, by absolute
-// position, with a running softmax, and are put together in their order: a row's bits do not depend on the other rows.
+// Attention of new rows over the cache: a block makes one head of one row. Its warps take 32 keys each in turn, by
+// absolute position, with a running softmax, and are put together in their order: a row's bits do not depend on the
+// other rows.
 #pragma once
 
 #include <cmath>
@@ -15,8 +16,8 @@ namespace phase {
 /// Lanes hold numbers i, i + 32 … of a head.
 inline constexpr int most_head_dim = 256, head_parts = most_head_dim / 32;
 
-/// f(part, i) for the numbers of a head (d) that this lane holds. Parts are constants once the loop is unrolled, so that what
-/// they index stays in registers.
+/// f(part, i) for the numbers of a head (d) that this lane holds. Parts are constants once the loop is unrolled, so
+/// that what they index stays in registers.
 template <class Block, class F> MOESKIP_HD void each_part(const Block& b, int d, const F& f) {
   for (int part = 0; part < head_parts; ++part)
     if (const int i = b.lane() + 32 * part; i < d) f(part, i);
@@ -127,7 +128,8 @@ struct attend_backward_queries {
   }
 };
 
-/// A warp a key and group of heads: what all rows that see the key send to it and to its value, in the order of the rows.
+/// A warp a key and group of heads: what all rows that see the key send to it and to its value, in the order of the
+/// rows.
 struct attend_backward_keys {
   static constexpr const char* name = "attend_backward_keys";
   kv_layer<float> dkv;

@@ -53,8 +53,8 @@ struct plain_rows {
   MOESKIP_HD void load(float (&out)[pack], int t, index_t i) const { load_pack(out, &x(first + t, 0), i, x.cols()); }
 };
 
-/// sum[t] = Σ_i w_i x_t,i of this lane's packs, for t < rows; x.load(out, t, i) gives a pack of row t. A row's sum is made alike
-/// whatever the other rows are.
+/// sum[t] = Σ_i w_i x_t,i of this lane's packs, for t < rows; x.load(out, t, i) gives a pack of row t. A row's sum is
+/// made alike whatever the other rows are.
 template <class W, class X>
 MOESKIP_HD void lane_products(float (&sum)[rows_at_once], const W* w, index_t n, int lane, int rows, const X& x) {
   for (float& s : sum) s = 0;

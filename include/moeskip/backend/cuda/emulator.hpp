@@ -3,8 +3,8 @@
 //   * shared memory starts as NaN in every block; a barrier that not all threads reach is an error
 //   * nothing is done before settle(): who reads too early reads what was there before
 //   * lists of the host are copied, and given back as soon as they are no longer promised
-// For tests of the tests, one barrier of one phase can be left out. It shows errors of logic and of synchronisation inside a
-// block; races between blocks, timing and tensor cores it does not show.
+// For tests of the tests, one barrier of one phase can be left out. It shows errors of logic and of synchronisation
+// inside a block; races between blocks, timing and tensor cores it does not show.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
-// The chosen experts of every row. Up to 16 rows a warp makes one unit of one expert for all rows that chose it, reading its
-// weights once; more rows go through the product grouped by expert. Either way a row's experts are added by one thread in the
-// order of their ids: no atomics, the same bits every time.
+// The chosen experts of every row. Up to 16 rows a warp makes one unit of one expert for all rows that chose it,
+// reading its weights once; more rows go through the product grouped by expert. Either way a row's experts are added by
+// one thread in the order of their ids: no atomics, the same bits every time.
 #pragma once
 
 #include "moeskip/backend/cuda/linear.hpp"

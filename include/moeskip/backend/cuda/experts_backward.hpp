@@ -7,7 +7,8 @@ namespace moeskip {
 
 namespace phase {
 
-/// From back (M, F) = downᵀ dy: the gate of an assignment has gradient back · act, and gate_up becomes its own. A warp each.
+/// From back (M, F) = downᵀ dy: the gate of an assignment has gradient back · act, and gate_up becomes its own. A warp
+/// each.
 struct expert_act_backward {
   static constexpr const char* name = "expert_act_backward";
   mat<float> gate_up;

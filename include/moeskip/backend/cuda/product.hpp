@@ -1,8 +1,8 @@
 // The tiled matrix product of prefill and training, for one matrix or for one of each expert:
 //   c_g(r, c) = base_g(r, c) + Σ_k a_g(r, k) b_g(c, k)             a group g: an expert, or all there is
-// 64 × 64 outputs a block of 256 threads, 16 products deep at a time through shared memory, in f32. An operand says how far
-// apart its neighbours lie, so transposed ones are no case of their own. With experts, either the rows of c or the depth are
-// the group's assignments, which may stand for gathered rows.
+// 64 × 64 outputs a block of 256 threads, 16 products deep at a time through shared memory, in f32. An operand says how
+// far apart its neighbours lie, so transposed ones are no case of their own. With experts, either the rows of c or the
+// depth are the group's assignments, which may stand for gathered rows.
 #pragma once
 
 #include "moeskip/backend/cuda/block.hpp"

@@ -1,4 +1,5 @@
-// What projections and mixed blocks ask for: biases, norms of groups of columns, rows added to others, OpenMoE's activation.
+// What projections and mixed blocks ask for: biases, norms of groups of columns, rows added to others, OpenMoE's
+// activation.
 #pragma once
 
 #include <algorithm>

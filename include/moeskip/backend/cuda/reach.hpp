@@ -1,6 +1,6 @@
-// Memory that the device sees. Buffers, and so weights, arenas and caches, come from it as soon as a CUDA backend exists;
-// what is handed to a kernel is looked up here, so that a pointer into the host's heap is an error with a name and not a
-// fault on the device.
+// Memory that the device sees. Buffers, and so weights, arenas and caches, come from it as soon as a CUDA backend
+// exists; what is handed to a kernel is looked up here, so that a pointer into the host's heap is an error with a name
+// and not a fault on the device.
 #pragma once
 
 #include <cstddef>

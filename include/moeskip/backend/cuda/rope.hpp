@@ -8,8 +8,8 @@ namespace moeskip {
 
 namespace phase {
 
-/// A pair of elements of head h of row n; heads count queries (if any), then keys, then values. The first r/2 pairs of a
-/// head are (i, i + r/2), rotated; those behind them pair the d − r others in the same way.
+/// A pair of elements of head h of row n; heads count queries (if any), then keys, then values. The first r/2 pairs of
+/// a head are (i, i + r/2), rotated; those behind them pair the d − r others in the same way.
 struct head_pair {
   index_t n;
   int head, i;       // i: the pair

@@ -1,5 +1,5 @@
-// Routing: the router's per-token functions, as they stand in its header, run by one thread a token. A router that looks at
-// the token before goes through a sequence's run of rows in order.
+// Routing: the router's per-token functions, as they stand in its header, run by one thread a token. A router that
+// looks at the token before goes through a sequence's run of rows in order.
 #pragma once
 
 #include "moeskip/backend/cuda/backend.hpp"

@@ -1,8 +1,8 @@
 // Typical acceptance: LOSSY. A drafted x stands where the full model finds it likely enough, whatever proposed it:
 //   p(x) > min(epsilon, delta e^(−H(p)))      H(p) = −Σ p ln p, in nats
-// so the text is not distributed as the full model's: it is more often what the draft says. The most likely token always
-// stands, since its probability is at least e^(−H); greedy decoding therefore stays exact. Medusa, arXiv:2401.10774,
-// section 2.3.1.
+// so the text is not distributed as the full model's: it is more often what the draft says. The most likely token
+// always stands, since its probability is at least e^(−H); greedy decoding therefore stays exact. Medusa,
+// arXiv:2401.10774, section 2.3.1.
 #pragma once
 
 #include <algorithm>

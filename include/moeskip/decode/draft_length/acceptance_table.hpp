@@ -24,8 +24,8 @@ class acceptance_table {
     const bin& b = bins_[bin_of(confidence)];
     return (b.accepted + strength * confidence) / (b.seen + strength);
   }
-  /// Calls f(share of tokens, chance that one is accepted) for every bin that anything fell into; where nothing is known,
-  /// for all tokens together.
+  /// Calls f(share of tokens, chance that one is accepted) for every bin that anything fell into; where nothing is
+  /// known, for all tokens together.
   template <class F> void each(F&& f) const {
     if (records_ == 0) return f(1, prior_mean);
     double seen = 0;

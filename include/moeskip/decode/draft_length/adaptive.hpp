@@ -1,4 +1,5 @@
-// One token more than was accepted of late:  d = round(m) + 1,  m += rate (accepted − m) after every round that drafted.
+// One token more than was accepted of late:  d = round(m) + 1,  m += rate (accepted − m) after every round that
+// drafted.
 #pragma once
 
 #include <algorithm>

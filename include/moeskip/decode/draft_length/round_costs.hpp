@@ -1,6 +1,6 @@
-// What rounds cost on this machine: the weights that each part reads (model/weights_read.hpp) times the seconds a weight
-// takes, which is measured round by round, apart for drafting at each exit and for verifying n rows. A length that was
-// never tried is taken to cost per weight what the longest shorter one does.
+// What rounds cost on this machine: the weights that each part reads (model/weights_read.hpp) times the seconds a
+// weight takes, which is measured round by round, apart for drafting at each exit and for verifying n rows. A length
+// that was never tried is taken to cost per weight what the longest shorter one does.
 //   a draft step at exit E      layers [0, E) and a head, one row
 //   a verify of n rows          layers [E, L), of their MoE layers the experts that n tokens from the round's phase on visit
 //                               together (decode/routing_meter.hpp), and the heads; layers [0, E) for rows that were not

@@ -1,10 +1,10 @@
-// The length, and the exit layer, that buy the most tokens for their time. A token is worth 1/λ seconds, λ being the rate
-// that decoding reaches at present, plainly or not. With s the chance that all tokens before have been accepted, the worth
-// of going on after i verified tokens is
+// The length, and the exit layer, that buy the most tokens for their time. A token is worth 1/λ seconds, λ being the
+// rate that decoding reaches at present, plainly or not. With s the chance that all tokens before have been accepted,
+// the worth of going on after i verified tokens is
 //   U(i, s) = −λ propose + Σ_b share_b max(0, s a_b − λ verify_one_more(i + 2) + max(0, U(i + 1, s a_b)))
-// over bins b of the draft's confidence, a_b being the measured chance of acceptance. The exit with the largest U(0, 1) is
-// left at; where none is above zero, the round is plain. A proposal is verified where it is worth it, and the last one
-// drafted where the next is not.
+// over bins b of the draft's confidence, a_b being the measured chance of acceptance. The exit with the largest U(0, 1)
+// is left at; where none is above zero, the round is plain. A proposal is verified where it is worth it, and the last
+// one drafted where the next is not.
 //   What is learned of costs and acceptance, by exit layer, stays with the session. Other exits are asked about a token now and then, for
 // a two-hundredth of the time. Speculation that has lost too much rests, so that mistaken estimates cost little.
 //                                            after Cascade, arXiv:2506.20675 (utility), and DEL (exits by shadow tokens)
@@ -173,8 +173,8 @@ struct utility {
       }
     }
 
-    /// The exit that is worth most, of those that were tried where the draft does not let itself be told. Now and then the
-    /// worth of the one in use is computed anew, and that of another in turn.
+    /// The exit that is worth most, of those that were tried where the draft does not let itself be told. Now and then
+    /// the worth of the one in use is computed anew, and that of another in turn.
     void choose(Draft& draft) {
       exit_ = draft.exit_layer();
       const bool beginning = mind_.rounds < first_rounds;

@@ -1,5 +1,5 @@
-// Leave when the residual stream has stopped turning:   cos(x_e, x_e') >= threshold,  x_e' the stream at the exit before.
-// The cheap test: no unembedding until a token leaves. The first exit has none before it and lets no token go.
+// Leave when the residual stream has stopped turning:   cos(x_e, x_e') >= threshold,  x_e' the stream at the exit
+// before. The cheap test: no unembedding until a token leaves. The first exit has none before it and lets no token go.
 //                                            CALM's "hidden-state saturation" (Schuster et al., arXiv:2207.07061)
 #pragma once
 

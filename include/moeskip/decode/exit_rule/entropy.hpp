@@ -1,6 +1,7 @@
 // Leave when the prediction is far from uniform:   1 − H(p) / log V >= threshold,  H(p) = − Σ_i p_i log p_i,
 // p = softmax(logits). The threshold is on one minus the normalised entropy, so that higher is more cautious, as with
-// every rule.                                          BranchyNet (Teerapittayanon et al., arXiv:1709.01686), normalised
+// every rule.                                          BranchyNet (Teerapittayanon et al., arXiv:1709.01686),
+// normalised
 #pragma once
 
 #include "moeskip/decode/exit_rule/threshold.hpp"

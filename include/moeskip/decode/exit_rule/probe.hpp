@@ -1,7 +1,7 @@
 // Leave when a tiny trained head expects the exit to say what the full depth would say:
 //   σ(w_e · x / rms(x) + b_e) >= threshold,   x (D) the residual stream after exit layer e
-// The cheap test: D products instead of the V · D of an unembedding, which runs only where a token leaves. Train one with
-// ms::fit_probe (eval/fit_probe.hpp).             as BERxiT's learning-to-exit module (Xin et al., EACL 2021)
+// The cheap test: D products instead of the V · D of an unembedding, which runs only where a token leaves. Train one
+// with ms::fit_probe (eval/fit_probe.hpp).             as BERxiT's learning-to-exit module (Xin et al., EACL 2021)
 #pragma once
 
 #include <vector>

@@ -1,6 +1,6 @@
 // Layers that a token skipped get the keys and values of its exit state, through their own projections (CALM's state
-// propagation, arXiv:2207.07061, section 4.1): cheap, since no expert is touched, and approximate, so early exit changes
-// the tokens behind it.
+// propagation, arXiv:2207.07061, section 4.1): cheap, since no expert is touched, and approximate, so early exit
+// changes the tokens behind it.
 #pragma once
 
 #include <string_view>

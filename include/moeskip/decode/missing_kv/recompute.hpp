@@ -1,6 +1,6 @@
 // Exact: a token that left early stays pending with its stream. When a later one goes deeper, the pending ones run the
-// layers that they lack in the same calls, so every layer sees true keys and values of all earlier tokens. As each token
-// takes the pending ones at least as far as it goes itself, their depths never rise from one to the next:
+// layers that they lack in the same calls, so every layer sees true keys and values of all earlier tokens. As each
+// token takes the pending ones at least as far as it goes itself, their depths never rise from one to the next:
 //   depths 4 4 2, then x at full depth:   layers 0-1 for x;  2-3 for the last one and x;  4 … for all of them
 // In the end every token runs every layer: what is saved is reading the weights for each of them, less the experts that
 // only some of them visit.                                    as EE-LLM's "KV recomputation" (arXiv:2312.04916)

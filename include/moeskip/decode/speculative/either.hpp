@@ -1,6 +1,6 @@
 // Two drafts: Second proposes in the rounds in which First has nothing to say about the first token. A round belongs to
-// one of them; it ends where First runs dry. Lengths that learn tell drafts apart by their exit layer, so of two drafts that
-// do not run this model, whose exit layer is 0, they learn the mean.
+// one of them; it ends where First runs dry. Lengths that learn tell drafts apart by their exit layer, so of two drafts
+// that do not run this model, whose exit layer is 0, they learn the mean.
 #pragma once
 
 #include <span>

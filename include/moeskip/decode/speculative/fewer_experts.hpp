@@ -1,7 +1,7 @@
 // The model drafts for itself with fewer experts a token: all layers below an exit, but only each token's best experts,
-// their gates made to add up as before. Its keys and values are approximations, so a verification runs all layers anew and
-// overwrites them. Where the router puts most of its weight on the first expert, a draft is as good as the model and reads
-// half of its expert weights, or fewer.
+// their gates made to add up as before. Its keys and values are approximations, so a verification runs all layers anew
+// and overwrites them. Where the router puts most of its weight on the first expert, a draft is as good as the model
+// and reads half of its expert weights, or fewer.
 #pragma once
 
 #include <span>

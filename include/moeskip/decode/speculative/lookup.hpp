@@ -1,6 +1,6 @@
 // Prompt lookup: the last n tokens are searched for earlier in the text, and what followed them there is proposed. The
-// longest match wins, and the latest among equals. Nothing of a model runs, so a draft costs next to nothing where a text repeats
-// itself: code, summaries, loops.           Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding
+// longest match wins, and the latest among equals. Nothing of a model runs, so a draft costs next to nothing where a
+// text repeats itself: code, summaries, loops.           Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding
 #pragma once
 
 #include <algorithm>

@@ -54,8 +54,8 @@ inline std::string where_tokens_leave(const report_data& d) {
                 bar_chart({.what = "exit histogram", .x_label = "exit layer", .y_label = "% of tokens"}, bars));
 }
 
-/// What is lost and won on the way from running few layers to running all; `of_threshold` and `of_exit` say the same thing
-/// of tokens that leave by confidence and of those that all leave at one exit.
+/// What is lost and won on the way from running few layers to running all; `of_threshold` and `of_exit` say the same
+/// thing of tokens that leave by confidence and of those that all leave at one exit.
 inline std::string trade_off(const report_data& d, std::string_view title, std::string_view caption, const char* label,
                              double threshold_judged::*of_threshold, double exit_judged::*of_exit, double scale) {
   series by_token{.points = {}, .dots = true};
@@ -106,7 +106,8 @@ inline std::string depth_against_surprise(const report_data& d) {
                  {s}, {0.5, double(d.by_surprise.size()) + 0.5}, ys.padded(0.15), false, ticks));
 }
 
-/// One exit: shares of tokens in each bin that agree with the full depth, the area of a dot their number, and that are right.
+/// One exit: shares of tokens in each bin that agree with the full depth, the area of a dot their number, and that are
+/// right.
 inline std::string reliability_picture(const std::vector<confidence_bin>& bins, int exit_layer, int layers) {
   const chart c{.width = 190,
                 .height = 178,

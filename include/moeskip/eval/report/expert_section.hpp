@@ -94,8 +94,8 @@ inline std::string layer_table(const report_data& d) {
       table(rows), true);
 }
 
-/// A small map of a pair of layers, or of one layer with itself; `chance` is the lift of choices that know nothing of each
-/// other.
+/// A small map of a pair of layers, or of one layer with itself; `chance` is the lift of choices that know nothing of
+/// each other.
 inline std::string pair_map(const expert_pairs& p, const std::string& title, bool with_itself, double chance) {
   const double side = std::clamp(150.0 / std::max(1, std::max(p.rows(), p.cols())), 3.0, 14.0);
   const auto one = [&](int a, int b) -> cell {

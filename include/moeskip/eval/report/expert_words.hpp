@@ -1,4 +1,5 @@
-// Experts and words: which expert works on each token of a sentence, and which tokens an expert sees more than others do.
+// Experts and words: which expert works on each token of a sentence, and which tokens an expert sees more than others
+// do.
 #pragma once
 
 #include <algorithm>

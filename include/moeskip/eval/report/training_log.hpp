@@ -13,8 +13,8 @@
 
 namespace moeskip::report {
 
-/// A last line that is not whole, as a running or killed run leaves it, is passed over. Throws file_error that names line
-/// and field for any other that is no line of metrics, and where there is none.
+/// A last line that is not whole, as a running or killed run leaves it, is passed over. Throws file_error that names
+/// line and field for any other that is no line of metrics, and where there is none.
 inline training_curves read_training_log(const std::filesystem::path& path) {
   const std::string content = read_text(path), name = path.string();
   training_curves out;

@@ -54,8 +54,8 @@ template <class... Presets> using presets_or_all =
 
 }  // namespace detail
 
-/// Calls visitor(model<Preset, B>) with the first of Presets (default: all) whose architecture config.json names. Throws
-/// file_error where there is none, and where the preset does not fit: see load_pretrained.
+/// Calls visitor(model<Preset, B>) with the first of Presets (default: all) whose architecture config.json names.
+/// Throws file_error where there is none, and where the preset does not fit: see load_pretrained.
 template <class B, class... Presets, class Visitor>
 void load_any(const std::filesystem::path& path, Visitor&& visitor) {
   detail::find_preset(detail::presets_or_all<Presets...>{}, path,

@@ -83,7 +83,8 @@ template <int K> struct dots1_of : variant {
       expect_no_windows(f, c.sizes.layers);
       return c;
     }
-    /// Which layers see a window of tokens stands in layer_types; older files have it from the layer max_window_layers on.
+    /// Which layers see a window of tokens stands in layer_types; older files have it from the layer max_window_layers
+    /// on.
     static void expect_no_windows(moeskip::huggingface::config_file& f, int layers) {
       const json_at types = f.at("layer_types"), window = f.at("sliding_window");
       if (types) return f.expect_each("layer_types", "full_attention");

@@ -55,8 +55,8 @@ struct openmoe : variant {
       return c;
     }
 
-    /// Experts stand alone (openmoe-8b-native-pt), or all in one tensor, input-major: wi_gate (E, D, 2F), wi_up (E, D, F),
-    /// wo (E, F, D).
+    /// Experts stand alone (openmoe-8b-native-pt), or all in one tensor, input-major: wi_gate (E, D, 2F), wi_up (E, D,
+    /// F), wo (E, F, D).
     static std::vector<tensor_source> sources(const tensor_info& t, const sizes& s) {
       std::vector<tensor_source> all{{t.name, {t.shape.begin(), t.shape.end()}}};
       const index_t E = s.experts, D = s.dim, F = s.ffn;

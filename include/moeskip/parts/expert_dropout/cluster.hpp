@@ -1,6 +1,6 @@
-// Experts vanish by the cluster: `size` consecutive ones live or die together, so that what one of them knows cannot hide
-// with its neighbours (those of one device, say, or the copies of one upcycled block). Whole clusters come back until a
-// token has the k experts that it visits.
+// Experts vanish by the cluster: `size` consecutive ones live or die together, so that what one of them knows cannot
+// hide with its neighbours (those of one device, say, or the copies of one upcycled block). Whole clusters come back
+// until a token has the k experts that it visits.
 #pragma once
 
 #include <string_view>

@@ -1,5 +1,5 @@
-// Dropout inside the experts: each unit of an expert's activation is 0 for a token with probability p, and else divided by
-// 1 − p. For fine-tuning on little data, where experts overfit.    Switch Transformer, arXiv:2101.03961, section 2.4
+// Dropout inside the experts: each unit of an expert's activation is 0 for a token with probability p, and else divided
+// by 1 − p. For fine-tuning on little data, where experts overfit.    Switch Transformer, arXiv:2101.03961, section 2.4
 #pragma once
 
 #include <string_view>

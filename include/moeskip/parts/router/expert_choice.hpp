@@ -1,5 +1,5 @@
-// Expert choice: every expert takes the tokens of a call that score highest with it, the same number each, so balance is
-// perfect and tokens get from 0 to Most experts.                               Zhou et al. 2022, arXiv:2202.09368
+// Expert choice: every expert takes the tokens of a call that score highest with it, the same number each, so balance
+// is perfect and tokens get from 0 to Most experts.                               Zhou et al. 2022, arXiv:2202.09368
 //   tokens per expert = ⌈N · per_token / E⌉     gates: probabilities over all experts
 // A token's experts depend on the tokens after it, so a model so trained cannot generate: every pass but training
 // refuses to compile. Tokens that more than Most experts take keep those with the highest probability.

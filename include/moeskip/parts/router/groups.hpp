@@ -1,5 +1,6 @@
-// Experts in groups of neighbours, of which a token may use the best few: a token's experts then lie on few devices, and
-// its weights in few places. Per token, on any scalar, host and device.       DeepSeek-V2, arXiv:2405.04434, section 2.1.3
+// Experts in groups of neighbours, of which a token may use the best few: a token's experts then lie on few devices,
+// and its weights in few places. Per token, on any scalar, host and device.       DeepSeek-V2, arXiv:2405.04434,
+// section 2.1.3
 #pragma once
 
 #include <string_view>
@@ -8,8 +9,8 @@
 
 namespace moeskip::router {
 
-/// The living experts of the `best` of `groups` groups. A group counts as much as its `Counted` best experts together, by
-/// their scores (E) plus selection bias; one with fewer living ones counts less; among equals the lower number.
+/// The living experts of the `best` of `groups` groups. A group counts as much as its `Counted` best experts together,
+/// by their scores (E) plus selection bias; one with fewer living ones counts less; among equals the lower number.
 template <int Counted, class T>
 MOESKIP_HD expert_set in_best_groups(const routed_token<T>& t, const T* scores, int groups, int best) {
   static_assert(Counted == 1 || Counted == 2);
@@ -38,8 +39,8 @@ MOESKIP_HD expert_set in_best_groups(const routed_token<T>& t, const T* scores, 
   return open;
 }
 
-/// t.chosen (K) = the K best experts of the best groups, as choose_best has it. Where expert dropout has left these fewer
-/// than K, the groups do not bind.
+/// t.chosen (K) = the K best experts of the best groups, as choose_best has it. Where expert dropout has left these
+/// fewer than K, the groups do not bind.
 template <int K, int Counted, class T>
 MOESKIP_HD void choose_in_groups(const routed_token<T>& t, const T* scores, int groups, int best) {
   if (best == groups) return choose_best<K>(t, scores);

@@ -46,8 +46,8 @@ MOESKIP_HD void weigh_by_probability_backward(const routed_token<T>& t, const T*
     if (t.chosen[k] >= 0) dprobability[t.chosen[k]] += dgate[k];
 }
 
-/// Gates that are the softmax over the K chosen of logits (E). That is what dividing their probabilities by the sum gives
-/// too, but for chosen ones so unlikely that their probabilities are 0.
+/// Gates that are the softmax over the K chosen of logits (E). That is what dividing their probabilities by the sum
+/// gives too, but for chosen ones so unlikely that their probabilities are 0.
 template <int K, class T> MOESKIP_HD void weigh_by_softmax(const routed_token<T>& t, const T* logits) {
   for (int k = 0; k < K; ++k) t.gate[k] = logits[t.chosen[k]];
   softmax(t.gate, t.gate, K);

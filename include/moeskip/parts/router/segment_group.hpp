@@ -1,7 +1,7 @@
-// Segments of groups: the experts stand in groups of `Size` neighbours (0 … Size−1 and so on). The first of every n tokens
-// of a sequence chooses a group, that of the expert which R finds best; every token of the segment chooses with R among
-// the experts of this group. A run of tokens inside a segment reads at most `Size` experts, which lie side by side in
-// memory, yet each token has a choice of its own. (segment.hpp shares the choice itself.)
+// Segments of groups: the experts stand in groups of `Size` neighbours (0 … Size−1 and so on). The first of every n
+// tokens of a sequence chooses a group, that of the expert which R finds best; every token of the segment chooses with
+// R among the experts of this group. A run of tokens inside a segment reads at most `Size` experts, which lie side by
+// side in memory, yet each token has a choice of its own. (segment.hpp shares the choice itself.)
 // Causal: a choice rests on its token and earlier ones. Choices are discrete, so R's gradient is exact as it stands.
 #pragma once
 

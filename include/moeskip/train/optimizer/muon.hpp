@@ -1,9 +1,9 @@
 // Muon: momentum, made orthogonal, for every matrix; AdamW for embeddings, heads, norms and biases.
 //   M = μ M + g,   U = g + μ M,   X = NS(U / ‖U‖),   w = (1 − lr λ) w − lr · 0.2 √max(m, n) · X       w, M, X (m, n)
 //   NS, 5 times:   A = X Xᵀ,   X = a X + (b A + c A²) X       brings all singular values of X near 1
-// Each expert's matrices are matrices of their own. The factor 0.2 √max(m, n) gives updates the size of AdamW's, so that
-// one learning rate serves both. State: one scalar a weight of a matrix, two of any other, and scratch for the largest
-// matrix.
+// Each expert's matrices are matrices of their own. The factor 0.2 √max(m, n) gives updates the size of AdamW's, so
+// that one learning rate serves both. State: one scalar a weight of a matrix, two of any other, and scratch for the
+// largest matrix.
 // Jordan et al. 2024, kellerjordan.github.io/posts/muon; scale: Liu et al. 2025, arXiv:2502.16982
 #pragma once
 

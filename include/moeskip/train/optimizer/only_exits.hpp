@@ -1,5 +1,5 @@
-// An optimizer for the exits' own weights alone: the model that they leave stays as it is, bit for bit. Its state covers
-// these weights only; gradients are computed for all, and their norm is what training.clip limits.
+// An optimizer for the exits' own weights alone: the model that they leave stays as it is, bit for bit. Its state
+// covers these weights only; gradients are computed for all, and their norm is what training.clip limits.
 //   ms::training<V, ms::only_exits<ms::adamw>> options{.optimizer = {{.lr = 1e-3}}};
 #pragma once
 
