@@ -154,7 +154,8 @@ TEST_CASE_TEMPLATE("rows keep their bits: experts", B, ms::cpu<float>, ms::cpu<m
     const ms::mat<int> mine(chosen.data() + first * K, count, K);
     const ms::dispatch d = ms::plan_dispatch(mine, E, 0, memory);
     ms::experts(backend, y, memory.take<float>(d.size(), 2 * F), residual.view(first, count), h.view(first, count),
-                {{}, mine, gates, {}}, d, {{gate_up.values.data(), E, 2 * F, D}, {down.values.data(), E, D, F}},
+                {{}, mine, gates, {}}, d,
+                {ms::cube<const W>(gate_up.values.data(), E, 2 * F, D), ms::cube<const W>(down.values.data(), E, D, F)},
                 memory);
   });
 }
