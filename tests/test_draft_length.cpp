@@ -229,3 +229,30 @@ TEST_CASE("the meter counts what consecutive tokens visit together, apart for ea
   meter.reset_experts_read();
   CHECK(meter.experts_read() == 0);
 }
+
+TEST_CASE("worth of drafting: zero chances are worth nothing, and the sum over bins else") {
+  using ms::draft_length::acceptance_table, ms::draft_length::utility;
+  acceptance_table seen;
+  for (int i = 0; i < 300; ++i) seen.record(0.3, false), seen.record(0.95, i % 10 != 0);
+  constexpr int longest = 5;
+  constexpr double proposing = 0.05;
+  const auto value_of = [&](double row) {
+    utility::worth w;
+    w.compute(seen, longest, proposing, [&](int) { return row; });
+    return w;
+  };
+  // U(i, s) as it is defined, on numbers that need no grid: with rows this dear only the next token can pay.
+  const auto one_step = [&](double row) {
+    double sum = -proposing;
+    seen.each([&](double share, double chance) { sum += share * std::max(0.0, chance - row); });
+    return sum;
+  };
+  CHECK(value_of(0.88)(0, 1) == doctest::Approx(one_step(0.88)).epsilon(1e-9));
+  double surest = 0;
+  seen.each([&](double, double chance) { surest = std::max(surest, chance); });
+  for (int i = 0; i < longest; ++i) {  // a row costs what the surest token brings: from here on nothing pays
+    CHECK(value_of(surest)(i, 1) == -proposing);
+    CHECK(value_of(surest - 1e-9)(i, 1) == doctest::Approx(-proposing).epsilon(1e-6));
+  }
+  CHECK(value_of(0.3)(0, 1) > one_step(0.3));  // behind the first token there is more to win
+}

@@ -209,6 +209,11 @@ TEST_CASE("segments share the choice of their first token, and weigh it by thems
   call.progress = 0.5;
   CHECK(routed<segment<top_k<2>, 2>>({.from_progress = 0.5f}, logits, 4, call).chosen() == r.chosen());
   CHECK(routed<segment<top_k<2>, 2>>({.from_progress = 0.75f}, logits, 4, call).chosen() == below.chosen());
+  for (int tenth = 0; tenth <= 10; ++tenth) {  // 0.8f is more than 0.8
+    call.progress = tenth / 10.0;
+    const routed<segment<top_k<2>, 2>> late({.from_progress = 0.8f}, logits, 4, call);
+    CHECK(late.chosen() == (tenth < 8 ? below : r).chosen());
+  }
 }
 
 TEST_CASE("segments of groups: the first token chooses a group, each chooses in it") {
@@ -422,6 +427,37 @@ TEST_CASE_TEMPLATE("routers with memory: long prompts, sessions used again, trun
   }
 }
 
+namespace {
+/// A user's router that changes one step, and leaves all else to what it is made from.
+template <class R> struct last_first {
+  static constexpr std::string_view name = "last_first";
+  using base_type = R;
+  static constexpr int experts_per_token = R::experts_per_token;
+  R base{};
+  template <class T> void choose(const ms::routed_token<T>& t) const {
+    ms::router::choose<T>(base, t);
+    std::reverse(t.chosen, t.chosen + experts_per_token);
+  }
+  friend constexpr bool operator==(const last_first&, const last_first&) = default;
+};
+static_assert(ms::Router<last_first<biased<segment<top_k<2>, 4>>>>);
+static_assert(ms::segment_length<last_first<biased<segment<top_k<2>, 4>>>> == 4);
+static_assert(ms::follows_previous<last_first<segment<top_k<2>, 4>>>);
+static_assert(ms::has_selection_bias<last_first<biased<top_k<2>>>>);
+static_assert(ms::logits_per_expert<last_first<ms::router::noisy_top_k<2>>> == 2);
+static_assert(ms::ChoosesRows<last_first<expert_choice<2>>> && !ms::ChoosesRows<last_first<top_k<2>>>);
+}  // namespace
+
+TEST_CASE("a router made from another one has the steps that it lacks from that one") {
+  const std::vector<double> logits{3, 2, 1, 0, 0, 1, 2, 3};
+  const routed<top_k<2>> plain({}, logits, 4);
+  const routed<last_first<top_k<2>>> reversed({}, logits, 4);
+  CHECK(reversed.chosen() == std::vector<int>{1, 0, 2, 3});
+  CHECK(reversed.gates()[0] == plain.gates()[1]);
+  CHECK(ms::router::full_name<last_first<top_k<2>>>() == "last_first<top_k<2>>");
+  CHECK(ms::router::active_experts(last_first<expert_choice<4>>{.base = {.per_token = 1.5f}}) == 1.5);
+}
+
 TEST_CASE("checkpoints tell nested routers apart") {
   CHECK(ms::variant_name<with<segment<biased<sigmoid_top_k<2>>, 4, 1>>>().find(
             "router=segment<4, 1 free, biased<sigmoid_top_k<2>>>") == 0);
@@ -434,6 +470,12 @@ TEST_CASE("checkpoints tell nested routers apart") {
   CHECK(map.at("router.base.from_layer") == "1");
   CHECK(map.at("router.from_progress") == "0.5");
   CHECK(ms::from_metadata<nested>(map, "a file") == c);
+
+  ms::config<nested> at_once = c;  // of files from before there was an onset in time
+  at_once.router.from_progress = 0;
+  ms::string_map older = map;
+  older.erase("router.from_progress"), older.erase("router.base.from_progress");
+  CHECK(ms::from_metadata<nested>(older, "a file") == at_once);
 }
 
 TEST_CASE("routing statistics: a hand-made routing") {

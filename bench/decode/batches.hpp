@@ -16,8 +16,8 @@ template <class V, class... More> void batches(report& out, const std::string& n
                                                const std::vector<std::vector<int>>& prompts, int tokens,
                                                const named<More>&... more) {
   const ms::generation options{.max_new_tokens = tokens};
-  ms::session<V, weights_in_bf16> alone(m);
   const auto one_by_one = [&] {
+    ms::session<V, weights_in_bf16> alone(m);  // a new one, as the batch is
     return time_of([&] {
       for (const std::vector<int>& prompt : prompts)
         ms::generate(alone, prompt, options, ms::decoder::autoregressive{}, [](const ms::emitted&) {});

@@ -176,19 +176,16 @@ action declare_eval(CLI::App& app) {
       ->type_name("F");
   o->json.declare(app);
   app.footer(wrapped(
-      "right: the most likely next byte is the text's. as full depth: it is the one that all layers would say. ECE: "
-      "mean distance "
-      "between an exit's confidence and how often it is right.\n"
-      "MaxVio: load of the busiest expert over a fair one, less 1. CV: deviation of loads over their mean. entropy: 1 "
-      "is perfect "
-      "balance. dead: experts with under a hundredth of a fair load. overload: by how much 4 devices with a quarter of "
-      "the experts "
-      "each wait for the busiest. gates: the router's probability of the experts that it chose. id decides: share of "
-      "the choice's entropy that the byte explains. guessed: choices "
-      "named right "
-      "by the counts of another half of the text. foretold: choices that the router would have made of what entered "
-      "the "
-      "layer before, on which reading experts ahead from a file rests."));
+      "right: the most likely next byte is the text's. as full depth: it is the one that all layers would say. "
+      "ECE: mean distance between an exit's confidence and how often it is right.\n"
+      "MaxVio: load of the busiest expert over a fair one, less 1. CV: deviation of loads over their mean. "
+      "entropy: 1 is perfect balance. dead: experts with under a hundredth of a fair load. "
+      "overload: by how much 4 devices with a quarter of the experts each wait for the busiest. "
+      "gates: the router's probability of the experts that it chose. "
+      "id decides: share of the choice's entropy that the byte explains. "
+      "guessed: choices named right by the counts of another half of the text. "
+      "foretold: choices that the router would have made of what entered the layer before, on which reading experts "
+      "ahead from a file rests."));
   return [o] { run(*o); };
 }
 

@@ -1,5 +1,4 @@
-// expect: moeskip: V::router drops tokens over a capacity at inference, so that a token's result depends on the tokens
-// beside it
+// expect: moeskip: V::router drops tokens over a capacity at inference, so that a token's result depends on the tokens beside it
 #include "moeskip/moeskip.hpp"
 namespace ms = moeskip;
 struct mine : ms::variant {

@@ -116,6 +116,17 @@ TEST_CASE("sentencepiece: special tokens have ids, and are no text") {
   CHECK(std::ranges::count(bpe.encode("a<|user|>b"), *bpe.id("<|user|>")) == 1);
 }
 
+TEST_CASE("sentencepiece: control tokens in a text are recognised on demand") {
+  using ms::tokenizer::special_tokens;
+  const sentence_piece words(folder / "bpe.model");
+  std::vector<int> expected{1};
+  const auto add = [&](const std::vector<int>& ids) { expected.insert(expected.end(), ids.begin(), ids.end()); };
+  add(words.encode("[INST] Hello [/INST] Hi")), add({2}), add(words.encode("[INST]"));
+  CHECK(words.encode("<s>[INST] Hello [/INST] Hi</s>[INST]", special_tokens::recognised) == expected);
+  CHECK(words.encode("</s></s>", special_tokens::recognised) == std::vector<int>{2, 2});
+  CHECK(words.encode("no token", special_tokens::recognised) == words.encode("no token"));
+}
+
 TEST_CASE("sentencepiece: a stream holds back a character until it is whole") {
   const sentence_piece words(folder / "bpe.model");
   sentence_piece::stream stream(words);

@@ -2,7 +2,7 @@
 // that sees nothing; others derive from it and hide the functions whose news they want:
 //   enter(backend, stage)            a stage of the work begins; it lasts until the next one
 //   foreseen(layer, routing, rows)   what rows would choose there if they came to its experts as they come to the layer
-//                                    before, which now begins; only for who asks ahead so far
+//                                    before, which now begins; for who asks ahead so far, or foretells()
 //   routed(layer, routing, rows)     what the rows of a MoE layer chose
 //   entered(layer, rows)             rows that a gate let into its layer
 //   passed(layer, rows)              rows that did not run a layer
@@ -10,6 +10,7 @@
 //   living(layer, count)             the experts that may be chosen, of `count`
 //   most_experts()                   how many of its chosen ones a token visits
 //   asks()                           which weights are asked for ahead
+//   foretells()                      whether choices are foreseen though nothing is asked for
 // Calls are resolved at compile time and those of no_tape are empty: an observer that is not there is no instruction,
 // and no wait for a device. One that wants times settles the backend itself.
 #pragma once
@@ -55,6 +56,7 @@ concept Observer = requires(P& p, B& b, int layer, const routing<scalar_t<B>>& r
   { p.living(layer, int{}) } -> std::same_as<expert_set>;
   { p.most_experts() } -> std::convertible_to<int>;
   { p.asks() } -> std::convertible_to<ask_ahead>;
+  { p.foretells() } -> std::convertible_to<bool>;
   p.memory();
   p.layer_scope();
 };

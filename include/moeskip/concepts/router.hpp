@@ -128,7 +128,12 @@ template <class P> inline constexpr bool drops_at_inference = [] {
 template <class P> concept KeepsAllTokens = !drops_at_inference<P>;
 /// `template <class T> void choose_rows(const rows_to_choose<T>&) const`: experts choose tokens, seeing the whole call.
 /// Only training can do that: a token's experts then depend on later tokens.
-template <class P> concept ChoosesRows = P::experts_choose;
+template <class P> inline constexpr bool experts_choose = [] {
+  if constexpr (requires { P::experts_choose; }) return P::experts_choose;
+  else if constexpr (detail::wraps_router<P>) return experts_choose<typename P::base_type>;
+  else return false;
+}();
+template <class P> concept ChoosesRows = experts_choose<P>;
 /// `static constexpr bool follows_previous = true`: choices look at routed_token::previous.
 template <class P> inline constexpr bool follows_previous = [] {
   if constexpr (requires { P::follows_previous; }) return P::follows_previous;

@@ -34,7 +34,7 @@ class expert_observer : public routing_observer {
   expert_observer(arena& memory, int vocab, bool keep_choices = false)
       : routing_observer(memory), vocab_(vocab), keep_choices_(keep_choices) {}
 
-  static constexpr ask_ahead asks() { return ask_ahead::foreseen; }
+  static constexpr bool foretells() { return true; }
   template <class T> void foreseen(int layer, const routing<T>& r, const token_rows&) {
     foreseen_[layer % 2].assign(r.chosen.begin(), r.chosen.end());
   }

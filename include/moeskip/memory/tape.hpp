@@ -31,6 +31,7 @@ class no_tape {
   static expert_set living(int, int count) { return expert_set::first(count); }
   static constexpr int most_experts() { return expert_set::capacity; }
   static constexpr ask_ahead asks() { return ask_ahead::nothing; }
+  static constexpr bool foretells() { return false; }
   template <class Routing, class Rows> static void foreseen(int, const Routing&, const Rows&) {}
   template <class Routing, class Rows> static void routed(int, const Routing&, const Rows&) {}
   template <class Rows> static void entered(int, const Rows&) {}

@@ -11,9 +11,9 @@
 
 namespace moeskip {
 
-/// Matrices of n inputs: mean 0, standard deviation 1/√n, and for what writes to the residual stream of L layers 1/√(2
-/// L n); norms 1, biases 0. block: all weights, as `tensors` lists them. The same seed gives the same weights on any
-/// machine.
+/// Matrices of n inputs: mean 0, standard deviation 1/√n, and for what writes to the residual stream of L layers
+/// 1/√(2 L n); norms 1, biases 0. block: all weights, as `tensors` lists them. The same seed gives the same weights on
+/// any machine.
 template <class W>
 void draw_first_weights(vec<W> block, const std::vector<tensor_info>& tensors, int layers, seed from) {
   const draws draw{from, stream::weights};

@@ -1,7 +1,7 @@
 // Models whose weights stay in their file: started at once, shared by all processes that run them, and larger than memory
 // if need be. Pages come when they are touched and leave when memory is short; experts are asked for before they are
 // touched (memory/paging.hpp), which is several times as fast.
-// Where memory suffices, load() is faster: its weights stand on huge pages.
+// Where memory suffices, load() puts weights on huge pages, and they can be trained.
 #pragma once
 
 #include "moeskip/model/mapped_folder.hpp"

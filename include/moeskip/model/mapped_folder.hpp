@@ -49,7 +49,7 @@ template <class W> std::vector<const W*> as_they_stand(const std::vector<planned
 /// The model in a folder, its weights read from the files where they can be, and else converted into memory of its own;
 /// model::bytes_in_files() says how much stands in the files. These must not be written to while the model lives (files
 /// that are replaced do no harm). Such a model runs, and can be saved; to be trained it has to be loaded. Where memory
-/// holds all files, ask(ask_ahead::nothing) saves a quarter of the time: asking costs, and fetches nothing then.
+/// holds all files, ask(ask_ahead::nothing): asking costs, and fetches nothing then.
 /// progress(done, all): elements converted. Throws file_error as load_pretrained does.
 template <class V, class B, class Adjust = detail::keep_config, class Progress = detail::no_progress>
 model<V, B> load_pretrained_mapped(const std::filesystem::path& path, Adjust&& adjust = {}, Progress&& progress = {}) {
@@ -59,14 +59,17 @@ model<V, B> load_pretrained_mapped(const std::filesystem::path& path, Adjust&& a
   const config<V> c = read_pretrained_config<V>(path, adjust);
   const auto folder = std::make_shared<const huggingface::folder>(path);
   const std::vector<detail::planned_tensor> plan = detail::plan_loading(c, *folder);
+  outside_weights<const W> in_place{detail::as_they_stand<W>(plan), folder};
+  if (std::none_of(in_place.at.begin(), in_place.at.end(), [](const W* at) { return at; })) in_place = {};
   W* copied = nullptr;
-  model<V, B> m(c,
-                [&](index_t size) {
-                  buffer<W> block(size);
-                  copied = block.data();
-                  return block;
-                },
-                {detail::as_they_stand<W>(plan), folder});
+  model<V, B> m(
+      c,
+      [&](index_t size) {
+        buffer<W> block(size);
+        copied = block.data();
+        return block;
+      },
+      std::move(in_place));
   detail::convert_weights(m, copied, plan, progress);
   return m;
 }

@@ -43,6 +43,8 @@ template <class V, class B> class model {
                     ", but this CPU offers only ", isa::offered().name, ": compile it for this machine");
     tensors_ = bind_weights<V, const W>(c, weights_, nullptr, outside_.at);
     block_ = block(block_size(tensors_));
+    MOESKIP_CHECK(config_error, block_.size() >= block_size(tensors_), "the block of weights: expected at least ",
+                  block_size(tensors_), " elements, got ", block_.size());
     bind_weights<V, const W>(config_, weights_, block_.data(), outside_.at);
     if (bytes_in_files() > 0) asks_ = ask_ahead::foreseen;
   }
@@ -97,7 +99,7 @@ template <class V, class B> class model {
     for (int l = first; l < last; ++l) {
       auto scope = tape.layer_scope();
       if constexpr (!Tape::records)
-        if (tape.asks() == ask_ahead::foreseen && l + 1 < layers() && sizes().is_moe(l + 1))
+        if ((tape.asks() == ask_ahead::foreseen || tape.foretells()) && l + 1 < layers() && sizes().is_moe(l + 1))
           moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
       x = run_layer(l, x, kv.layer(l), rows, tape);
     }

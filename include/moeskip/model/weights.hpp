@@ -86,6 +86,8 @@ std::vector<tensor_info> bind_weights(const config<V>& c, model_weights<V, W>& w
   std::vector<tensor_info> listing;
   index_t end = 0;
   const auto tensor = [&](tensor_spec spec, auto& view, auto... extents) {
+    MOESKIP_CHECK(config_error, outside.empty() || listing.size() < outside.size(),
+                  "weights outside of the block: got ", outside.size(), ", and the model has more tensors");
     W* at = outside.empty() ? nullptr : outside[listing.size()];
     const bool in_block = !at;
     const bool behind = spec.joined && (listing.empty() || listing.back().offset != tensor_info::outside);

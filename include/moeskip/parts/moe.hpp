@@ -70,6 +70,8 @@ template <class V, class B> struct moe {
   using R = typename V::router;
   static constexpr int K = R::experts_per_token;
   static constexpr bool scores = logits_per_expert<R> != 0;
+  static_assert(!detail::wraps_router<R> || !ChoosesRows<R>,
+                "moeskip: where experts choose tokens, a router made from that one can change nothing");
   const sizes& size;
   const moe_weights<V, const weight_t<B>>& w;
   const R& policy;
@@ -130,7 +132,7 @@ template <class V, class B> struct moe {
     return y;
   }
 
-  /// Asks for the weights of the experts that would be chosen if x (N, D) came here as it is. A router that follows the
+  /// Tells the tape which experts would be chosen if x (N, D) came here as it is, and asks for their weights. A router that follows the
   /// token before notes what it chooses, so it is not asked what it would choose.
   template <class Tape>
   void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
@@ -138,7 +140,7 @@ template <class V, class B> struct moe {
       const auto scope = tape.memory().scope();
       const routing<T> r = choose(b, layer, x, kv, rows, tape).r;
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
-      ask_for(r);
+      if (tape.asks() == ask_ahead::foreseen) ask_for(r);
       tape.foreseen(layer, r, rows);
     }
   }

@@ -5,8 +5,9 @@
 // over bins b of the draft's confidence, a_b being the measured chance of acceptance. The exit with the largest U(0, 1)
 // is left at; where none is above zero, the round is plain. A proposal is verified where it is worth it, and the last
 // one drafted where the next is not.
-//   What is learned of costs and acceptance, by exit layer, stays with the session. Other exits are asked about a token now and then, for
-// a two-hundredth of the time. Speculation that has lost too much rests, so that mistaken estimates cost little.
+//   What is learned of costs and acceptance, by exit layer, stays with the session. Other exits are asked about a token
+// now and then, for a two-hundredth of the time. Speculation that has lost too much rests, so that mistaken estimates
+// cost little.
 //                                            after Cascade, arXiv:2506.20675 (utility), and DEL (exits by shadow tokens)
 #pragma once
 

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <limits>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,6 +25,7 @@
 #include "moeskip/formats/tokenizer/byte_level_alphabet.hpp"
 #include "moeskip/formats/tokenizer/byte_pairs.hpp"
 #include "moeskip/formats/tokenizer/pre_tokenizer.hpp"
+#include "moeskip/formats/tokenizer/special_tokens.hpp"
 #include "moeskip/formats/tokenizer/unicode.hpp"
 #include "moeskip/formats/utf8.hpp"
 
@@ -45,10 +47,6 @@ class byte_level {
     read_pre_tokenizer(root["pre_tokenizer"]);
     read_model(root["model"]);
     if (root["added_tokens"]) read_added(root["added_tokens"]);
-    std::sort(tokens_.begin(), tokens_.end());
-    for (std::size_t i = 1; i < tokens_.size(); ++i)
-      MOESKIP_CHECK(file_error, tokens_[i].first != tokens_[i - 1].first, path, ": model.vocab: the id ",
-                    tokens_[i].first, " appears twice");
   }
 
   /// One more than the largest id.
@@ -64,15 +62,20 @@ class byte_level {
     return std::ranges::any_of(added_, [&](const added& a) { return a.id == id && a.special; });
   }
 
-  /// The ids of a text. Added tokens that stand in it are recognised, special ones too: text that users write may hold
-  /// them. Throws config_error where the text is not UTF-8.
-  std::vector<int> encode(std::string_view text) const {
+  /// The ids of a text. Added tokens that stand in it are recognised; special ones as `special` says, since text that
+  /// others write may hold them. Throws config_error where the text is not UTF-8.
+  std::vector<int> encode(std::string_view text, special_tokens special = special_tokens::recognised) const {
     const std::size_t wrong = utf8_error_offset(text);
     MOESKIP_CHECK(config_error, wrong == text.size(), "tokenizer: expected UTF-8, got something else at byte ", wrong);
     std::vector<int> out;
-    split(out, text, false, [&](std::string_view part) {
+    const auto found = [&](bool normalized) {  // which are looked for before normalising, and which after
+      return [normalized, special](const added& a) {
+        return a.normalized == normalized && (!a.special || special == special_tokens::recognised);
+      };
+    };
+    cut_at(out, text, added_, found(false), [&](std::string_view part) {
       const std::string normal = nfc_ ? to_nfc(part) : std::string(part);
-      split(out, normal, true, [&](std::string_view words) { encode_words(out, words); });
+      cut_at(out, normal, added_, found(true), [&](std::string_view words) { encode_words(out, words); });
     });
     return out;
   }
@@ -84,11 +87,9 @@ class byte_level {
     return out;
   }
   const std::string& bytes(int id) const {
-    const auto found = std::lower_bound(tokens_.begin(), tokens_.end(), id,
-                                        [](const auto& token, int value) { return token.first < value; });
-    MOESKIP_CHECK(config_error, found != tokens_.end() && found->first == id, "tokenizer: expected ids of tokens, got ",
-                  id);
-    return found->second;
+    const std::size_t at = place(id);
+    MOESKIP_CHECK(config_error, holds(at, id), "tokenizer: expected ids of tokens, got ", id);
+    return tokens_[at].second;
   }
 
   /// Decodes token by token into text that can be printed at once (formats/utf8.hpp).
@@ -109,6 +110,14 @@ class byte_level {
     int id;
     bool normalized, special;
   };
+
+  /// Where in tokens_ an id stands or would stand: usually there are no gaps, and it is its own place.
+  std::size_t place(int id) const {
+    if (id >= 0 && holds(std::size_t(id), id)) return std::size_t(id);
+    const auto smaller = [](const auto& token, int value) { return token.first < value; };
+    return std::size_t(std::lower_bound(tokens_.begin(), tokens_.end(), id, smaller) - tokens_.begin());
+  }
+  bool holds(std::size_t at, int id) const { return at < tokens_.size() && tokens_[at].first == id; }
 
   static void expect_absent(const json_at& field) {
     if (field) field.wrong("null");
@@ -158,13 +167,20 @@ class byte_level {
     expect_flag(model["byte_fallback"], false, false);
     ignore_merges_ = flag(model["ignore_merges"], false);
     const json_at vocab = model["vocab"];
-    std::unordered_map<std::string, int> written;
+    const std::size_t count = vocab.object().size();
+    std::unordered_map<std::string_view, int> written;  // the document outlives it
+    written.reserve(count), ids_.reserve(count), tokens_.reserve(count);
     for (const auto& [token, value] : vocab.object()) {
-      const int id = int(json_at{&value, text(vocab.where, ": ", in_quotes(token))}.integer(0, largest_id));
-      if (auto bytes = alphabet_bytes(token)) ids_.emplace(std::move(*bytes), id);  // others are in no text
-      tokens_.emplace_back(id, token_bytes(token));
+      const int id = read_id(vocab, token, value);
+      auto bytes = alphabet_bytes(token);
+      tokens_.emplace_back(id, bytes ? *bytes : token);
+      if (bytes) ids_.emplace(std::move(*bytes), id);  // others are in no text
       written.emplace(token, id);
     }
+    std::sort(tokens_.begin(), tokens_.end());
+    for (std::size_t i = 1; i < count; ++i)
+      MOESKIP_CHECK(file_error, tokens_[i].first != tokens_[i - 1].first, vocab.where, ": the id ", tokens_[i].first,
+                    " appears twice");
     for (int b = 0; b < 256; ++b) {
       const auto found = ids_.find(std::string(1, static_cast<char>(b)));
       MOESKIP_CHECK(file_error, found != ids_.end(), vocab.where,
@@ -172,11 +188,18 @@ class byte_level {
       merges_.byte_ids[std::size_t(b)] = found->second;
     }
     const json_at merges = model["merges"];
+    merges_.reserve(merges.list().size());
     for (std::size_t i = 0; i < merges.list().size(); ++i) read_merge(merges[i], int(i), written);
   }
 
+  static int read_id(const json_at& vocab, const std::string& token, const json_value& value) {
+    const std::int64_t* id = value.as<std::int64_t>();
+    if (id && *id >= 0 && *id <= largest_id) return int(*id);  // where it stands is only said when it is wrong
+    json_at{&value, text(vocab.where, ": ", in_quotes(token))}.wrong(text("a whole number from 0 to ", largest_id));
+  }
+
   /// "Ġ t", or ["Ġ", "t"].
-  void read_merge(const json_at& m, int rank, const std::unordered_map<std::string, int>& written) {
+  void read_merge(const json_at& m, int rank, const std::unordered_map<std::string_view, int>& written) {
     std::string left, right;
     if (m.value->as<std::string>()) {
       const std::size_t space = m.string().find(' ');
@@ -199,8 +222,7 @@ class byte_level {
 
   void read_added(const json_at& list) {
     if (list.list().size() > most_added) list.wrong(text("at most ", most_added, " added tokens"));
-    std::unordered_map<int, std::size_t> place;  // id -> in tokens_
-    for (std::size_t i = 0; i < tokens_.size(); ++i) place.emplace(tokens_[i].first, i);
+    std::map<int, std::string> more;  // id -> bytes, of those that the vocabulary does not have
     for (std::size_t i = 0; i < list.list().size(); ++i) {
       const json_at a = list[i];
       for (const char* name : {"lstrip", "rstrip", "single_word"}) expect_flag(a[name], false, false);
@@ -208,35 +230,17 @@ class byte_level {
                   flag(a["special"], false)};
       if (token.content.empty()) a["content"].wrong("text");
       if (token.normalized && nfc_) token.content = to_nfc(token.content);
-      const auto [same_id, is_new] = place.emplace(token.id, tokens_.size());
-      if (is_new) tokens_.emplace_back(token.id, token_bytes(token.content));
-      else if (tokens_[same_id->second].second != token_bytes(token.content))
-        a["id"].wrong(text("the id of ", in_quotes(token.content)));
+      const std::size_t at = place(token.id);
+      const std::string bytes = token_bytes(token.content);
+      const std::string& known = holds(at, token.id) ? tokens_[at].second : more.emplace(token.id, bytes).first->second;
+      if (known != bytes) a["id"].wrong(text("the id of ", in_quotes(token.content)));
       added_.push_back(std::move(token));
     }
+    const auto middle = tokens_.insert(tokens_.end(), more.begin(), more.end());
+    std::inplace_merge(tokens_.begin(), middle, tokens_.end());
     // Where several begin at one place the longest is meant.
     std::ranges::stable_sort(added_,
                              [](const added& a, const added& b) { return a.content.size() > b.content.size(); });
-  }
-
-  /// Cuts text at added tokens, of those that are looked for before or after normalising: leftmost, then longest.
-  template <class Rest> void split(std::vector<int>& out, std::string_view text, bool normalized, Rest&& rest) const {
-    std::vector<std::size_t> next(added_.size());  // where each appears next
-    for (std::size_t i = 0; i < added_.size(); ++i)
-      next[i] = added_[i].normalized == normalized ? text.find(added_[i].content) : text.npos;
-    std::size_t begin = 0;
-    while (true) {
-      std::size_t best = added_.size();
-      for (std::size_t i = 0; i < added_.size(); ++i) {
-        if (next[i] < begin) next[i] = text.find(added_[i].content, begin);
-        if (next[i] != text.npos && (best == added_.size() || next[i] < next[best])) best = i;
-      }
-      const std::size_t end = best == added_.size() ? text.size() : next[best];
-      if (end > begin) rest(text.substr(begin, end - begin));
-      if (best == added_.size()) return;
-      out.push_back(added_[best].id);
-      begin = end + added_[best].content.size();
-    }
   }
 
   void encode_words(std::vector<int>& out, std::string_view text) const {
@@ -260,7 +264,7 @@ class byte_level {
   byte_pairs merges_;
   std::unordered_map<std::string, int> ids_;         // bytes -> id
   std::vector<std::pair<int, std::string>> tokens_;  // id -> bytes, sorted
-  std::vector<added> added_;
+  std::vector<added> added_;                         // longer ones first
 };
 
 }  // namespace moeskip::tokenizer

@@ -21,6 +21,7 @@ class byte_pairs {
 
   std::array<int, 256> byte_ids{};  // the token of each byte
 
+  void reserve(std::size_t merges) { merges_.reserve(merges); }
   /// False where the pair has a merge already.
   bool add(int left, int right, merge m) { return merges_.emplace(key(left, right), m).second; }
 

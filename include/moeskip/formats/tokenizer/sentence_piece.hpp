@@ -1,6 +1,6 @@
 // SentencePiece tokenizers, BPE or unigram: those of Llama 2, Mixtral and OpenMoE (umT5).          arXiv:1808.06226
 // Ids are those of the package `sentencepiece`, without bos and eos: begin a text with bos() yourself. Text that looks
-// like a control token ("<s>") is text. Chat templates are not run: they are programs; write their turns yourself.
+// like a control token ("<s>") is text, unless encode is told otherwise.
 // Opt-in, and no part of moeskip.hpp: link moeskip::sentencepiece (-DMOESKIP_SENTENCEPIECE=ON), which links
 // libsentencepiece.
 //
@@ -12,6 +12,7 @@
 #include <charconv>
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,6 +23,7 @@
 
 #include "moeskip/base/check.hpp"
 #include "moeskip/formats/mmap.hpp"
+#include "moeskip/formats/tokenizer/special_tokens.hpp"
 #include "moeskip/formats/utf8.hpp"
 
 namespace moeskip::tokenizer {
@@ -36,7 +38,11 @@ class sentence_piece {
     const auto read = model_.LoadFromSerializedProto({reinterpret_cast<const char*>(map.bytes().data()), map.size()});
     MOESKIP_CHECK(file_error, read.ok(), path.string(), ": expected a SentencePiece model, got something else: ",
                   std::string_view(read.message()).substr(0, 200));
-    for (int id = 0; id < model_.GetPieceSize(); ++id) surfaces_.push_back(read_surface(id));
+    for (int id = 0; id < model_.GetPieceSize(); ++id) {
+      surfaces_.push_back(read_surface(id));
+      if (special(id)) controls_.push_back({model_.IdToPiece(id), id});
+    }
+    std::ranges::stable_sort(controls_, std::ranges::greater{}, [](const control& c) { return c.content.size(); });
     find_leading_spaces();
   }
 
@@ -54,14 +60,20 @@ class sentence_piece {
   std::optional<int> pad() const { return token(model_.pad_id()); }
   std::optional<int> unknown() const { return token(model_.unk_id()); }
 
-  /// The ids of a text. Throws config_error where the text is not UTF-8.
-  std::vector<int> encode(std::string_view text) const {
+  /// The ids of a text. Control tokens are recognised on demand; what stands between them is then a text of its own,
+  /// with the space that the model puts before one. Throws config_error where the text is not UTF-8.
+  std::vector<int> encode(std::string_view text, special_tokens special = special_tokens::as_text) const {
     const std::size_t wrong = utf8_error_offset(text);
     MOESKIP_CHECK(config_error, wrong == text.size(), "tokenizer: expected UTF-8, got something else at byte ", wrong);
-    std::vector<int> ids;
-    const auto done = model_.Encode(text, &ids);
-    MOESKIP_CHECK(config_error, done.ok(), "tokenizer: ", done.message());
-    return ids;
+    std::vector<int> out;
+    const auto wanted = [&](const control&) { return special == special_tokens::recognised; };
+    cut_at(out, text, controls_, wanted, [&](std::string_view part) {
+      std::vector<int> ids;
+      const auto done = model_.Encode(part, &ids);
+      MOESKIP_CHECK(config_error, done.ok(), "tokenizer: ", done.message());
+      out.insert(out.end(), ids.begin(), ids.end());
+    });
+    return out;
   }
 
   /// The bytes of one id, wherever in a text it stands.
@@ -118,6 +130,11 @@ class sentence_piece {
   };
 
  private:
+  struct control {
+    std::string content;
+    int id;
+  };
+
   static constexpr std::string_view written_space = "\xE2\x96\x81";  // ▁
 
   bool known(int id) const { return id >= 0 && id < vocab(); }
@@ -157,6 +174,7 @@ class sentence_piece {
 
   ::sentencepiece::SentencePieceProcessor model_;
   std::vector<std::string> surfaces_;  // id -> bytes
+  std::vector<control> controls_;      // longer ones first
   bool strips_first_ = false, strips_all_ = false;
 };
 

@@ -15,7 +15,6 @@ template <class R> struct biased {
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
   static constexpr bool has_selection_bias = true;
-  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
 
   R base{};
   float bias_rate = 0.001f;  // a step, on the scale of what R compares

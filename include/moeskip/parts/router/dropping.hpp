@@ -19,7 +19,6 @@ template <class R> struct dropping {
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
   static constexpr bool drops_at_inference = true;
-  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, they take as many as they are given");
 
   R base{};
   float train_factor = 1.25f;  // of an equal share of the assignments

@@ -1,5 +1,4 @@
-// The K best experts by softmax score, of the best groups alone.               DeepSeek-V2, arXiv:2405.04434, section
-// 2.1
+// The K best experts by softmax score, of the best groups alone.           DeepSeek-V2, arXiv:2405.04434, section 2.1
 //   gate_k = scale · p_k     p = softmax over all living experts
 // A group counts as much as its best expert ("group_limited_greedy"; one group: "greedy").
 #pragma once

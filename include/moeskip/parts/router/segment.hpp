@@ -18,13 +18,14 @@ template <class R, int N, int Free = 0> struct segment {
   static constexpr int experts_per_token = K;
   static constexpr bool follows_previous = true;
   static constexpr int segment_length = N;
-  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
   static_assert(N >= 1, "moeskip: a segment has at least one token");
   static_assert(Free >= 0 && Free < K, "moeskip: of K experts at most K - 1 can be a token's own");
 
   R base{};
-  int from_layer = 0;       // layers below choose as R does: only those above a draft's exit pay for the union
-  float from_progress = 0;  // share of the training until which all layers choose as R does
+  int from_layer = 0;  // layers below choose as R does: only those above a draft's exit pay for the union
+  // Share of the training until which all layers choose as R does. Passes without training, validation in between among
+  // them, are past it.
+  float from_progress = 0;
 
   constexpr std::string_view problem() const { return onset_problem(from_progress); }
   static std::string parameters() { return Free ? text(N, ", ", Free, " free, ") : text(N, ", "); }

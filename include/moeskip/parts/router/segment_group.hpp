@@ -17,13 +17,14 @@ template <class R, int N, int Size> struct segment_group {
   static constexpr int experts_per_token = R::experts_per_token;
   static constexpr bool follows_previous = true;
   static constexpr int segment_length = N;
-  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
   static_assert(N >= 1, "moeskip: a segment has at least one token");
   static_assert(Size >= experts_per_token, "moeskip: a group has at least as many experts as a token chooses");
 
   R base{};
-  int from_layer = 0;       // layers below choose as R does: only those above a draft's exit pay for the union
-  float from_progress = 0;  // share of the training until which all layers choose as R does
+  int from_layer = 0;  // layers below choose as R does: only those above a draft's exit pay for the union
+  // Share of the training until which all layers choose as R does. Passes without training, validation in between among
+  // them, are past it.
+  float from_progress = 0;
 
   static std::string parameters() { return text(N, ", groups of ", Size, ", "); }
   constexpr std::string_view problem() const { return onset_problem(from_progress); }

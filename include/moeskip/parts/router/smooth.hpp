@@ -13,7 +13,6 @@ template <class R> struct smooth {
   static constexpr std::string_view name = "smooth";
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
-  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
 
   static_assert(moeskip::logits_per_expert<R> != 0, "moeskip: there is nothing to smooth in a router without scores");
 

@@ -14,12 +14,13 @@ template <class R> struct sticky {
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
   static constexpr bool follows_previous = true;
-  static_assert(!ChoosesRows<R>, "moeskip: where experts choose tokens, a token's choice cannot be changed");
 
   R base{};
   float bonus = 0.5f;
-  int from_layer = 0;       // layers below choose as R does
-  float from_progress = 0;  // share of the training until which all layers do
+  int from_layer = 0;  // layers below choose as R does
+  // Share of the training until which all layers choose as R does. Passes without training, validation in between among
+  // them, are past it.
+  float from_progress = 0;
 
   constexpr std::string_view problem() const {
     if (!(bonus >= 0 && bonus < 1e6f)) return "router.bonus must be 0 or more, and finite";

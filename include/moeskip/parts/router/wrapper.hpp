@@ -16,7 +16,7 @@ template <class R, class Base, class F> constexpr void base_fields(Base& base, F
 
 /// Whether a router with an onset, `from_layer` and `from_progress`, already does what it adds to its base.
 template <class R, class T> MOESKIP_HD bool has_begun(const R& r, const routed_token<T>& t) {
-  return t.layer >= r.from_layer && t.progress >= double(r.from_progress);
+  return t.layer >= r.from_layer && float(t.progress) >= r.from_progress;
 }
 constexpr std::string_view onset_problem(float from_progress) {
   return from_progress >= 0 && from_progress <= 1 ? "" : "router.from_progress must be in [0, 1]";
@@ -48,6 +48,7 @@ template <class R> constexpr double bias_rate(const R& r) {
 /// Experts of a token on average: K, unless the router says otherwise.
 template <class R> constexpr double active_experts(const R& r) {
   if constexpr (requires { r.active_experts(); }) return r.active_experts();
+  else if constexpr (requires { r.base; }) return active_experts(r.base);
   else return R::experts_per_token;
 }
 
@@ -66,11 +67,11 @@ template <class R> index_t capacity_at_inference_of(const R& r, index_t tokens, 
 
 /// "top_k<2>", "segment<2, top_k<2>>": the name of a router with what it is made of.
 template <class R> std::string full_name() {
-  if constexpr (requires { R::parameters(); })
-    return text(R::name, "<", R::parameters(), full_name<typename R::base_type>(), ">");
-  else if constexpr (requires { typename R::base_type; })
-    return text(R::name, "<", full_name<typename R::base_type>(), ">");
-  else return text(R::name, "<", R::experts_per_token, ">");
+  if constexpr (detail::wraps_router<R>) {
+    std::string parameters;
+    if constexpr (requires { R::parameters(); }) parameters = R::parameters();
+    return text(R::name, "<", parameters, full_name<typename R::base_type>(), ">");
+  } else return text(R::name, "<", R::experts_per_token, ">");
 }
 
 /// What is wrong with a router's numbers, or with them and this many experts; empty where nothing is.
