@@ -29,18 +29,18 @@ template <class P = float, class Call> void time_calls(benchmark::State& state, 
   const auto rate = [](double amount) {
     return benchmark::Counter(amount, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::OneK::kIs1000);
   };
-  const double read_before = each.bytes ? read_of_memory() : 0, peak_before = each.flop ? product_peak<P>() : 0;
+  const double read_before = each.bytes > 0 ? read_of_memory() : 0, peak_before = each.flop > 0 ? product_peak<P>() : 0;
   const double start = seconds();
   for (auto _ : state) {
     call();
     benchmark::ClobberMemory();
   }
   const double calls_a_second = double(state.iterations()) / (seconds() - start);
-  if (each.bytes) {
+  if (each.bytes > 0) {
     state.counters["bytes"] = rate(each.bytes);
     state.counters["of_read"] = each.bytes * calls_a_second * 2 / (read_before + read_of_memory());
   }
-  if (each.flop) {
+  if (each.flop > 0) {
     state.counters["flop"] = rate(each.flop);
     state.counters["of_peak"] = each.flop * calls_a_second * 2 / (peak_before + product_peak<P>());
   }
