@@ -1,8 +1,7 @@
 // Whole models, call by call and step by step, by what must be read and computed. How they compare is the business of
 // decode/, compare/ and bench_train.cpp, which run what they compare in turn.
-#include "../examples/demo/shape.hpp"
-
 #include "decode/shapes.hpp"
+#include "demo_training.hpp"
 #include "moeskip/eval/counted_session.hpp"
 #include "rates.hpp"
 
@@ -74,18 +73,10 @@ template <class V> void decode_by_default(benchmark::State& state) { decode<V>(s
 
 /// A step of the demo's training, products of type P.
 template <class P> void training_step(benchmark::State& state) {
-  using B = ms::cpu<float, ms::isa::native, P>;
-  const demo::shape shape = demo::full();
-  ms::model<demo::variant, B> m(shape.model, ms::seed{1});
-  ms::trainer<demo::variant, B> trainer(m, shape.training);
-  std::vector<int> text(1 << 20);
-  for (std::size_t i = 0; i < text.size(); ++i) text[i] = int(i * i / 91 % 256);
-  ms::random_windows data(text, shape.sequences, shape.length, ms::seed{2});
-  // Dropout makes steps of different size: the first one's work stands for all.
-  const double flop = ms::training_flops(m, shape.sequences, shape.length, trainer.exit_weights_now(),
-                                         trainer.options().masks, trainer.next_step());
-  trainer.step(data);  // memory grows
-  bench::time_calls<P>(state, {.flop = flop}, [&] { trainer.step(data); });
+  bench::demo_training<P> t;
+  const double flop = t.flop();  // of the first step, which stands for all
+  t.step();                      // memory grows
+  bench::time_calls<P>(state, {.flop = flop}, [&] { t.step(); });
 }
 
 BENCHMARK(call_of_rows<bench::in_cache>)->Arg(1)->Arg(2)->Arg(4)->Arg(8)->UseRealTime();

@@ -1,7 +1,6 @@
 // Training steps of the demo's shape against the peak of multiply-adds that the same program reaches, with products in
 // f32 and in bf16.
-#include "../examples/demo/shape.hpp"
-
+#include "demo_training.hpp"
 #include "limits.hpp"
 
 namespace ms = moeskip;
@@ -12,31 +11,23 @@ constexpr int steps = 15;
 
 /// Steps of the demo's training, with products of type P.
 template <class P> void train_step(bench::report& out, const std::string& type) {
-  using B = ms::cpu<float, ms::isa::native, P>;
-  const demo::shape shape = demo::full();
-  ms::model<demo::variant, B> m(shape.model, ms::seed{1});
-  ms::trainer<demo::variant, B> trainer(m, shape.training);
-  std::vector<int> text(1 << 20);
-  for (std::size_t i = 0; i < text.size(); ++i) text[i] = int(i * i / 91 % 256);
-  ms::random_windows data(text, shape.sequences, shape.length, ms::seed{2});
-
+  bench::demo_training<P> t;
   std::vector<double> fractions, peaks, rates, achieved;
   for (int step = -2; step < steps; ++step) {
     const double before = bench::product_peak<P>();
-    const double flops = ms::training_flops(m, shape.sequences, shape.length, trainer.exit_weights_now(),
-                                            trainer.options().masks, trainer.next_step());
-    const double time = bench::time_of([&] { trainer.step(data); });
+    const double flops = t.flop();
+    const double time = bench::time_of([&] { t.step(); });
     const double peak = (before + bench::product_peak<P>()) / 2;
     if (step < 0) continue;  // memory still grows
     peaks.push_back(peak), achieved.push_back(flops / time), fractions.push_back(flops / time / peak);
-    rates.push_back(data.tokens_per_batch() / time);
+    rates.push_back(t.data.tokens_per_batch() / time);
   }
   out.line("fma" + type + ".peak", bench::median(peaks) / 1e9, "GFLOP/s", "",
            ms::text("varied by ", int(100 * bench::spread(peaks)), " %"));
   out.line("train" + type + ".flops", bench::median(achieved) / 1e9, "GFLOP/s");
   out.line("train" + type + ".tokens_per_second", bench::median(rates), "tokens/s");
   out.line("train" + type + ".peak_fraction", bench::median(fractions), "ratio", "fma" + type + ".peak");
-  if (type.empty()) out.line("train.memory", double(trainer.memory().high_water()) / (1 << 20), "MiB");
+  if (type.empty()) out.line("train.memory", double(t.trainer.memory().high_water()) / (1 << 20), "MiB");
 }
 
 /// The matrix products of a training step, forward and backward, and nothing else: one layer of dim 512, 8 experts
