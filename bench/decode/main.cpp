@@ -1,8 +1,9 @@
 // Decoding, timed: bandwidth, batches, early exit, speculation, experts that come from disk.
 //   ./run bench decode [--models DIR --text FILE] [--json FILE]
-// DIR: examples/models, or a folder of other models of the same names and variants; FILE: text for their prompts.
-// Without them, random weights alone.
+// DIR: examples/models, or a folder of other models of the same names and variants, and of their baselines as far as it
+// has some; FILE: text for their prompts. Without them, random weights alone.
 #include <filesystem>
+#include <iostream>
 
 #include "moeskip/formats/text.hpp"
 #include "moeskip/model/checkpoint.hpp"
@@ -32,10 +33,11 @@ template <class V> double trained_model(bench::report& out, const std::string& n
                  bench::named<small_drafts>{"small_model", {.draft = {&small}}});
   bench::paging<V>(out, "paging" + of, models / (name + ".safetensors"), bench::prompts_of(unseen, 24, 64));
   bench::draft_model(out, "speculation.draft_model" + of, m, small, prompts);
-  if constexpr (std::is_same_v<V, models::all_moe>) {
-    auto baseline =
-        ms::load<models::all_moe_baseline, bench::weights_in_bf16>((models / "all_moe_baseline.safetensors").string());
+  if (const fs::path file = models / (name + "_baseline.safetensors"); fs::exists(file)) {
+    auto baseline = ms::load<models::all_moe_baseline, bench::weights_in_bf16>(file.string());
     bench::over_baseline(out, name, m, baseline, prompts);
+  } else {
+    std::cerr << file.string() << " is not there: " << name << " is not compared with its baseline\n";
   }
   return bench::trained(out, name, m, prompts);
 }

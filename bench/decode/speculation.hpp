@@ -7,6 +7,7 @@
 
 #include "../measure.hpp"
 #include "bytes.hpp"
+#include "foresight.hpp"
 #include "replay.hpp"
 #include "shapes.hpp"
 
@@ -111,7 +112,7 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
   const ms::speculative_decoder::compose<replayed_self> follows_trace{.draft = {.from = &t}};
   constexpr double chains[] = {0}, leaves[] = {0.3, 0.5, 0.7, 0.9};
   bytes_forecast forecast, tree;
-  std::vector<double> forecasts, with_leaves;
+  std::vector<double> forecasts, with_leaves, by_rule, gains;
   for (const std::vector<int>& prompt : prompts) {
     compare(itself, m, prompt, tokens, typename V::decoder{}, 5);
     t = record(m, prompt);
@@ -119,6 +120,11 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
     forecast = best_by_bytes(large.configuration(), t, int(prompt.size()) - 1, chains);
     tree = best_by_bytes(large.configuration(), t, int(prompt.size()) - 1, leaves);
     forecasts.push_back(forecast.speedup), with_leaves.push_back(tree.speedup);
+    const auto by_utility = [&](known_experts known) {
+      return utility_by_bytes(large.configuration(), t, int(prompt.size()) - 1, known);
+    };
+    by_rule.push_back(by_utility(known_experts::on_average));
+    gains.push_back(by_utility(known_experts::exactly) / by_rule.back());
   }
   const std::string prefix = "speculation." + name;
   const double small = write(out, prefix, prefix + ".speedup", itself);
@@ -129,6 +135,11 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
   out.line(prefix + ".tree_forecast", median(with_leaves), "ratio", "plain decoding",
            ms::text("the same with leaves where the draft is unsure; the last prompt's: ", tree.exit_layer, ", ",
                     tree.length, ", below ", tree.unsure));
+  out.line(prefix + ".utility_forecast", median(by_rule), "ratio", "plain decoding",
+           "of lengths by utility at the best exit in hindsight");
+  const auto [least, most] = std::minmax_element(gains.begin(), gains.end());
+  out.line(prefix + ".foreknowing_gain", median(gains), "ratio", "the line above",
+           ms::text("if a verify's experts were known before; from ", *least, " to ", *most));
   return std::min(small, great);
 }
 

@@ -54,6 +54,7 @@ const study::known recipes[] = {
      [] { return by_shared(segment<top_1, 2>{.base = beside_shared, .from_progress = 0.8f}); }},
     {"weakly_balanced", [] { return by(top_2{}, 0.01f); }},
     {"biased", [] { return by(biased<top_2>{}, 0); }},
+    {"biased_0.01", [] { return by(biased<top_2>{.bias_rate = 0.01f}, 0); }},
     {"unbalanced", [] { return by(top_2{}, 0); }},
 };
 

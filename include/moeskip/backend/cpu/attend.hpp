@@ -1,7 +1,8 @@
-// Attention on the CPU. Up to 16 rows: each (row, head) on its own, keys in order. More rows: 64 queries of one
+// Attention on the CPU. Up to 16 rows: attend_few.hpp. More rows: 64 queries of one
 // sequence and head at a time, as two matrix products around a softmax; the scores never leave the cache.
 #pragma once
 
+#include "moeskip/backend/cpu/attend_few.hpp"
 #include "moeskip/backend/cpu/linear.hpp"
 #include "moeskip/ops/attend.hpp"
 
@@ -93,23 +94,13 @@ template <> struct kernel<attend_t, on_cpu> {
     namespace k = cpu_kernels;
     index_t work = 0;
     for (const int p : rows.position) work += index_t(p + 1) * s.q_dim();
+    const index_t tasks = s.kv_heads * rows.size();
     parallel_for(
-        rows.size() * s.heads,
+        tasks,
         [&](index_t first, index_t last) {
-          for (index_t task = first; task < last; ++task) {
-            const index_t n = task / s.heads, h = task % s.heads, count = rows.position[n] + 1;
-            const index_t offset = h * s.kv_heads / s.heads * s.head_dim;
-            const mat<const float> keys = kv.keys.plane(rows.slot[n]), values = kv.values.plane(rows.slot[n]);
-            struct scores;
-            float *p = k::thread_scratch<scores>(count), *y = &out(n, h * s.head_dim);
-            for (index_t j = 0; j < count; ++j)
-              p[j] = k::dot<A>(&q(n, h * s.head_dim), &keys(j, offset), s.head_dim) * s.scale;
-            const float sum = k::exp_row<A>(p, p, k::row_max<A>(p, count), 1.f, count);
-            std::fill_n(y, s.head_dim, 0.f);
-            for (index_t j = 0; j < count; ++j) k::add_scaled<A>(y, p[j] / sum, &values(j, offset), s.head_dim);
-          }
+          k::few_rows_attention<A>(out, q, kv, rows, s)({first, last});
         },
-        work < 16384 ? rows.size() * s.heads + 1 : 0);
+        work < 16384 ? tasks + 1 : 0);
   }
 };
 
