@@ -4,6 +4,7 @@
 // preset. Beside the model training needs three scalars a weight, with the model frozen little more than one.
 #include "example.hpp"
 #include "moeskip/formats/tokenizer/byte_level.hpp"
+#include "moeskip/model/loading_bar.hpp"
 #include "moeskip/model/presets/olmoe.hpp"
 #include "moeskip/train/optimizer/only_exits.hpp"
 
@@ -39,10 +40,12 @@ template <class O> void train(model& m, const ms::training<skipping, O>& options
 int main(int argc, char** argv) {
   return example::run(argc, argv, [](const example::arguments& given) {
     MOESKIP_CHECK(ms::config_error, !given.files.empty(), "expected the folder of an OLMoE model");
-    model m = ms::load_pretrained<skipping, ms::cpu<float>>(given.files[0], [](auto& config) {
+    const auto with_exits = [](auto& config) {
       config.exits = ms::exits_every(std::max(1, config.sizes.layers / 4), config.sizes.layers);
       config.layer_dropout.p_max = 0.1f, config.sizes.context = std::min(config.sizes.context, 1024);
-    });
+    };
+    model m =
+        ms::load_pretrained<skipping, ms::cpu<float>>(given.files[0], with_exits, ms::loading_bar(given.files[0]));
     example::print(ms::describe(m));
     const std::string text = given.files.size() > 1 ? ms::read_text(given.files[1]) : example::rhyme();
     const std::vector<int> tokens = encode(given.files[0], text, m.sizes().vocab, given.tiny);

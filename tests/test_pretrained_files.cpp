@@ -1,11 +1,15 @@
 // Folders of real models that do not fit, are damaged or mean harm: every one is refused with a message that names file,
 // field or tensor, what was expected and what was got. And what is saved can be loaded again.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <stdlib.h>
 
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <thread>
 
+#include "moeskip/model/loading_bar.hpp"
 #include "moeskip/model/presets/any.hpp"
 #include "moeskip/moeskip.hpp"
 
@@ -399,4 +403,54 @@ TEST_CASE("presets: files cut short anywhere, or changed anywhere, give an error
   }
   CHECK(refused > tried / 2);
   CHECK(refusal<ms::presets::mixtral>(folder) == "accepted");
+}
+
+TEST_CASE("presets: loading tells how far it is, and a bar shows it on a terminal") {
+  std::vector<ms::index_t> done;
+  ms::index_t all = 0;
+  ms::load_any<B>(
+      pretrained / "mixtral", [](auto m) { CHECK(m.layers() > 0); },
+      [&](ms::index_t now, ms::index_t of) { done.push_back(now), all = of; });
+  CHECK(done.size() > 10);
+  CHECK(std::ranges::is_sorted(done));
+  CHECK(done.front() > 0);
+  CHECK(done.back() == all);
+
+  const int terminal = ::posix_openpt(O_RDWR | O_NOCTTY);
+  REQUIRE(terminal >= 0);
+  REQUIRE((::grantpt(terminal) == 0 && ::unlockpt(terminal) == 0));
+  std::FILE* const screen = std::fopen(::ptsname(terminal), "w");
+  REQUIRE(screen);
+  const auto seen = [&] {
+    char text[4096];
+    ::fcntl(terminal, F_SETFL, O_NONBLOCK);
+    const auto size = ::read(terminal, text, sizeof text);
+    return std::string(text, std::size_t(std::max<long>(size, 0)));
+  };
+  const auto wait = [] { std::this_thread::sleep_for(std::chrono::milliseconds(310)); };
+  {
+    ms::loading_bar bar("folder", screen);
+    bar(10, 100);
+    CHECK(seen().empty());  // what is quick needs no bar
+    wait(), bar(60, 100);
+    const std::string drawn = seen();
+    CHECK(drawn.find("folder") != std::string::npos);
+    CHECK(drawn.find("60 %") != std::string::npos);
+    bar(100, 100);
+    CHECK(seen() == "\r\x1b[K");
+  }
+  CHECK(seen().empty());
+  {
+    ms::loading_bar bar("folder", screen);
+    wait(), bar(60, 100);
+    CHECK(!seen().empty());
+  }
+  CHECK(seen() == "\r\x1b[K");  // also where loading fails
+  std::fclose(screen), ::close(terminal);
+
+  const scratch s;
+  std::FILE* const file = std::fopen((s.path / "no_terminal").c_str(), "w");
+  ms::loading_bar(std::string("folder"), file)(1, 2);
+  std::fclose(file);
+  CHECK(contents(s.path / "no_terminal").empty());
 }

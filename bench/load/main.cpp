@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "moeskip/model/loading_bar.hpp"
 #include "moeskip/model/presets/any.hpp"
 
 #include "../decode/bandwidth.hpp"
@@ -91,7 +92,7 @@ int main(int argc, char** argv) {
       memory(out, m, most);
       decode(out, m);
     };
-    if (mapped) ms::load_any_mapped<bench::weights_in_bf16>(folder, measure);
-    else ms::load_any<bench::weights_in_bf16>(folder, measure);
+    if (mapped) ms::load_any_mapped<bench::weights_in_bf16>(folder, measure, ms::loading_bar(folder));
+    else ms::load_any<bench::weights_in_bf16>(folder, measure, ms::loading_bar(folder));
   });
 }

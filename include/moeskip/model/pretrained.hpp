@@ -140,6 +140,7 @@ void convert_weights(model<V, B>& m, weight_t<B>* block, const std::vector<plann
         to[j] = t.start == initial::zeros ? W(0.f)
                                           : W(float(bound * (2 * draw.uniform_double(i, 0, std::uint64_t(j)) - 1)));
   }
+  progress(all, all);
 }
 
 struct keep_config {
@@ -166,7 +167,7 @@ config<V> read_pretrained_config(const std::filesystem::path& folder, Adjust&& a
 
 /// The model in a folder, its weights converted to what B stores, tensor by tensor, a thread each; pages of the
 /// file are given back behind them, so that memory holds the model and little else. An exit with weights of its own starts
-/// as the full model's head, a low-rank correction without effect. progress(done, all): elements, after every tensor.
+/// as the full model's head, a low-rank correction without effect. progress(done, all): elements, after every tensor and at the end.
 /// Throws file_error; nothing large is allocated before names and shapes are known to fit.
 template <class V, class B, class Adjust = detail::keep_config, class Progress = detail::no_progress>
 model<V, B> load_pretrained(const std::filesystem::path& path, Adjust&& adjust = {}, Progress&& progress = {}) {

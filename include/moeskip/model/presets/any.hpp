@@ -55,18 +55,21 @@ template <class... Presets> using presets_or_all =
 }  // namespace detail
 
 /// Calls visitor(model<Preset, B>) with the first of Presets (default: all) whose architecture config.json names.
-/// Throws file_error where there is none, and where the preset does not fit: see load_pretrained.
-template <class B, class... Presets, class Visitor>
-void load_any(const std::filesystem::path& path, Visitor&& visitor) {
-  detail::find_preset(detail::presets_or_all<Presets...>{}, path,
-                      [&]<class P>(std::type_identity<P>) { visitor(load_pretrained<P, B>(path)); });
+/// progress as for load_pretrained, such as a loading_bar. Throws file_error where there is none, and where the preset
+/// does not fit: see load_pretrained.
+template <class B, class... Presets, class Visitor, class Progress = detail::no_progress>
+void load_any(const std::filesystem::path& path, Visitor&& visitor, Progress&& progress = {}) {
+  detail::find_preset(detail::presets_or_all<Presets...>{}, path, [&]<class P>(std::type_identity<P>) {
+    visitor(load_pretrained<P, B>(path, detail::keep_config{}, progress));
+  });
 }
 
 /// The same, with weights that stay in the files where they can: see load_pretrained_mapped.
-template <class B, class... Presets, class Visitor>
-void load_any_mapped(const std::filesystem::path& path, Visitor&& visitor) {
-  detail::find_preset(detail::presets_or_all<Presets...>{}, path,
-                      [&]<class P>(std::type_identity<P>) { visitor(load_pretrained_mapped<P, B>(path)); });
+template <class B, class... Presets, class Visitor, class Progress = detail::no_progress>
+void load_any_mapped(const std::filesystem::path& path, Visitor&& visitor, Progress&& progress = {}) {
+  detail::find_preset(detail::presets_or_all<Presets...>{}, path, [&]<class P>(std::type_identity<P>) {
+    visitor(load_pretrained_mapped<P, B>(path, detail::keep_config{}, progress));
+  });
 }
 
 }  // namespace moeskip
