@@ -96,23 +96,24 @@ void attention_step(benchmark::State& state) {
   });
 }
 
-/// Rows at the end of a text, as decode and verify have them; the caches of enough layers in turn that they come from
-/// memory. Arguments: heads, groups, size of a head, keys, rows.
+/// Rows at the end of a text, as decode and verify have them, or each of another text; the caches of enough layers in
+/// turn that those of 32 MB do not hold them. Arguments: heads, groups, size of a head, keys, rows, texts.
 void attention_few(benchmark::State& state) {
   const int H = int(state.range(0)), G = int(state.range(1)), d = int(state.range(2)), keys = int(state.range(3));
-  const ms::index_t N = state.range(4), C = keys + N, kv_dim = G * d, copies = 1 + (64 << 20) / (8 * C * kv_dim);
+  const int N = int(state.range(4)), texts = int(state.range(5)), C = keys + N / texts;
+  const ms::index_t kv_size = ms::index_t(texts) * C * G * d, copies = 1 + (64 << 20) / (8 * kv_size);
   ms::cpu<ms::bf16> b;
   ms::arena memory;
   const ms::attention_shape shape{.heads = H, .kv_heads = G, .head_dim = d, .scale = 0.2f};
-  std::vector<int> slot(std::size_t(N), 0), position;
-  for (int n = 0; n < N; ++n) position.push_back(keys + n);
+  std::vector<int> slot, position;
+  for (int n = 0; n < N; ++n) slot.push_back(n * texts / N), position.push_back(keys + n % (N / texts));
   const ms::token_rows rows{{slot.data(), N}, {position.data(), N}};
-  ms::buffer<float> all = filled<float>(2 * copies * C * kv_dim), q = filled<float>(N * H * d), out(N * H * d);
+  ms::buffer<float> all = filled<float>(2 * copies * kv_size), q = filled<float>(N * H * d), out(N * H * d);
   ms::index_t at = 0;
-  bench::time_calls(state, {.bytes = 8.0 * double(C * kv_dim), .flop = 4.0 * double(N * H * d) * keys}, [&] {
-    float* layer = all.data() + at++ % copies * 2 * C * kv_dim;
+  bench::time_calls(state, {.bytes = 8.0 * double(kv_size), .flop = 4.0 * N * H * d * keys}, [&] {
+    float* layer = all.data() + at++ % copies * 2 * kv_size;
     ms::attend(b, {out.data(), N, H * d}, {q.data(), N, H * d},
-               {{layer, 1, C, kv_dim}, {layer + C * kv_dim, 1, C, kv_dim}}, rows, shape, memory);
+               {{layer, texts, C, G * d}, {layer + kv_size, texts, C, G * d}}, rows, shape, memory);
   });
 }
 
@@ -125,9 +126,15 @@ BENCHMARK(linear_many<ms::bf16, ms::bf16>)->Args({4096, 512, 256})->Args({512, 2
 BENCHMARK(eigen_many)->Args({4096, 512, 256})->Args({512, 2048, 2048})->Args({64, 512, 256})->UseRealTime();
 BENCHMARK(experts_step<float>)->Args({4096, 256, 256})->Args({2048, 512, 1024})->UseRealTime();
 BENCHMARK(experts_step<ms::bf16>)->Args({4096, 256, 256})->Args({2048, 512, 1024})->UseRealTime();
-BENCHMARK(attention_few)->ArgsProduct({{32}, {16}, {32}, {200}, {1, 4}})->UseRealTime();
-BENCHMARK(attention_few)->ArgsProduct({{16}, {16}, {128}, {1000}, {1, 4}})->UseRealTime();
-BENCHMARK(attention_few)->ArgsProduct({{32}, {8}, {128}, {2000}, {1, 4}})->UseRealTime();
+BENCHMARK(attention_few)
+    ->Args({32, 16, 32, 200, 1, 1})
+    ->Args({32, 16, 32, 200, 4, 1})
+    ->Args({16, 16, 128, 1000, 1, 1})
+    ->Args({16, 16, 128, 1000, 4, 1})
+    ->Args({16, 16, 128, 1000, 8, 8})
+    ->Args({32, 8, 128, 2000, 1, 1})
+    ->Args({32, 8, 128, 2000, 4, 1})
+    ->UseRealTime();
 BENCHMARK(attention_step)->Arg(256)->UseRealTime();
 
 }  // namespace

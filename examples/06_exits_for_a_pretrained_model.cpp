@@ -1,7 +1,8 @@
-// example_06_exits_for_a_pretrained_model FOLDER [TEXT [CHECKPOINT]]: takes an OLMoE model from its folder, as transformers
-// writes it, and trains it to be left early. First the exits alone, low-rank corrections of the model's own head, while
-// the model stays as it is; then everything, by LayerSkip's recipe: layer dropout, rotating exits. Other models: another
-// preset. Beside the model training needs three scalars a weight, with the model frozen little more than one.
+// example_06_exits_for_a_pretrained_model FOLDER [TEXT [CHECKPOINT]]: takes an OLMoE model from its folder, as
+// transformers writes it, and trains it to be left early. First the exits alone, low-rank corrections of the model's
+// own head, while the model stays as it is; then everything, by LayerSkip's recipe: layer dropout, rotating exits.
+// Other models: another preset. Beside the model training needs three scalars a weight, with the model frozen little
+// more than one.
 #include "example.hpp"
 #include "moeskip/formats/tokenizer/byte_level.hpp"
 #include "moeskip/model/loading_bar.hpp"

@@ -75,7 +75,8 @@ std::size_t anonymous_memory() {
   return 0;
 }
 
-/// Pages of [from, from + bytes) in the system's cache, and how many there are; all of them where the system does not say.
+/// Pages of [from, from + bytes) in the system's cache, and how many there are; all of them where the system does not
+/// say.
 std::pair<int, int> resident(const void* from, std::size_t bytes) {
   const std::size_t page = std::size_t(::sysconf(_SC_PAGESIZE));
   const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(from) + page - 1) / page * page;

@@ -1,4 +1,5 @@
-// Folders of Hugging Face whose weights are read where they stand: the same model bit for bit, with less memory of its own.
+// Folders of Hugging Face whose weights are read where they stand: the same model bit for bit, with less memory of its
+// own.
 #include <doctest/doctest.h>
 
 #include <fcntl.h>
@@ -58,8 +59,8 @@ ms::config<olmoe> shape() {
   return c;
 }
 
-/// The folder's one file written again as transformers shards it: the tensors from `second_from` on, in the model's order,
-/// go to a second file; within a file they are sorted by name.
+/// The folder's one file written again as transformers shards it: the tensors from `second_from` on, in the model's
+/// order, go to a second file; within a file they are sorted by name.
 void shard(const fs::path& folder, const std::string& second_from) {
   fs::rename(folder / "model.safetensors", folder / "before");
   {

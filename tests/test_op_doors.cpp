@@ -39,7 +39,7 @@ constexpr const char* attention_ops[] = {"attend", "attend_backward", "rope_appe
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("attention: rows outside the cache", B, cpu, plain) {
+TEST_CASE_TEMPLATE("attention: rows outside the cache, heads that share unevenly", B, cpu, plain) {
   for (int which = 0; which < 4; ++which) {
     const auto refused = [&](auto change, const std::string& message) {
       attention_call call;
@@ -50,6 +50,12 @@ TEST_CASE_TEMPLATE("attention: rows outside the cache", B, cpu, plain) {
     refused([](auto& c) { c.position[0] = -1; }, "position -1 is beyond the key/value cache of 5 tokens");
     refused([](auto& c) { c.slot[1] = 2; }, "slot 2 is beyond the key/value cache of 2 sequences");
     refused([](auto& c) { c.slot[0] = -100000; }, "slot -100000 is beyond the key/value cache of 2 sequences");
+    refused(
+        [](auto& c) {
+          c.shape = {.heads = 3, .kv_heads = 2, .head_dim = 2, .scale = 0.5f};
+          c.q = c.z(2, 6), c.out = c.z(2, 6), c.qkv = c.z(2, 14);
+        },
+        "expected heads to be a multiple of kv_heads, got 3 and 2");
     attention_call sound;
     CHECK_NOTHROW(sound.run<B>(which));
   }

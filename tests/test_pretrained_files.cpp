@@ -1,5 +1,5 @@
-// Folders of real models that do not fit, are damaged or mean harm: every one is refused with a message that names file,
-// field or tensor, what was expected and what was got. And what is saved can be loaded again.
+// Folders of real models that do not fit, are damaged or mean harm: every one is refused with a message that names
+// file, field or tensor, what was expected and what was got. And what is saved can be loaded again.
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <stdlib.h>

@@ -118,22 +118,30 @@ TEST_CASE_TEMPLATE("rows keep their bits: rms_norm", W, float, ms::bf16) {
 }
 
 TEST_CASE_TEMPLATE("rows keep their bits: attend", W, float, ms::bf16) {
-  constexpr ms::attention_shape shape{.heads = 6, .kv_heads = 2, .head_dim = 40, .scale = 0.16f};
   constexpr int slots = 3, context = 500;
   ms::cpu<W> backend;
   ms::arena memory;
-  std::vector<int> slot, position;  // a chain of 11 rows, and shorter ones in other slots
-  for (int n = 0; n < all_rows; ++n)
-    slot.push_back(n < 2 ? 0 : n < 13 ? 1 : 2), position.push_back(485 - 30 * slot[n] + n);
-  const ms::token_rows rows{{slot.data(), slot.size()}, {position.data(), position.size()}};
-  const random_matrix<float> q(all_rows, shape.q_dim(), 1);
-  std::vector<float> keys = random_values<float>(slots * context * std::size_t(shape.kv_dim()), 2);
-  std::vector<float> values = random_values<float>(keys.size(), 3);
-  const ms::kv_layer<float> kv{{keys.data(), slots, context, shape.kv_dim()},
-                               {values.data(), slots, context, shape.kv_dim()}};
-  check_rows(shape.q_dim(), [&](ms::mat<float> out, int first, int count) {
-    ms::attend(backend, out, q.view(first, count), kv, rows.rows(first, count), shape, memory);
-  });
+  for (const int groups : {1, 2})  // fewer than threads, and none left over
+    for (const bool in_turn : {false, true}) {
+      CAPTURE(groups);
+      CAPTURE(in_turn);
+      const ms::attention_shape shape{.heads = 6, .kv_heads = groups, .head_dim = 40, .scale = 0.16f};
+      // A chain of 11 rows that crosses a block of keys, and shorter ones in other slots; or slots row by row.
+      std::vector<int> slot, position;
+      for (int n = 0; n < all_rows; ++n) {
+        slot.push_back(in_turn ? n % slots : n < 2 ? 0 : n < 13 ? 1 : 2);
+        position.push_back(slot[std::size_t(n)] == 0 ? 485 + n : slot[std::size_t(n)] == 1 ? 473 + n : 30 + n);
+      }
+      const ms::token_rows rows{{slot.data(), slot.size()}, {position.data(), position.size()}};
+      const random_matrix<float> q(all_rows, shape.q_dim(), 1);
+      std::vector<float> keys = random_values<float>(slots * context * std::size_t(shape.kv_dim()), 2);
+      std::vector<float> values = random_values<float>(keys.size(), 3);
+      const ms::kv_layer<float> kv{{keys.data(), slots, context, shape.kv_dim()},
+                                   {values.data(), slots, context, shape.kv_dim()}};
+      check_rows(shape.q_dim(), [&](ms::mat<float> out, int first, int count) {
+        ms::attend(backend, out, q.view(first, count), kv, rows.rows(first, count), shape, memory);
+      });
+    }
 }
 
 TEST_CASE_TEMPLATE("rows keep their bits: experts", B, ms::cpu<float>, ms::cpu<ms::bf16>, products_in_bf16) {

@@ -1,5 +1,5 @@
-// Byte-level BPE tokenizers against the Python package `tokenizers`: the files of tests/golden/tokenizers hold texts and
-// the ids that it gives them (make_tokenizers.py). Damaged files are refused with a message that names the field.
+// Byte-level BPE tokenizers against the Python package `tokenizers`: the files of tests/golden/tokenizers hold texts
+// and the ids that it gives them (make_tokenizers.py). Damaged files are refused with a message that names the field.
 #include <doctest/doctest.h>
 
 #include <unistd.h>

@@ -138,7 +138,7 @@ template <class V> double trained(report& out, const std::string& name, ms::mode
   out.line(prefix + ".utility_forecast", median(by_rule), "ratio", "plain decoding",
            "of lengths by utility at the best exit in hindsight");
   const auto [least, most] = std::minmax_element(gains.begin(), gains.end());
-  out.line(prefix + ".foreknowing_gain", median(gains), "ratio", "the line above",
+  out.line(prefix + ".foreknowing_gain", median(gains), "ratio", "utility_forecast, prompt by prompt",
            ms::text("if a verify's experts were known before; from ", *least, " to ", *most));
   return std::min(small, great);
 }

@@ -45,8 +45,9 @@ template <class V> void memory(bench::report& out, const ms::model<V, bench::wei
   out.line("load.resident", bench::status_of("VmHWM") / 1e9, "GB", "", "the most, pages of files included");
 }
 
-/// Decodes greedily in turn with streaming reads of memory on huge pages, whatever the model's is. Weights in files have
-/// been read once, so that nothing needs to be asked for where memory holds them; what asking costs is measured beside it.
+/// Decodes greedily in turn with streaming reads of memory on huge pages, whatever the model's is. Weights in files
+/// have been read once, so that nothing needs to be asked for where memory holds them; what asking costs is measured
+/// beside it.
 template <class V> void decode(bench::report& out, ms::model<V, bench::weights_in_bf16>& m) {
   const ms::buffer<std::byte> memory(ms::index_t{1} << 29);
   for (std::size_t i = 0; i < m.tensors().size(); ++i)  // all of it is in memory from here on

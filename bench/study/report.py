@@ -94,6 +94,50 @@ def removal(runs):
     table(["recipe", "all", "an eighth removed", "a quarter", "a half"], rows)
 
 
+def weights_read(config, distinct):
+    """Of a MoE layer by tokens that visit so many distinct experts; a shared one is read once."""
+    of = lambda field: int(config["sizes." + field])
+    dim, ffn, groups = of("dim"), of("ffn"), of("kv_heads") or of("heads")
+    shared = (of("shared_ffn") or ffn) if config.get("shared_expert", "none") != "none" else 0
+    return (2 * (of("heads") + groups) * (dim // of("heads")) + of("experts") + 3 * (ffn * distinct + shared)) * dim
+
+
+def predicted(run, acceptance=0.85, leave=2, drafted=3):
+    """Speed-up over plain decoding by weights read: a draft of three tokens that leaves after layer 2, verified together."""
+    config, layers, tokens = run["config"], int(run["config"]["sizes.layers"]), drafted + 1
+    one = weights_read(config, experts_per_token(config))
+    four = weights_read(config, routing(run, "generated", "distinct", 1))
+    head = int(config["sizes.vocab"]) * int(config["sizes.dim"])
+    made = sum(acceptance ** i for i in range(tokens))
+    return made * (layers * one + head) / (tokens * leave * one + drafted * head + (layers - leave) * four + head)
+
+
+def experts_per_token(config):
+    return int(config["router"].split("top_k<")[1].split(">")[0])
+
+
+def locality(runs):
+    """Recipes of the baseline's shape: what shared choices cost in bits, and what they buy in bytes."""
+    bits = lambda group: mean([exits(run)[max(exits(run))] for run in group])
+    if "baseline" not in runs or "dense" not in runs:
+        return
+    base, dense = bits(runs["baseline"]), bits(runs["dense"])
+    print("### What routing locality costs and buys\n")
+    rows = []
+    for name, group in runs.items():
+        config = group[0]["config"]
+        if (not routing(group[0], "valid", "growth") or config["sizes.moe_every"] != "1" or config["sizes.layers"] != "12"
+                or weights_read(config, int(config["sizes.experts"])) < 0.9 * weights_read(runs["baseline"][0]["config"], 16)):
+            continue
+        get = lambda *where: [routing(run, *where) for run in group]
+        rows.append((bits(group), [name, cell([exits(run)[12] for run in group]), f"{100 * (bits(group) / base - 1):+.1f} %",
+                     f"{100 * (dense - bits(group)) / (dense - base):.0f} %", cell(get("generated", "growth", 1), 2),
+                     cell(get("generated", "growth_aligned", 1), 2), cell(get("valid", "max_violation"), 2),
+                     f"{mean([predicted(run) for run in group]):.2f}"]))
+    table(["recipe", "bits per byte", "against the baseline", "of the gain over dense", "growth of 4, generated", "aligned", "MaxVio",
+           "predicted speed-up"], [row for _, row in sorted(rows)])
+
+
 class Plot:
     """Lines over two axes, each with a legend at its right end."""
     W, H, LEFT, RIGHT, TOP, BOTTOM = 720, 380, 60, 190, 30, 45
@@ -188,6 +232,7 @@ def main():
     quality(runs)
     utilisation(runs)
     removal(runs)
+    locality(runs)
     plot_exits(runs, folder)
     plot_locality(runs, folder)
 

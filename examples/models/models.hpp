@@ -19,8 +19,8 @@ struct all_moe : local {};
 /// MoE every 4th layer, the others dense.
 struct every_4th : local {};
 
-/// What all_moe is compared with: top-2 of as many experts as all_moe has with its shared one, nothing dropped, no
-/// exits.
+/// What all_moe is compared with: default policies, top-2 of as many experts as all_moe has with its shared one,
+/// nothing dropped, no exits.
 struct all_moe_baseline : moeskip::variant {};
 
 /// A small dense one, to draft for either.

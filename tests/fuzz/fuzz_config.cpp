@@ -1,5 +1,5 @@
-// Any bytes as config.json of each preset: they are refused with a file_error, or give a config that is valid or says why
-// it is not. An index of shards is the same kind of document.
+// Any bytes as config.json of each preset: they are refused with a file_error, or give a config that is valid or says
+// why it is not. An index of shards is the same kind of document.
 #include "moeskip/model/presets/any.hpp"
 #include "moeskip/moeskip.hpp"
 

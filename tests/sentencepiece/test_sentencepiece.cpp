@@ -1,5 +1,5 @@
-// SentencePiece models against the Python package `sentencepiece`: the files of tests/golden/sentencepiece hold texts, the
-// ids that it gives them, and what decodes from these (make_sentencepiece.py).
+// SentencePiece models against the Python package `sentencepiece`: the files of tests/golden/sentencepiece hold texts,
+// the ids that it gives them, and what decodes from these (make_sentencepiece.py).
 #include "moeskip/formats/tokenizer/sentence_piece.hpp"
 
 #include <doctest/doctest.h>

@@ -1,6 +1,6 @@
-// Models whose weights stay in their file: started at once, shared by all processes that run them, and larger than memory
-// if need be. Pages come when they are touched and leave when memory is short; experts are asked for before they are
-// touched (memory/paging.hpp), which is several times as fast.
+// Models whose weights stay in their file: started at once, shared by all processes that run them, and larger than
+// memory if need be. Pages come when they are touched and leave when memory is short; experts are asked for before they
+// are touched (memory/paging.hpp), which is several times as fast.
 // Where memory suffices, load() puts weights on huge pages, and they can be trained.
 #pragma once
 
@@ -8,9 +8,9 @@
 
 namespace moeskip {
 
-/// The model in a file that save() wrote from a backend that stores weights as B does. The file is not written to, nor must
-/// it be while the model lives (save() replaces files, which does no harm); a model that is trained gets pages of its own.
-/// Throws file_error that names what differs from V, or keeps weights from being used where they stand.
+/// The model in a file that save() wrote from a backend that stores weights as B does. The file is not written to, nor
+/// must it be while the model lives (save() replaces files, which does no harm); a model that is trained gets pages of
+/// its own. Throws file_error that names what differs from V, or keeps weights from being used where they stand.
 /// In a folder, where V is a preset, what cannot be used so is copied, tensor by tensor: see model/mapped_folder.hpp.
 template <class V, class B> model<V, B> load_mapped(const std::filesystem::path& path) {
   if constexpr (requires { typename V::huggingface; })

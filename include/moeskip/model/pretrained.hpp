@@ -91,9 +91,9 @@ template <class V> std::vector<planned_tensor> plan_loading(const config<V>& c, 
   return plan;
 }
 
-/// The weight out of the bytes of its source, converted. False where the types do not convert. Training moves a selection
-/// bias by steps whose sum need not be 0, so its mean may drift far off; only differences choose, and a type of few digits
-/// keeps these best without the mean.
+/// The weight out of the bytes of its source, converted. False where the types do not convert. Training moves a
+/// selection bias by steps whose sum need not be 0, so its mean may drift far off; only differences choose, and a type
+/// of few digits keeps these best without the mean.
 template <class W>
 bool copy_weight(vec<W> out, const tensor_info& t, const tensor_source& from, const huggingface::stored_tensor& found) {
   const std::span<const std::byte> bytes = found.file->bytes(*found.info);
@@ -166,9 +166,9 @@ config<V> read_pretrained_config(const std::filesystem::path& folder, Adjust&& a
 }
 
 /// The model in a folder, its weights converted to what B stores, tensor by tensor, a thread each; pages of the
-/// file are given back behind them, so that memory holds the model and little else. An exit with weights of its own starts
-/// as the full model's head, a low-rank correction without effect. progress(done, all): elements, after every tensor and at the end.
-/// Throws file_error; nothing large is allocated before names and shapes are known to fit.
+/// file are given back behind them, so that memory holds the model and little else. An exit with weights of its own
+/// starts as the full model's head, a low-rank correction without effect. progress(done, all): elements, after every
+/// tensor and at the end. Throws file_error; nothing large is allocated before names and shapes are known to fit.
 template <class V, class B, class Adjust = detail::keep_config, class Progress = detail::no_progress>
 model<V, B> load_pretrained(const std::filesystem::path& path, Adjust&& adjust = {}, Progress&& progress = {}) {
   const config<V> c = read_pretrained_config<V>(path, adjust);
@@ -184,8 +184,9 @@ template <class V, class B> struct pretrained {
   static model<V, B> load(const std::filesystem::path& path) { return load_pretrained<V, B>(path); }
 };
 
-/// Writes config.json and model.safetensors, with the names that transformers gives V's weights, as they are stored; the
-/// folder is made. Shards that lie there are left, and no longer read. Throws config_error for a model with exits of its own, which such a folder cannot hold, and file_error.
+/// Writes config.json and model.safetensors, with the names that transformers gives V's weights, as they are stored;
+/// the folder is made. Shards that lie there are left, and no longer read. Throws config_error for a model with exits
+/// of its own, which such a folder cannot hold, and file_error.
 template <class V, class B> void save_pretrained(const model<V, B>& m, const std::filesystem::path& path) {
   using W = weight_t<B>;
   safetensors_writer file;

@@ -9,9 +9,9 @@
 
 namespace moeskip {
 
-/// The keys and values of the rows themselves must already stand in the cache. On cpu, calls of 1 to 16 rows give
-/// every row the same bits whatever the other rows are. Throws shape_error, and config_error for a row outside the
-/// cache.
+/// The keys and values of the rows themselves must already stand in the cache; out must not overlap q. On cpu, calls of
+/// 1 to 16 rows give every row the same bits whatever the other rows are. Throws shape_error, and config_error for a
+/// row outside the cache.
 struct attend_t {
   static constexpr const char* name = "attend";
   template <class B, class Memory> void operator()(B& b, mat<scalar_t<B>> out, mat<const scalar_t<B>> q,

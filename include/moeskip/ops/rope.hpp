@@ -34,14 +34,16 @@ struct attention_shape {
   MOESKIP_HD constexpr int kv_dim() const { return kv_heads * head_dim; }
 };
 
-/// Throws unless kv is a cache (S, C, G·d) of this shape (shape_error) and every row has its place in it
-/// (config_error).
+/// Throws unless kv is a cache (S, C, G·d) of this shape (shape_error), heads share groups evenly and every row has its
+/// place in the cache (config_error).
 template <class T>
 void expect_kv(std::string_view op, const token_rows& rows, const kv_layer<T>& kv, const attention_shape& shape) {
   const index_t S = kv.keys.extent(0), C = kv.keys.extent(1);
   expect_shape(op, "keys", kv.keys, S, C, shape.kv_dim());
   expect_shape(op, "values", kv.values, S, C, shape.kv_dim());
   expect_shape(op, "rows.slot", rows.slot, rows.size());
+  MOESKIP_CHECK(config_error, shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, op,
+                ": expected heads to be a multiple of kv_heads, got ", shape.heads, " and ", shape.kv_heads);
   for (index_t n = 0; n < rows.size(); ++n) {
     MOESKIP_CHECK(config_error, rows.slot[n] >= 0 && rows.slot[n] < S, op, ": slot ", rows.slot[n],
                   " is beyond the key/value cache of ", S, " sequences");

@@ -132,8 +132,8 @@ template <class V, class B> struct moe {
     return y;
   }
 
-  /// Tells the tape which experts would be chosen if x (N, D) came here as it is, and asks for their weights. A router that follows the
-  /// token before notes what it chooses, so it is not asked what it would choose.
+  /// Tells the tape which experts would be chosen if x (N, D) came here as it is, and asks for their weights. A router
+  /// that follows the token before notes what it chooses, so it is not asked what it would choose.
   template <class Tape>
   void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     if constexpr (!follows_previous<R>) {

@@ -1,5 +1,5 @@
-// Attention on the CPU. Up to 16 rows: attend_few.hpp. More rows: 64 queries of one
-// sequence and head at a time, as two matrix products around a softmax; the scores never leave the cache.
+// Attention on the CPU. Up to 16 rows: attend_few.hpp. More rows: 64 queries of one sequence and head at a time, as two
+// matrix products around a softmax; the scores never leave the cache.
 #pragma once
 
 #include "moeskip/backend/cpu/attend_few.hpp"
@@ -94,13 +94,14 @@ template <> struct kernel<attend_t, on_cpu> {
     namespace k = cpu_kernels;
     index_t work = 0;
     for (const int p : rows.position) work += index_t(p + 1) * s.q_dim();
-    const index_t tasks = s.kv_heads * rows.size();
+    // Heads of a group stay together as long as there are enough groups for the threads: they read the same keys.
+    const index_t tasks = rows.size() * s.heads, groups = rows.size() * s.kv_heads;
     parallel_for(
         tasks,
         [&](index_t first, index_t last) {
           k::few_rows_attention<A>(out, q, kv, rows, s)({first, last});
         },
-        work < 16384 ? tasks + 1 : 0);
+        work < 16384 ? tasks + 1 : 0, groups >= thread_count() ? s.heads / s.kv_heads : 1);
   }
 };
 

@@ -1,10 +1,12 @@
-// Attention of up to 16 rows on the CPU: decode and verify. Keys and values pass once for all rows and heads of a thread, a
-// block at a time, with what the softmax needs carried from block to block:
-//   m' = max(m, max_j s_j)    l' = l e^(m − m') + Σ_j e^(s_j − m')    y' = y e^(m − m') + Σ_j e^(s_j − m') v_j    out = y / l
+// Attention of up to 16 rows on the CPU: decode and verify. Keys and values are read in blocks, once for all rows and
+// heads of a thread that see them, and what the softmax needs is carried from block to block:
+//   m' = max(m, max_j s_j)    l' = l e^(m − m') + Σ_j e^(s_j − m')    y' = y e^(m − m') + Σ_j e^(s_j − m') v_j
+//   out = y / l at the end
 //                                                                       Milakov and Gimelshein 2018, arXiv:1805.02867
 // Blocks begin at multiples of their size and keys go in order, so a row's bits are its own. The keys of a head lie
-// whole rows apart, mostly a power of two: no prefetcher follows them, and few of them fit the first level of cache at a
-// time. So a block is asked for while the one before is worked on, and copied together where several queries read it.
+// whole rows apart, mostly a power of two: hardware prefetchers do not follow, and they fall into few sets of the first
+// level of cache. So a block is prefetched while others are worked on, and copied together where several queries read
+// it.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +20,8 @@
 
 namespace moeskip::cpu_kernels {
 
-/// out and q (N, H·d). The work consists of G · N tasks: a group's heads for a row, rows innermost.
+/// out and q (N, H·d). The work consists of H · N tasks, a row and a head each: the heads of a group for all rows, then
+/// those of the next group.
 template <class A> class few_rows_attention {
  public:
   few_rows_attention(mat<float> out, mat<const float> q, const kv_layer<float>& kv, const token_rows& rows,
@@ -28,33 +31,49 @@ template <class A> class few_rows_attention {
   void operator()(range tasks) const {
     struct queries;
     struct scores;
-    const index_t count = (tasks.last - tasks.first) * shared_;
+    const index_t count = tasks.last - tasks.first;
     query* const all = thread_scratch<queries, query>(count);
     float* const weights = thread_scratch<scores>(count * block_keys);
-    int longest = 0;
     for (index_t i = 0; i < count; ++i) {
-      const index_t task = tasks.first + i / shared_, n = task % rows_.size();
-      const index_t column = (task / rows_.size() * shared_ + i % shared_) * d_;
-      all[i] = {&q_(n, column), &out_(n, column), weights + i * block_keys, rows_.position[n] + 1};
+      const place at = place_of(tasks.first + i);
+      const index_t column = (at.group * shared_ + at.head) * d_;
+      all[i] = {&q_(at.row, column), &out_(at.row, column), weights + i * block_keys, rows_.position[at.row] + 1};
       std::fill_n(all[i].out, d_, 0.f);
-      longest = std::max(longest, all[i].keys);
     }
-    for (int first = 0; first < longest; first += block_keys)
-      for (range run{tasks.first, 0}; run.first < tasks.last; run.first = run.last) {
-        run.last = end_of_run(run.first, tasks.last);
-        attend_block(run, first, all + (run.first - tasks.first) * shared_);
-      }
+    // As many runs side by side as leave their next blocks in the second level of cache until they are read.
+    const index_t side_by_side =
+        std::max<index_t>(1, prefetched_bytes / (2 * block_keys * d_ * index_t(sizeof(float))));
+    for (index_t begin = tasks.first, end; begin < tasks.last; begin = end) {
+      end = begin;
+      for (index_t i = 0; i < side_by_side && end < tasks.last; ++i) end = end_of_run(end, tasks.last);
+      int longest = 0;
+      for (index_t i = begin; i < end; ++i) longest = std::max(longest, all[i - tasks.first].keys);
+      for (int first = 0; first < longest; first += block_keys)
+        for (range run{begin, 0}; run.first < end; run.first = run.last) {
+          run.last = end_of_run(run.first, end);
+          attend_block(run, first, all + (run.first - tasks.first));
+        }
+    }
     for (index_t i = 0; i < count; ++i) scale_row<A>(all[i].out, all[i].out, 1.f / all[i].sum, d_);
   }
 
  private:
   static constexpr int block_keys = 32;
+  static constexpr index_t prefetched_bytes = 256 << 10;
+
+  struct place {
+    index_t group, row, head;  // the head within its group
+  };
+  place place_of(index_t task) const {
+    const index_t N = rows_.size(), row = task / shared_;
+    return {row / N, row % N, task % shared_};
+  }
 
   struct query {
     const float* q;
     float *out, *weights;  // (d), (block_keys)
     int keys;              // that it sees
-    float highest = -std::numeric_limits<float>::infinity(), sum = 0, kept = 0;
+    float highest = std::numeric_limits<float>::lowest(), sum = 0, kept = 0;
 
     int keys_from(int first) const { return std::clamp(keys - first, 0, block_keys); }
   };
@@ -65,34 +84,36 @@ template <class A> class few_rows_attention {
     const float* row(index_t j) const { return data + j * stride; }
   };
 
-  /// Tasks of one group and sequence.
+  /// Where the tasks of one group and sequence that begin with `first` end.
   index_t end_of_run(index_t first, index_t last) const {
-    const index_t N = rows_.size();
-    index_t end = first + 1;
-    while (end < last && end % N && rows_.slot[end % N] == rows_.slot[first % N]) ++end;
-    return end;
+    const place at = place_of(first);
+    index_t row = at.row + 1;
+    while (row < rows_.size() && rows_.slot[row] == rows_.slot[at.row]) ++row;
+    return std::min(last, (at.group * rows_.size() + row) * shared_);
   }
 
   void attend_block(range run, int first, query* q) const {
-    const index_t queries = (run.last - run.first) * shared_, n = run.first % rows_.size();
-    int count = 0;
-    for (index_t i = 0; i < queries; ++i) count = std::max(count, q[i].keys_from(first));
-    if (count == 0) return;
+    const index_t queries = run.last - run.first;
+    const place at = place_of(run.first);
+    int keys_left = 0;
+    for (index_t i = 0; i < queries; ++i) keys_left = std::max(keys_left, q[i].keys - first);
+    if (keys_left <= 0) return;
+    const int count = std::min(keys_left, block_keys), next = std::min(keys_left - count, block_keys);
     const auto block_of = [&](const cube<float>& from) {
-      const block b{&from.plane(rows_.slot[n])(first, run.first / rows_.size() * d_), from.cols()};
-      ask_for_next(b);
+      const block b{&from.plane(rows_.slot[at.row])(first, at.group * d_), from.cols()};
+      prefetch_next(b, next);
       return queries > 1 ? together(b, count) : b;
     };
     const block keys = block_of(kv_.keys);
     for (index_t i = 0; i < queries; ++i)
       if (const int seen = q[i].keys_from(first)) score(q[i], keys, seen);
-    const block values = block_of(kv_.values);
+    const block values = block_of(kv_.values);  // copied over the keys
     for (index_t i = 0; i < queries; ++i)
       if (const int seen = q[i].keys_from(first)) add_values(q[i], values, seen);
   }
 
-  void ask_for_next(const block& b) const {
-    for (index_t j = block_keys; j < 2 * block_keys; ++j)
+  void prefetch_next(const block& b, int count) const {
+    for (index_t j = block_keys; j < block_keys + count; ++j)
       for (index_t i = 0; i < d_; i += index_t(alignment / sizeof(float)))
         simd::prefetch<simd::cache::second>(b.data, j * b.stride + i);
   }

@@ -1,5 +1,5 @@
-// A model's folder as transformers writes it: config.json, and its weights in model.safetensors or in several files that
-// model.safetensors.index.json lists. Files are mapped, not read.
+// A model's folder as transformers writes it: config.json, and its weights in model.safetensors or in several files
+// that model.safetensors.index.json lists. Files are mapped, not read.
 //   {"metadata": {…}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors", …}}
 #pragma once
 

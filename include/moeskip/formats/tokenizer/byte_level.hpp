@@ -1,6 +1,6 @@
-// Byte-level BPE tokenizers as tokenizer.json describes them: those of GPT-2, GPT-NeoX and OLMoE, Llama 3, Qwen 2 and 3.
-// Ids are those of the Python package `tokenizers`, without what its post-processors add: begin a text with bos yourself.
-// Opt-in: needs nlohmann-json.
+// Byte-level BPE tokenizers as tokenizer.json describes them: those of GPT-2, GPT-NeoX and OLMoE, Llama 3, Qwen 2 and
+// 3. Ids are those of the Python package `tokenizers`, without what its post-processors add: begin a text with bos
+// yourself. Opt-in: needs nlohmann-json.
 //
 //   const ms::tokenizer::byte_level words("OLMoE-1B-7B-0924/tokenizer.json");
 //   std::vector<int> ids = words.encode("Once upon a time");

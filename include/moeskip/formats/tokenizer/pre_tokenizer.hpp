@@ -59,8 +59,8 @@ struct pre_tokenizer {
     return at;
   }
 
-  /// The length of 's 't 're 've 'm 'll 'd at the start of text, 0 where there is none. In any case includes the long s,
-  /// U+017F, which folds to s.
+  /// The length of 's 't 're 've 'm 'll 'd at the start of text, 0 where there is none. In any case includes the long
+  /// s, U+017F, which folds to s.
   std::size_t contraction(std::string_view text) const {
     const auto lower = [&](std::size_t i) -> char {
       if (i >= text.size()) return 0;

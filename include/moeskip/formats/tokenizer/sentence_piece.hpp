@@ -81,8 +81,8 @@ class sentence_piece {
     MOESKIP_CHECK(config_error, known(id), "tokenizer: expected ids 0 to ", vocab() - 1, ", got ", id);
     return surfaces_[std::size_t(id)];
   }
-  /// The bytes of ids, which need not be UTF-8; without the space that encode puts before a text. Throws config_error at
-  /// an id that is no token's.
+  /// The bytes of ids, which need not be UTF-8; without the space that encode puts before a text. Throws config_error
+  /// at an id that is no token's.
   std::string decode(std::span<const int> ids) const {
     std::string out;
     leading_space space(*this);
@@ -162,8 +162,8 @@ class sentence_piece {
     return static_cast<char>(value);
   }
 
-  /// Which spaces the model takes from the beginning of a text is not in its interface, so it is asked: it decodes tokens
-  /// that are a space and nothing else, or begin with one.
+  /// Which spaces the model takes from the beginning of a text is not in its interface, so it is asked: it decodes
+  /// tokens that are a space and nothing else, or begin with one.
   void find_leading_spaces() {
     for (int id = 0; id < vocab() && !strips_first_; ++id)
       if (plain(id) && written_with_space(id)) strips_first_ = model_.DecodeIds({id}) != bytes(id);
