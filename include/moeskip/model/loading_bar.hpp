@@ -37,8 +37,8 @@ class loading_bar {
     const double left = std::chrono::duration<double>(now - start_).count() * (1 / share - 1);
     std::string bar;
     for (int i = 0; i < width; ++i) bar += i < int(share * width) ? "━" : "─";
-    write(text("\r\x1b[K", what_, "  \x1b[36m", bar, "\x1b[0m  ", int(100 * share), " %  ", int(std::ceil(left)),
-               " s left"));
+    write(text("\r\x1b[K", what_, "  \x1b[36m", bar, "\x1b[0m  ", int(100 * share), " %",
+               share < 0.01 ? std::string() : text("  ", int(std::ceil(left)), " s left")));
   }
 
  private:
