@@ -47,6 +47,7 @@ const study::known recipes[] = {
     {"sticky_0.5", [] { return by(sticky<top_2>{.bonus = 0.5f}); }},
     {"sticky_1", [] { return by(sticky<top_2>{.bonus = 1}); }},
     {"sticky_2", [] { return by(sticky<top_2>{.bonus = 2}); }},
+    {"sticky_0.5_biased", [] { return by(biased<sticky<top_2>>{.base = {.bonus = 0.5f}, .bias_rate = 0.01f}); }},
     {"sticky_1_biased", [] { return by(biased<sticky<top_2>>{.base = {.bonus = 1}, .bias_rate = 0.01f}); }},
     {"smooth_1", [] { return by(smooth<top_2>{.change_loss = 1}); }},
     {"shared", [] { return by_shared(beside_shared); }},
