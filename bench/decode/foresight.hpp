@@ -15,10 +15,13 @@ namespace bench {
 enum class known_experts { on_average, exactly };
 
 /// Speed-up over plain decoding of tokens from `first` on. A token is worth what it takes at the rate that is reached.
+/// Throws config_error where fewer tokens follow than a round may have.
 template <class V> double utility_by_bytes(const ms::config<V>& c, const trace& t, int first, known_experts known) {
   constexpr int longest = ms::draft_length::utility{}.longest();
   using upper_layers = std::array<double, longest + 2>;  // [rows]: weights that they read above the exit
   const int L = c.sizes.layers, last = t.tokens() - longest - 1;
+  MOESKIP_CHECK(ms::config_error, last > first, "a trace to forecast lengths along: expected more than ",
+                first + longest + 1, " tokens, got ", t.tokens());
   const double head = ms::head_weights_read(c.sizes);
   const auto read = [&](int from, int to, int position, int rows) {
     double sum = 0;
