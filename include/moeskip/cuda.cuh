@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <new>
 #include <vector>
 
@@ -40,6 +41,13 @@ class device_block {
     return v;
   }
   __device__ float warp_at(float v, int lane) const { return __shfl_sync(~0u, v, lane); }
+  /// sum += a b of 16 × 16 and 16 × 8 numbers in bf16, on tensor cores.
+  __device__ void multiply_add(float (&sum)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
 
  private:
   float* shared_;
@@ -53,6 +61,13 @@ template <class Phase> __global__ void each(index_t n, Phase phase) {
 }
 
 template <class Phase> __global__ void blocks(Phase phase) {
+  extern __shared__ float shared[];
+  phase(device_block(shared));
+}
+/// Where a phase says how many of its blocks should fit a multiprocessor: registers are given out so.
+template <class Phase>
+  requires(Phase::blocks_at_once > 0)
+__global__ void __launch_bounds__(Phase::threads, Phase::blocks_at_once) blocks(Phase phase) {
   extern __shared__ float shared[];
   phase(device_block(shared));
 }
@@ -131,19 +146,25 @@ class device_stream {
 namespace driver {
 
 inline void device::start() {
-  int count = 0, number = 0, major = 0, shares = 0;
-  const cudaError_t code = cudaGetDeviceCount(&count);
-  MOESKIP_CHECK(error, code == cudaSuccess && count > 0,
-                "no CUDA device: expected a GPU of compute capability 8.0 or more and its driver, and CUDA says \"",
-                cudaGetErrorString(code == cudaSuccess ? cudaErrorNoDevice : code), "\"");
-  detail::expect_success(cudaGetDevice(&number), "cudaGetDevice", "start");
-  detail::expect_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number),
-                         "cudaDeviceGetAttribute", "compute capability");
-  detail::expect_success(cudaDeviceGetAttribute(&shares, cudaDevAttrConcurrentManagedAccess, number),
-                         "cudaDeviceGetAttribute", "concurrent managed access");
-  MOESKIP_CHECK(error, major >= 8 && shares, "CUDA device ", number, ": expected compute capability 8.0 or more with ",
-                "concurrent managed access, got ", major, ".x ", shares ? "with it" : "without it");
-  buffers_from = {&detail::shared_pages::take, &detail::shared_pages::give};
+  // Once: whoever wants products that are not rounded makes a backend for each.
+  static const bool started = [] {
+    int count = 0, number = 0, major = 0, shares = 0;
+    const cudaError_t code = cudaGetDeviceCount(&count);
+    MOESKIP_CHECK(error, code == cudaSuccess && count > 0,
+                  "no CUDA device: expected a GPU of compute capability 8.0 or more and its driver, and CUDA says \"",
+                  cudaGetErrorString(code == cudaSuccess ? cudaErrorNoDevice : code), "\"");
+    detail::expect_success(cudaGetDevice(&number), "cudaGetDevice", "start");
+    detail::expect_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number),
+                           "cudaDeviceGetAttribute", "compute capability");
+    detail::expect_success(cudaDeviceGetAttribute(&shares, cudaDevAttrConcurrentManagedAccess, number),
+                           "cudaDeviceGetAttribute", "concurrent managed access");
+    MOESKIP_CHECK(error, major >= 8 && shares, "CUDA device ", number,
+                  ": expected compute capability 8.0 or more with ", "concurrent managed access, got ", major, ".x ",
+                  shares ? "with it" : "without it");
+    buffers_from = {&detail::shared_pages::take, &detail::shared_pages::give};
+    return true;
+  }();
+  static_cast<void>(started);
 }
 
 template <class Phase> void device::each(index_t n, const Phase& phase) {

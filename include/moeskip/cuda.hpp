@@ -16,3 +16,4 @@
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"
 #include "moeskip/backend/cuda/rowwise.hpp"
+#include "moeskip/backend/cuda/tensor_product.hpp"

@@ -12,7 +12,7 @@ namespace driver {
 struct device;
 struct emulator;
 }  // namespace driver
-template <Storage W = float, class Driver = driver::device> struct cuda;
+template <Storage W = float, class Driver = driver::device, Storage Product = W> struct cuda;
 
 template <class V> struct config;
 template <class V, class B> class model;

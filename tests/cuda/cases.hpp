@@ -32,7 +32,12 @@ template <class B> class trial {
   ms::cube<T> numbers(ms::index_t planes, ms::index_t rows, ms::index_t cols) {
     return {numbers(planes * rows * cols).data(), planes, rows, cols};
   }
-  /// Weights that bf16 holds exactly.
+  /// Numbers, weights, that bf16 holds exactly.
+  ms::mat<T> rounded(ms::index_t rows, ms::index_t cols) {
+    const auto m = numbers(rows, cols);
+    for (T& x : m) x = T(float(ms::bf16(float(ms::real_part(x)))));
+    return m;
+  }
   template <class... Extents> auto weights(Extents... extents) {
     const auto v = memory.take<W>(extents...);
     for (W& w : v) w = ms::to<W>(float(ms::bf16(float(next()))));
@@ -88,6 +93,19 @@ struct linear_case {
     ms::linear(t.backend, y, x, w, y);
     ms::linear_backward(t.backend, dx, dw, y, x, w);
     t.keep(y, dx, dw);
+  }
+};
+
+/// Products of more tiles than one, of numbers that bf16 holds; not among each_case.
+struct rounded_case {
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = t.between(100, 280), I = t.between(1, 150), O = t.between(100, 150);
+    const auto x = t.rounded(N, I), y = t.rounded(N, O), dx = t.numbers(N, I), z = t.numbers(N, O);
+    const auto w = t.weights(O, I);
+    const auto dw = t.numbers(O, I);
+    ms::linear(t.backend, z, x, w);
+    ms::linear_backward(t.backend, dx, dw, y, x, w);
+    t.keep(z, dx, dw);
   }
 };
 

@@ -1,4 +1,4 @@
-// cuda<W, Driver>: every op as phases, functors that know neither who runs them nor where.
+// cuda<W, Driver, Product>: every op as phases, functors that know neither who runs them nor where.
 //   each(n, phase)         phase(i) for all i in [0, n), in any order: no thread needs another
 //   launch(shape, phase)   phase(block) on every thread of every block: threads of a block share memory and barriers
 // Two drivers run the same phases:
@@ -26,18 +26,26 @@ struct launch_shape {
   index_t shared = 0;
 };
 
-/// W: how weights are stored, float or bf16. Sums are f32.
-template <Storage W, class Driver> struct cuda {
+/// W: how weights are stored; Product: what linear maps of more than 16 rows round both factors to, all but the
+/// router's. In bf16 they are made by tensor cores. Sums are f32, and so is everything else.
+template <Storage W, class Driver, Storage Product> struct cuda {
   static_assert(std::same_as<W, float> || std::same_as<W, bf16>, "moeskip: cuda<W> stores weights in float or bf16");
+  static_assert(std::same_as<Product, float> || std::same_as<Product, bf16>,
+                "moeskip: cuda<W, Driver, Product> multiplies in float or bf16");
   using scalar = float;
   using weight = W;
   using family = on_cuda;
   using driver = Driver;
-  using widened = cuda<float, Driver>;
+  using product = Product;
+  using widened = cuda<float, Driver, Product>;
+  using unrounded = cuda<W, Driver, float>;
 
   /// Throws error, in one sentence, where there is no device.
   cuda() { Driver::start(); }
-  static std::string name() { return text(Driver::name, "<", scalar_name<W>(), ">"); }
+  static std::string name() {
+    const bool rounds = !std::same_as<Product, W>;
+    return text(Driver::name, "<", scalar_name<W>(), rounds ? text(", products in ", scalar_name<Product>()) : "", ">");
+  }
   void settle() const { Driver::settle(); }
 };
 
@@ -45,7 +53,9 @@ namespace detail {
 
 /// What a kernel of a cuda backend needs beside its arguments. Op names it in messages.
 template <class Op, class B> struct device_call;
-template <class Op, Storage W, class Driver> struct device_call<Op, cuda<W, Driver>> {
+template <class Op, Storage W, class Driver, Storage Product> struct device_call<Op, cuda<W, Driver, Product>> {
+  static constexpr bool on_tensor_cores = std::same_as<Product, bf16>;
+
   /// v, which must be memory that the device sees.
   template <class T, int Rank> static const view<T, Rank>& seen(const view<T, Rank>& v) {
     reached_memory::expect(Op::name, v.data(), v.data() ? std::size_t(v.size()) * sizeof(T) : 0);

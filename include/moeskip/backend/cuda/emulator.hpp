@@ -4,16 +4,20 @@
 //   * nothing is done before settle(): who reads too early reads what was there before
 //   * lists of the host are copied, and given back as soon as they are no longer promised
 // For tests of the tests, one barrier of one phase can be left out. It shows errors of logic and of synchronisation
-// inside a block; races between blocks, timing and tensor cores it does not show.
+// inside a block; races between blocks and timing it does not show.
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -49,17 +53,19 @@ inline int order_for(index_t n, int order) { return order == 2 && n % 7919 == 0 
 class team {
  public:
   static constexpr int warp_size = 32;
+  static constexpr std::size_t most_exchanged = 24;  // bytes of a thread
 
   template <class Phase> void run(const launch_shape& shape, const Phase& phase);
 
   void wait_for_block(int thread, int barrier) { wait(thread, state::at_barrier, barrier); }
-  /// The values of the calling thread's warp.
-  const float* exchange(int thread, float value) {
+  /// The values (32) of the calling thread's warp.
+  template <class T> const T* exchange(int thread, const T& value) {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= most_exchanged);
     const int turn = turn_[std::size_t(thread)] ^= 1;
-    float* values = values_[turn].data();
-    values[thread] = value;
+    auto* values = reinterpret_cast<T*>(values_[turn][std::size_t(thread / warp_size)].bytes);
+    values[thread % warp_size] = value;
     wait(thread, state::in_warp, 0);
-    return values + thread / warp_size * warp_size;
+    return values;
   }
 
  private:
@@ -86,7 +92,7 @@ class team {
         }
       });
     }
-    for (auto& v : values_) v.resize(std::size_t(threads));
+    for (auto& v : values_) v.resize(std::size_t(threads / warp_size));
     turn_.assign(std::size_t(threads), 0);
   }
   void run_block(int threads, const char* phase);
@@ -94,7 +100,10 @@ class team {
 
   std::deque<member> members_;
   std::function<void(int)> job_;
-  std::vector<float> values_[2];
+  struct warp_values {
+    alignas(8) std::byte bytes[warp_size * most_exchanged];
+  };
+  std::vector<warp_values> values_[2];
   std::vector<int> turn_;
 };
 
@@ -127,6 +136,25 @@ class emulated_block {
     return fold(v, [](float a, float b) { return a > b ? a : b; });
   }
   float warp_at(float v, int lane) const { return team_.exchange(thread_, v)[lane]; }
+  /// sum += a b of 16 × 16 and 16 × 8 numbers in bf16, spread over the warp as mma.m16n8k16 has them.
+  void multiply_add(float (&sum)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const {
+    struct fragments {
+      std::uint32_t a[4], b[2];
+    } mine;
+    std::copy_n(a, 4, mine.a), std::copy_n(b, 2, mine.b);
+    const fragments* all = team_.exchange(thread_, mine);
+    const auto number = [](std::uint32_t word, int which) {
+      return std::bit_cast<float>(which ? word & 0xffff0000u : word << 16);
+    };
+    for (int v = 0; v < 4; ++v) {
+      const int row = lane() / 4, col = 2 * (lane() % 4) + v % 2;  // row: of the half v / 2
+      for (int k = 0; k < 16; ++k) {
+        const int holder = k % 8 / 2, of_depth = k / 8;
+        sum[v] += number(all[4 * row + holder].a[v / 2 + 2 * of_depth], k % 2) *
+                  number(all[4 * col + holder].b[of_depth], k % 2);
+      }
+    }
+  }
 
  private:
   template <class F> float fold(float v, F&& f) const {
@@ -255,6 +283,6 @@ struct emulator {
 
 }  // namespace driver
 
-template <Storage W = float> using emulated_cuda = cuda<W, driver::emulator>;
+template <Storage W = float, Storage Product = W> using emulated_cuda = cuda<W, driver::emulator, Product>;
 
 }  // namespace moeskip

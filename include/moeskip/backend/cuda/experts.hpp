@@ -127,20 +127,23 @@ template <class Call> struct listed_dispatch {
   vec<const int> first, row, choice, assignment;  // as in dispatch
   vec<const int> expert;                          // (M) of each assignment
   vec<const int> chosen;                          // experts that any row chose
-  index_t row_tiles = 0;                          // of the product, over all experts
 
   explicit listed_dispatch(const dispatch& d) {
     std::vector<int> of_assignment(std::size_t(d.size())), some;
     for (int e = 0; e < d.experts(); ++e) {
       const int count = d.first[e + 1] - d.first[e];
       if (count == 0) continue;
-      some.push_back(e), row_tiles += ceiling(count, phase::product<float>::tile);
+      some.push_back(e);
       std::fill_n(of_assignment.begin() + d.first[e], count, e);
     }
     first = Call::listed(d.first), row = Call::listed(d.row), choice = Call::listed(d.choice);
     assignment = Call::listed(d.assignment);
     expert = Call::listed({of_assignment.data(), of_assignment.size()});
     chosen = Call::listed({some.data(), some.size()});
+  }
+  /// At least the tiles of that many rows that the assignments of all experts fill.
+  auto row_tiles() const {
+    return [M = row.size(), experts = chosen.size()](index_t tile) { return M / tile + experts; };
   }
 };
 
@@ -175,26 +178,27 @@ template <> struct kernel<experts_t, on_cuda> {
                                           plan.choice, gate, K});
       return;
     }
-    detail::multiply_tiles<call>(phase::product<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, plan.row.data()},
-                                                   .b = {w.gate_up.together().data(), D, 1, 2 * F * D},
-                                                   .c = gate_up.data(),
-                                                   .cols = 2 * F,
-                                                   .depth = D,
-                                                   .first = plan.first.data(),
-                                                   .groups = d.experts(),
-                                                   .by = phase::assigned::rows},
-                                 plan.row_tiles);
+    detail::multiply_tiles<call>(
+        phase::product_call<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, plan.row.data()},
+                               .b = {w.gate_up.together().data(), D, 1, 2 * F * D},
+                               .c = gate_up.data(),
+                               .cols = 2 * F,
+                               .depth = D,
+                               .first = plan.first.data(),
+                               .groups = d.experts(),
+                               .by = phase::assigned::rows},
+        plan.row_tiles());
     call::each(act.size(), phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, {}, mask});
     const mat<float> out = call::scratch().template take<float>(M, D);
-    detail::multiply_tiles<call>(phase::product<W>{.a = {act.data(), F, 1, 0, phase::assigned::rows},
-                                                   .b = {w.down.together().data(), F, 1, D * F},
-                                                   .c = out.data(),
-                                                   .cols = D,
-                                                   .depth = F,
-                                                   .first = plan.first.data(),
-                                                   .groups = d.experts(),
-                                                   .by = phase::assigned::rows},
-                                 plan.row_tiles);
+    detail::multiply_tiles<call>(phase::product_call<W>{.a = {act.data(), F, 1, 0, phase::assigned::rows},
+                                                        .b = {w.down.together().data(), F, 1, D * F},
+                                                        .c = out.data(),
+                                                        .cols = D,
+                                                        .depth = F,
+                                                        .first = plan.first.data(),
+                                                        .groups = d.experts(),
+                                                        .by = phase::assigned::rows},
+                                 plan.row_tiles());
     call::each(y.size(), phase::add_experts{y, residual, out, plan.assignment, plan.choice, gate, K});
   }
 };

@@ -65,14 +65,14 @@ template <> struct kernel<experts_backward_t, on_cuda> {
     const mat<float> act = call::scratch().template take<float>(M, F);
     const mat<float> dh_each = call::scratch().template take<float>(M, D);
     // What varies by expert is the rows of c in `by_row`, the depth in `by_depth`: one tile a row block and expert.
-    const auto by_row = [&](phase::product<W> p) {
+    const auto by_row = [&](phase::product_call<W> p) {
       p.first = plan.first.data(), p.groups = int(E), p.by = assigned::rows;
-      detail::multiply_tiles<call>(p, plan.row_tiles);
+      detail::multiply_tiles<call>(p, plan.row_tiles());
     };
-    const auto by_depth = [&](phase::product<float> p) {
+    const auto by_depth = [&](phase::product_call<float> p) {
       p.first = plan.first.data(), p.groups = int(E), p.by = assigned::depth, p.base = p.c;
       p.c_group_step = p.rows * p.cols;
-      detail::multiply_tiles<call>(p, E * detail::ceiling(p.rows, phase::product<float>::tile));
+      detail::multiply_tiles<call>(p, [&](index_t tile) { return E * detail::ceiling(p.rows, tile); });
     };
     by_row({.a = {dy.data(), D, 1, 0, assigned::rows, plan.row.data()},
             .b = {w.down.together().data(), 1, F, D * F},

@@ -1,8 +1,8 @@
 // Linear maps. Up to 16 rows: a warp makes one output of all rows, reading its weights once; a row's sum is made alike
-// whatever the other rows are. More rows: the tiled product (product.hpp).
+// whatever the other rows are. More rows: the tiled product, in f32 or on tensor cores.
 #pragma once
 
-#include "moeskip/backend/cuda/product.hpp"
+#include "moeskip/backend/cuda/tensor_product.hpp"
 #include "moeskip/ops/norm_linear.hpp"
 
 namespace moeskip {
@@ -88,13 +88,13 @@ template <> struct kernel<linear_t, on_cuda> {
     if (x.rows() <= few) {
       call::launch(detail::warp_each(w.rows()), phase::few_rows<W>{y, x, w, residual});
     } else {
-      detail::multiply<call>(phase::product<W>{.a = {x.data(), x.cols(), 1},
-                                               .b = {w.data(), w.cols(), 1},
-                                               .c = y.data(),
-                                               .base = residual.data(),
-                                               .rows = y.rows(),
-                                               .cols = y.cols(),
-                                               .depth = x.cols()},
+      detail::multiply<call>(phase::product_call<W>{.a = {x.data(), x.cols(), 1},
+                                                    .b = {w.data(), w.cols(), 1},
+                                                    .c = y.data(),
+                                                    .base = residual.data(),
+                                                    .rows = y.rows(),
+                                                    .cols = y.cols(),
+                                                    .depth = x.cols()},
                              y.rows());
     }
   }
@@ -123,21 +123,21 @@ template <> struct kernel<linear_backward_t, on_cuda> {
     using call = detail::device_call<linear_backward_t, B>;
     call::seen(dx), call::seen(dw), call::seen(dy), call::seen(x), call::seen(w);
     if (dx.data())
-      detail::multiply<call>(phase::product<W>{.a = {dy.data(), dy.cols(), 1},
-                                               .b = {w.data(), 1, w.cols()},
-                                               .c = dx.data(),
-                                               .rows = x.rows(),
-                                               .cols = x.cols(),
-                                               .depth = w.rows()},
+      detail::multiply<call>(phase::product_call<W>{.a = {dy.data(), dy.cols(), 1},
+                                                    .b = {w.data(), 1, w.cols()},
+                                                    .c = dx.data(),
+                                                    .rows = x.rows(),
+                                                    .cols = x.cols(),
+                                                    .depth = w.rows()},
                              x.rows());
     if (dw.data())
-      detail::multiply<call>(phase::product<float>{.a = {dy.data(), 1, dy.cols()},
-                                                   .b = {x.data(), 1, x.cols()},
-                                                   .c = dw.data(),
-                                                   .base = dw.data(),
-                                                   .rows = w.rows(),
-                                                   .cols = w.cols(),
-                                                   .depth = x.rows()},
+      detail::multiply<call>(phase::product_call<float>{.a = {dy.data(), 1, dy.cols()},
+                                                        .b = {x.data(), 1, x.cols()},
+                                                        .c = dw.data(),
+                                                        .base = dw.data(),
+                                                        .rows = w.rows(),
+                                                        .cols = w.cols(),
+                                                        .depth = x.rows()},
                              w.rows());
   }
 };

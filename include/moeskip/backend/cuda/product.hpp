@@ -1,8 +1,8 @@
 // The tiled matrix product of prefill and training, for one matrix or for one of each expert:
 //   c_g(r, c) = base_g(r, c) + Σ_k a_g(r, k) b_g(c, k)             a group g: an expert, or all there is
-// 64 × 64 outputs a block of 256 threads, 16 products deep at a time through shared memory, in f32. An operand says how
-// far apart its neighbours lie, so transposed ones are no case of their own. With experts, either the rows of c or the
-// depth are the group's assignments, which may stand for gathered rows.
+// An operand says how far apart its neighbours lie, so transposed ones are no case of their own. With experts, either
+// the rows of c or the depth are the group's assignments, which may stand for gathered rows. Here it is made in f32:
+// 64 × 64 outputs a block of 256 threads, 16 products deep at a time through shared memory. In bf16: tensor_product.hpp.
 #pragma once
 
 #include "moeskip/backend/cuda/block.hpp"
@@ -21,19 +21,19 @@ template <class W> struct operand {
   index_t group_step = 0;
   assigned by = assigned::none;
   const int* gather = nullptr;  // assignment -> row of data; null: they lie in order
-  MOESKIP_HD float at(int group, index_t first, index_t row, index_t depth) const {
+  /// Where a row begins.
+  MOESKIP_HD const W* row(int group, index_t first, index_t row) const {
     if (by == assigned::rows) row = gather ? gather[first + row] : first + row;
+    return data + group * group_step + row * row_step;
+  }
+  MOESKIP_HD float at(int group, index_t first, index_t row, index_t depth) const {
     if (by == assigned::depth) depth = gather ? gather[first + depth] : first + depth;
-    return to<float>(data[group * group_step + row * row_step + depth * depth_step]);
+    return to<float>(this->row(group, first, row)[depth * depth_step]);
   }
 };
 
-template <class W> struct product {
-  static constexpr const char* name = "product";
-  static constexpr int barriers = 2;
-  static constexpr int tile = 64, deep = 16, each = 4;  // a thread makes each × each outputs
-  static constexpr int threads = (tile / each) * (tile / each), padded = tile + 1, shared = 2 * deep * padded;
-
+/// What is multiplied, and where it goes.
+template <class W> struct product_call {
   operand<float> a;
   operand<W> b;
   float* c = nullptr;           // (rows, cols) of every group
@@ -45,27 +45,42 @@ template <class W> struct product {
   assigned by =
       assigned::none;  // what varies from group to group: c's rows, which then begin at first[g], or the depth
 
+  /// A tile of c, in its group's numbers.
   struct place {
-    int group;
-    index_t first, row, col, rows, depth;
+    int group, first, row, col, rows, depth;
   };
-  MOESKIP_HD index_t col_tiles() const { return (cols + tile - 1) / tile; }
-
   /// The tile of a block; group -1: there is none.
-  MOESKIP_HD place find(index_t block) const {
-    const index_t col = block % col_tiles() * tile;
-    index_t row_tile = block / col_tiles();
+  MOESKIP_HD place find(index_t block, int tile) const {
+    const index_t col_tiles = (cols + tile - 1) / tile, col = block % col_tiles * tile;
+    index_t row_tile = block / col_tiles;
     for (int g = 0; g < groups; ++g) {
-      const index_t from = first ? first[g] : 0, count = first ? first[g + 1] - from : 0;
-      const index_t have = by == assigned::rows ? count : rows, tiles = (have + tile - 1) / tile;
-      if (row_tile < tiles) return {g, from, row_tile * tile, col, have, by == assigned::depth ? count : depth};
+      const int from = first ? first[g] : 0, count = first ? first[g + 1] - from : 0;
+      const int have = by == assigned::rows ? count : int(rows), tiles = (have + tile - 1) / tile;
+      if (row_tile < tiles)
+        return {g, from, int(row_tile) * tile, int(col), have, by == assigned::depth ? count : int(depth)};
       row_tile -= tiles;
     }
     return {-1, 0, 0, 0, 0, 0};
   }
+  /// c(row, col) of the group = base + sum, where there is such a number.
+  MOESKIP_HD void put(const place& p, int row, int col, float sum) const {
+    if (row >= p.rows || col >= cols) return;
+    const index_t at = p.group * c_group_step + index_t(by == assigned::rows ? p.first + row : row) * cols + col;
+    c[at] = base ? base[at] + sum : sum;
+  }
+};
 
-  template <class X> MOESKIP_HD static void load(float* out, const operand<X>& from, const place& p, index_t row,
-                                                 index_t rows_left, index_t k, int thread) {
+template <class W> struct product {
+  static constexpr const char* name = "product";
+  static constexpr int barriers = 2;
+  static constexpr int tile = 64, deep = 16, each = 4;  // a thread makes each × each outputs
+  static constexpr int threads = (tile / each) * (tile / each), padded = tile + 1, shared = 2 * deep * padded;
+  using place = typename product_call<W>::place;
+
+  product_call<W> made;
+
+  template <class X> MOESKIP_HD static void load(float* out, const operand<X>& from, const place& p, int row,
+                                                 int rows_left, int k, int thread) {
     for (int i = thread; i < tile * deep; i += threads) {
       const bool along_depth = from.depth_step == 1;  // neighbouring threads read neighbours
       const int r = along_depth ? i / deep : i % tile, d = along_depth ? i % deep : i / tile;
@@ -74,14 +89,14 @@ template <class W> struct product {
   }
 
   template <class Block> MOESKIP_HD void operator()(const Block& block) const {
-    const place p = find(block.block());
+    const place p = made.find(block.block(), tile);
     if (p.group < 0) return;
     float *left = block.shared(), *right = left + deep * padded;
     const int across = tile / each, r0 = block.thread() / across, c0 = block.thread() % across;
     float sum[each][each] = {};
-    for (index_t k = 0; k < p.depth; k += deep) {
-      load(left, a, p, p.row, p.rows - p.row, k, block.thread());
-      load(right, b, p, p.col, cols - p.col, k, block.thread());
+    for (int k = 0; k < p.depth; k += deep) {
+      load(left, made.a, p, p.row, p.rows - p.row, k, block.thread());
+      load(right, made.b, p, p.col, int(made.cols) - p.col, k, block.thread());
       block.sync(0);
       for (int d = 0; d < deep; ++d)
         for (int i = 0; i < each; ++i)
@@ -90,28 +105,10 @@ template <class W> struct product {
       block.sync(1);
     }
     for (int i = 0; i < each; ++i)
-      for (int j = 0; j < each; ++j) {
-        const index_t row = p.row + r0 + across * i, col = p.col + c0 + across * j;
-        if (row >= p.rows || col >= cols) continue;
-        const index_t at = p.group * c_group_step + (by == assigned::rows ? p.first + row : row) * cols + col;
-        c[at] = base ? base[at] + sum[i][j] : sum[i][j];
-      }
+      for (int j = 0; j < each; ++j) made.put(p, p.row + r0 + across * i, p.col + c0 + across * j, sum[i][j]);
   }
 };
 
 }  // namespace phase
-
-namespace detail {
-
-/// row_tiles: of all groups, or more.
-template <class Call, class W> void multiply_tiles(const phase::product<W>& p, index_t row_tiles) {
-  using P = phase::product<W>;
-  Call::launch({row_tiles * ceiling(p.cols, P::tile), P::threads, P::shared}, p);
-}
-template <class Call, class W> void multiply(const phase::product<W>& p, index_t rows) {
-  multiply_tiles<Call>(p, ceiling(rows, phase::product<W>::tile));
-}
-
-}  // namespace detail
 
 }  // namespace moeskip
