@@ -35,9 +35,7 @@ template <class B, class Case> void check_op(const Case& c, const std::string& w
 
 /// limit: 3e-5 where sums alone are rounded.
 template <class B> void check_ops(double limit) {
-  each_case([&](const auto& c) {
-    check_op<B>(c, ms::text(c.phase, c.many ? " (many rows)" : " (few rows)"), limit);
-  });
+  each_case([&](const auto& c) { check_op<B>(c, ms::text(c.phase, c.many ? " (many rows)" : " (few rows)"), limit); });
 }
 
 /// Rows of a call and the same rows alone, through a whole model.
@@ -101,8 +99,11 @@ int main(int argc, char** argv) {
   using ms::driver::device;
   check_ops<ms::cuda<float>>(3e-5);
   check_ops<ms::cuda<ms::bf16, device, float>>(3e-5);
-  check_ops<ms::cuda<ms::bf16>>(0.1);  // activations are rounded; tensor cores themselves are checked with numbers of bf16
+  check_ops<ms::cuda<ms::bf16>>(
+      0.1);  // activations are rounded; tensor cores themselves are checked with numbers of bf16
   check_op<ms::cuda<ms::bf16>>(rounded_case{}, "numbers of bf16 on tensor cores", 3e-6);
+  for (const bool wide : {false, true})
+    check_op<ms::cuda<ms::bf16>>(long_attend_case{wide}, wide ? "attend_tiles<128>" : "attend_tiles<64>", 2e-2);
   if (argc > 1 && std::string_view(argv[1]) == "ops") return failures != 0;
   check_rows();
   check_tokens<float>();

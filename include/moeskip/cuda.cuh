@@ -41,6 +41,14 @@ class device_block {
     return v;
   }
   __device__ float warp_at(float v, int lane) const { return __shfl_sync(~0u, v, lane); }
+  __device__ float warp_xor(float v, int mask) const { return __shfl_xor_sync(~0u, v, mask); }
+  __device__ void load_transposed(std::uint32_t (&b)[2], const std::uint32_t* row) const {
+    const auto at = std::uint32_t(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(b[0]), "=r"(b[1])
+                 : "r"(at)
+                 : "memory");
+  }
   /// sum += a b of 16 × 16 and 16 × 8 numbers in bf16, on tensor cores.
   __device__ void multiply_add(float (&sum)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -65,11 +73,14 @@ template <class Phase> __global__ void blocks(Phase phase) {
   phase(device_block(shared));
 }
 /// Where a phase says how many of its blocks should fit a multiprocessor: registers are given out so.
-template <class Phase>
-  requires(Phase::blocks_at_once > 0)
-__global__ void __launch_bounds__(Phase::threads, Phase::blocks_at_once) blocks(Phase phase) {
+template <class Phase> __global__ void __launch_bounds__(Phase::threads, Phase::blocks_at_once)
+    bounded_blocks(Phase phase) {
   extern __shared__ float shared[];
   phase(device_block(shared));
+}
+template <class Phase> auto of() {
+  if constexpr (requires { Phase::blocks_at_once; }) return &bounded_blocks<Phase>;
+  else return &blocks<Phase>;
 }
 
 }  // namespace device_kernel
@@ -179,8 +190,12 @@ template <class Phase> void device::launch(const launch_shape& shape, const Phas
   MOESKIP_CHECK(error, shape.blocks < index_t{1} << 31, "cuda: ", Phase::name, ": expected under 2^31 blocks, got ",
                 shape.blocks);
   detail::device_stream::here().last = Phase::name;
-  device_kernel::blocks<<<unsigned(shape.blocks), unsigned(shape.threads), std::size_t(shape.shared) * sizeof(float),
-                          cudaStreamPerThread>>>(phase);
+  const auto kernel = device_kernel::of<Phase>();
+  const std::size_t bytes = std::size_t(shape.shared) * sizeof(float);
+  if (bytes > std::size_t{48} << 10)  // more must be asked for
+    detail::expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+                           "cudaFuncSetAttribute", Phase::name);
+  kernel<<<unsigned(shape.blocks), unsigned(shape.threads), bytes, cudaStreamPerThread>>>(phase);
   detail::expect_success(cudaGetLastError(), "kernel launch", Phase::name);
 }
 

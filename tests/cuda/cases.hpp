@@ -154,6 +154,30 @@ struct attend_case {
   }
 };
 
+/// Attention of more rows than a tile has, behind earlier tokens, of numbers that bf16 holds; `many`: heads of more than
+/// 64 numbers. Not among each_case: slow where a warp makes a row.
+struct long_attend_case {
+  static constexpr const char* phase = "attend_tiles";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    const int G = t.between(1, 2), H = G * t.between(1, 2), d = many ? 2 * t.between(33, 50) : 2 * t.between(1, 32);
+    const ms::attention_shape s{H, G, d, 10000.f, 1.f / std::sqrt(float(d))};
+    const two_sequences rows(t.between(40, 90), t.between(10, 40), t.between(0, 60));
+    const auto N = ms::index_t(rows.slot.size());
+    const auto q = t.rounded(N, H * d), dout = t.rounded(N, H * d), dq = t.numbers(N, H * d), out = t.numbers(N, H * d);
+    const auto C = ms::index_t(160), D = ms::index_t(G) * d;
+    const auto cached = [&] {
+      const auto numbers = t.rounded(2 * C, D);
+      return ms::cube<T>(numbers.data(), 2, C, D);
+    };
+    const ms::kv_layer<T> kv{cached(), cached()}, dkv{cached(), cached()};
+    ms::attend(t.backend, out, q, kv, rows.rows(), s, t.memory);
+    ms::attend_backward(t.backend, dq, dkv, dout, q, kv, rows.rows(), s, t.memory);
+    t.keep(out, dq, dkv.keys, dkv.values);
+  }
+};
+
 /// Routing by R, then the experts that it chose, forward and backward.
 template <class R> struct moe_case {
   static constexpr const char* phase = "product";

@@ -1,10 +1,11 @@
 // Attention of new rows over the cache: a block makes one head of one row. Its warps take 32 keys each in turn, by
 // absolute position, with a running softmax, and are put together in their order: a row's bits do not depend on the
-// other rows.
+// other rows. Where products are rounded, more than 16 rows take tensor cores instead: attend_tiles.hpp.
 #pragma once
 
 #include <cmath>
 
+#include "moeskip/backend/cuda/attend_tiles.hpp"
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/backend/cuda/block.hpp"
 #include "moeskip/ops/attend.hpp"
@@ -167,6 +168,17 @@ inline void expect_head_dim(const attention_shape& s) {
                 phase::most_head_dim, " numbers, got ", s.head_dim);
 }
 
+/// f(tiled_attention) where tensor cores make this call's attention; whether they do.
+template <class Call, class F> bool on_tiles(index_t rows, const attention_shape& s, F&& f) {
+  if constexpr (Call::on_tensor_cores) {
+    if (rows <= invariant_rows || s.head_dim > most_tiled_head_dim) return false;
+    if (s.head_dim <= 64) f(tiled_attention<Call, 64>{});
+    else f(tiled_attention<Call, 128>{});
+    return true;
+  }
+  return false;
+}
+
 }  // namespace detail
 
 template <> struct kernel<attend_t, on_cuda> {
@@ -174,8 +186,11 @@ template <> struct kernel<attend_t, on_cuda> {
                                                    const token_rows& rows, const attention_shape& s, Memory&) {
     using call = detail::device_call<attend_t, B>;
     detail::expect_head_dim(s);
+    call::seen(out), call::seen(q), call::seen(kv);
+    const token_rows listed = call::listed(rows);
+    if (detail::on_tiles<call>(rows.size(), s, [&](auto tiled) { tiled.forward(out, {q, kv, listed, s}); })) return;
     call::launch({rows.size() * s.heads, 32 * phase::attend::warps, phase::attend::shared(s)},
-                 phase::attend{call::seen(out), call::seen(q), call::seen(kv), call::listed(rows), s});
+                 phase::attend{out, q, kv, listed, s});
   }
 };
 
@@ -186,10 +201,14 @@ template <> struct kernel<attend_backward_t, on_cuda> {
     using call = detail::device_call<attend_backward_t, B>;
     detail::expect_head_dim(s);
     const auto scope = call::scratch().scope();
-    const mat<float> log_sum = call::scratch().template take<float>(rows.size(), s.heads);
-    const mat<float> mean = call::scratch().template take<float>(rows.size(), s.heads);
     const token_rows listed = call::listed(rows);
     call::seen(dq), call::seen(dkv), call::seen(dout), call::seen(q), call::seen(kv);
+    if (detail::on_tiles<call>(rows.size(), s, [&](auto tiled) {
+          tiled.backward(dq, dkv, dout, {q, kv, listed, s}, rows);
+        }))
+      return;
+    const mat<float> log_sum = call::scratch().template take<float>(rows.size(), s.heads);
+    const mat<float> mean = call::scratch().template take<float>(rows.size(), s.heads);
     call::launch(detail::warp_each(rows.size() * s.heads),
                  phase::attend_backward_queries{dq, log_sum, mean, dout, q, kv, listed, s});
     call::launch(detail::warp_each(kv.keys.extent(0) * kv.keys.extent(1) * s.kv_heads),

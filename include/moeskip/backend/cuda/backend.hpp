@@ -26,8 +26,8 @@ struct launch_shape {
   index_t shared = 0;
 };
 
-/// W: how weights are stored; Product: what linear maps of more than 16 rows round both factors to, all but the
-/// router's. In bf16 they are made by tensor cores. Sums are f32, and so is everything else.
+/// W: how weights are stored; Product: what calls of more than 16 rows, and backward, round the factors of linear maps
+/// and of attention to, but not the router's. In bf16 they are made by tensor cores. Sums are f32, and so is the rest.
 template <Storage W, class Driver, Storage Product> struct cuda {
   static_assert(std::same_as<W, float> || std::same_as<W, bf16>, "moeskip: cuda<W> stores weights in float or bf16");
   static_assert(std::same_as<Product, float> || std::same_as<Product, bf16>,
@@ -84,6 +84,9 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
   /// Temporaries of one op: what is in flight may still use them, but only ops that come later take them again.
   static arena& scratch() { return Driver::scratch(); }
 };
+
+/// Calls of up to this many rows give each row the bits that it has alone.
+inline constexpr index_t invariant_rows = 16;
 
 constexpr index_t ceiling(index_t n, index_t of) { return (n + of - 1) / of; }
 

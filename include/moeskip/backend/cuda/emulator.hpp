@@ -53,6 +53,7 @@ inline int order_for(index_t n, int order) { return order == 2 && n % 7919 == 0 
 class team {
  public:
   static constexpr int warp_size = 32;
+  static constexpr index_t most_shared = 99 * 1024;  // bytes of a block: what compute capability 8.6 has
   static constexpr std::size_t most_exchanged = 24;  // bytes of a thread
 
   template <class Phase> void run(const launch_shape& shape, const Phase& phase);
@@ -96,6 +97,7 @@ class team {
     turn_.assign(std::size_t(threads), 0);
   }
   void run_block(int threads, const char* phase);
+  int run_warp(int first);
   bool release(int first, int count, state waiting);
 
   std::deque<member> members_;
@@ -136,6 +138,18 @@ class emulated_block {
     return fold(v, [](float a, float b) { return a > b ? a : b; });
   }
   float warp_at(float v, int lane) const { return team_.exchange(thread_, v)[lane]; }
+  /// That of lane ^ mask.
+  float warp_xor(float v, int mask) const { return team_.exchange(thread_, v)[lane() ^ mask]; }
+  /// From the rows (16 × 8 numbers in bf16) that lanes 0 to 15 bring: this lane's fragment of a right matrix.
+  void load_transposed(std::uint32_t (&b)[2], const std::uint32_t* row) const {
+    const std::uint32_t* const* rows = team_.exchange(thread_, row);
+    const int col = lane() / 4;
+    const auto number = [&](int k) { return rows[k][col / 2] >> (col % 2 * 16) & 0xffffu; };
+    for (int i = 0; i < 2; ++i) {
+      const int k = 8 * i + 2 * (lane() % 4);
+      b[i] = number(k) | number(k + 1) << 16;
+    }
+  }
   /// sum += a b of 16 × 16 and 16 × 8 numbers in bf16, spread over the warp as mma.m16n8k16 has them.
   void multiply_add(float (&sum)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const {
     struct fragments {
@@ -178,6 +192,8 @@ namespace detail {
 template <class Phase> void team::run(const launch_shape& shape, const Phase& phase) {
   MOESKIP_CHECK(error, shape.threads > 0 && shape.threads % warp_size == 0 && shape.threads <= 1024, Phase::name,
                 ": expected a multiple of 32 threads up to 1024, got ", shape.threads);
+  MOESKIP_CHECK(error, shape.shared * index_t(sizeof(float)) <= most_shared, Phase::name, ": expected at most ",
+                most_shared, " bytes of shared memory, got ", shape.shared * index_t(sizeof(float)));
   const emulation& e = emulation::here();
   const int without = e.without_in == Phase::name ? e.without : -1;
   std::vector<float> shared(std::size_t(shape.shared));
@@ -198,22 +214,31 @@ template <class Phase> void team::run(const launch_shape& shape, const Phase& ph
   }
 }
 
+/// Warps run as far ahead of each other as barriers let them.
 inline void team::run_block(int threads, const char* phase) {
   for (int t = 0; t < threads; ++t) members_[std::size_t(t)].now = state::ready;
-  const int order = emulation::here().order;
+  const int order = emulation::here().order, warps = threads / warp_size;
   for (;;) {
     int done = 0;
-    for (int i = 0; i < threads; ++i) {
-      member& m = members_[std::size_t(in_order(i, threads, order))];
-      if (m.now == state::ready) m.f->resume();
-      done += m.now == state::done;
-    }
+    for (int w = 0; w < warps; ++w) done += run_warp(int(in_order(w, warps, order)) * warp_size);
     if (done == threads) return;
-    bool released = false;
-    for (int w = 0; w < threads; w += warp_size) released |= release(w, warp_size, state::in_warp);
-    if (!released && !release(0, threads, state::at_barrier))
+    if (!release(0, threads, state::at_barrier))
       fail("the threads of a block of ", phase, " wait at different barriers, or some have ended");
   }
+}
+
+/// Until its threads wait for others than each other; how many of them have ended.
+inline int team::run_warp(int first) {
+  do {
+    int done = 0, waiting = 0;
+    for (int i = 0; i < warp_size; ++i) {
+      member& m = members_[std::size_t(first + in_order(i, warp_size, emulation::here().order))];
+      if (m.now == state::ready) m.f->resume();
+      done += m.now == state::done, waiting += m.now == state::in_warp;
+    }
+    if (waiting == 0) return done;
+  } while (release(first, warp_size, state::in_warp));
+  fail("the threads of a warp wait for each other, but not all of them");
 }
 
 /// Lets threads [first, first + count) go on if all of them wait there, at the same barrier.

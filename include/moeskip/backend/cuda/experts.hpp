@@ -169,7 +169,7 @@ template <> struct kernel<experts_t, on_cuda> {
     const vec<const float> gate(r.gate.data(), r.gate.size());
     const mat<float> act = call::scratch().template take<float>(M, F);
     const activation_mask mask = detail::listed_mask<call>(m);
-    if (h.rows() <= kernel<linear_t, on_cuda>::few) {
+    if (h.rows() <= detail::invariant_rows) {
       call::launch(
           detail::warp_each(plan.chosen.size() * F),
           phase::expert_units<W>{act, gate_up, h, w.gate_up.together(), plan.chosen, plan.first, plan.row, mask});

@@ -80,12 +80,11 @@ template <class W> struct norm_few_rows {
 }  // namespace phase
 
 template <> struct kernel<linear_t, on_cuda> {
-  static constexpr index_t few = 16;  // rows whose bits are their own
   template <class B, class W>
   static void run(B&, mat<float> y, mat<const float> x, mat<const W> w, mat<const float> residual) {
     using call = detail::device_call<linear_t, B>;
     call::seen(y), call::seen(x), call::seen(w), call::seen(residual);
-    if (x.rows() <= few) {
+    if (x.rows() <= detail::invariant_rows) {
       call::launch(detail::warp_each(w.rows()), phase::few_rows<W>{y, x, w, residual});
     } else {
       detail::multiply<call>(phase::product_call<W>{.a = {x.data(), x.cols(), 1},
@@ -105,7 +104,7 @@ template <> struct kernel<norm_linear_t, on_cuda> {
   template <class B, class W>
   static void run(B& b, mat<float> y, mat<float> h, mat<const float> x, vec<const W> gain, mat<const W> w, float eps) {
     using call = detail::device_call<norm_linear_t, B>;
-    if (x.rows() > kernel<linear_t, on_cuda>::few) {
+    if (x.rows() > detail::invariant_rows) {
       rms_norm(b, h, x, gain, eps);
       return linear(b, y, h, w);
     }

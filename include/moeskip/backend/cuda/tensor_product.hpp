@@ -1,27 +1,15 @@
 // The tiled product on tensor cores: both factors are rounded to bf16, sums are f32.
 //   128 × 128 outputs a block of 8 warps, each 64 × 32 of them as 4 × 4 products of 16 × 8, 32 products deep at a time
 // While the first half of a step is multiplied, the next left tile is on its way through registers, where activations
-// are rounded, to the other half of shared memory; then the right one: one barrier a step. A row of a tile is 32 numbers and 8 of padding, 80 bytes, so that
-// the eight rows that a warp reads or writes together fall on different banks.
-//   mma.sync.m16n8k16 and who holds what: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"
+// are rounded, to the other half of shared memory; then the right one: one barrier a step.
 #pragma once
 
+#include "moeskip/backend/cuda/fragments.hpp"
 #include "moeskip/backend/cuda/product.hpp"
 
 namespace moeskip {
 
 namespace phase {
-
-/// Two numbers in bf16; the first in the lower half.
-MOESKIP_HD inline std::uint32_t bf16_pair(float first, float second) {
-#if defined(__CUDA_ARCH__)
-  std::uint32_t both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
-  return both;
-#else
-  return bf16(first).bits | std::uint32_t(bf16(second).bits) << 16;
-#endif
-}
 
 template <class W> struct tensor_product {
   static constexpr const char* name = "tensor_product";
@@ -29,8 +17,7 @@ template <class W> struct tensor_product {
   static constexpr int tile = 128, deep = 32;           // a step is two products of 16 deep
   static constexpr int warp_rows = 64, warp_cols = 32;  // a warp's outputs
   static constexpr int threads = 32 * (tile / warp_rows) * (tile / warp_cols), blocks_at_once = 2;
-  static constexpr int padded = (deep + pack) / 2;  // words a row: two numbers each
-  static constexpr int half = 2 * tile * padded;    // words of a pair of tiles
+  static constexpr int stride = row_words(deep), half = 2 * tile * stride;  // words; half: of a pair of tiles
   static constexpr int shared = 2 * half;
   static constexpr int packs = deep / pack, packs_each = tile * packs / threads;  // of a row; of a thread
   using place = typename product_call<W>::place;
@@ -39,9 +26,7 @@ template <class W> struct tensor_product {
 
   /// What a thread brings of one tile, on its way.
   struct brought {
-    struct alignas(16) words {
-      std::uint32_t word[pack / 2];
-    } of[packs_each];
+    packed_words of[packs_each];
   };
   /// The i-th pack of a thread: its row in the tile, and its place in the depth. Neighbouring threads take neighbours in
   /// memory: along the depth, or along the rows.
@@ -67,14 +52,14 @@ template <class W> struct tensor_product {
           for (int j = 0; j < pack; ++j)
             if (d + j < p.depth) value[j] = from.at(p.group, p.first, r, d + j);
       }
-      for (int j = 0; j < pack / 2; ++j) out.of[i].word[j] = bf16_pair(value[2 * j], value[2 * j + 1]);
+      out.of[i] = pack_words(value);
     }
     return out;
   }
   MOESKIP_HD static void store(std::uint32_t* to, const brought& from, int thread, bool along_depth) {
     for (int i = 0; i < packs_each; ++i)
-      *reinterpret_cast<typename brought::words*>(to + row_of(i, thread, along_depth) * padded +
-                                                  depth_of(i, thread, along_depth) / 2) = from.of[i];
+      *reinterpret_cast<packed_words*>(to + row_of(i, thread, along_depth) * stride +
+                                       depth_of(i, thread, along_depth) / 2) = from.of[i];
   }
 
   template <class Block> MOESKIP_HD void operator()(const Block& block) const {
@@ -84,7 +69,6 @@ template <class W> struct tensor_product {
     const bool a_along = made.a.depth_step == 1, b_along = made.b.depth_step == 1;
     const int thread = block.thread(), across = tile / warp_cols;
     const int warp_row = block.warp() / across * warp_rows, warp_col = block.warp() % across * warp_cols;
-    const int group = block.lane() / 4, member = block.lane() % 4;  // as PTX counts the holders of a fragment
     constexpr int tall = warp_rows / 16, wide = warp_cols / 8;
     float sum[tall][wide][4] = {};
 
@@ -92,18 +76,14 @@ template <class W> struct tensor_product {
     const auto fetch_right = [&](int k) { return fetch(made.b, p, p.col, int(made.cols), k, thread); };
     const auto store_left = [&](int to, const brought& t) { store(tiles + to * half, t, thread, a_along); };
     const auto store_right = [&](int to, const brought& t) {
-      store(tiles + to * half + tile * padded, t, thread, b_along);
+      store(tiles + to * half + tile * stride, t, thread, b_along);
     };
     const auto multiply = [&](int from, int step) {
-      const int at = from * half + 8 * step + member;  // words
-      std::uint32_t a[tall][4];
-      for (int i = 0; i < tall; ++i) {
-        const std::uint32_t* row = tiles + at + (warp_row + 16 * i + group) * padded;
-        a[i][0] = row[0], a[i][1] = row[8 * padded], a[i][2] = row[4], a[i][3] = row[8 * padded + 4];
-      }
+      const std::uint32_t* const at = tiles + from * half + 8 * step;
+      std::uint32_t a[tall][4], b[2];
+      for (int i = 0; i < tall; ++i) load_left(a[i], at + (warp_row + 16 * i) * stride, stride, block.lane());
       for (int j = 0; j < wide; ++j) {
-        const std::uint32_t* row = tiles + at + (tile + warp_col + 8 * j + group) * padded;
-        const std::uint32_t b[2] = {row[0], row[4]};
+        load_right(b, at + (tile + warp_col + 8 * j) * stride, stride, block.lane());
         for (int i = 0; i < tall; ++i) block.multiply_add(sum[i][j], a[i], b);
       }
     };
@@ -124,8 +104,8 @@ template <class W> struct tensor_product {
     for (int i = 0; i < tall; ++i)
       for (int j = 0; j < wide; ++j)
         for (int v = 0; v < 4; ++v)
-          made.put(p, p.row + warp_row + 16 * i + group + v / 2 * 8, p.col + warp_col + 8 * j + 2 * member + v % 2,
-                   sum[i][j][v]);
+          made.put(p, p.row + warp_row + 16 * i + sum_row(v, block.lane()),
+                   p.col + warp_col + 8 * j + sum_col(v, block.lane()), sum[i][j][v]);
   }
 };
 
