@@ -130,6 +130,8 @@ TEST_CASE("groups that do not fit the experts are refused") {
   CHECK(ms::problem(c) == "router.best_groups must be from 1 to router.groups");
   c.router = {.bias_rate = -1};
   CHECK(ms::problem(c) == "router.bias_rate must be 0 or more, and finite");
+  c.router = {.settles_from = 1.5f};
+  CHECK(ms::problem(c) == "router.settles_from must be in [0, 1]");
 }
 
 TEST_CASE("noisy_top_k: noise while training, redrawn the same, and none at inference") {
@@ -476,6 +478,14 @@ TEST_CASE("checkpoints tell nested routers apart") {
   ms::string_map older = map;
   older.erase("router.from_progress"), older.erase("router.base.from_progress");
   CHECK(ms::from_metadata<nested>(older, "a file") == at_once);
+}
+
+TEST_CASE("a selection bias of a file from before it could settle does not") {
+  using sigmoid = with<biased<sigmoid_top_k<2>>>;
+  const ms::config<sigmoid> c{.sizes = tiny_sizes};
+  ms::string_map older = ms::to_metadata(c);
+  CHECK(older.erase("router.settles_from") == 1);
+  CHECK(ms::from_metadata<sigmoid>(older, "a file").router.settles_from == 1);
 }
 
 TEST_CASE("routing statistics: a hand-made routing") {

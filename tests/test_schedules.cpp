@@ -166,3 +166,30 @@ TEST_CASE("routing locality can begin late: until then training is that of the r
     CHECK(ms::problem(c) == "router.from_progress must be in [0, 1]");
   }
 }
+
+TEST_CASE("selection biases move less and less towards the end") {
+  struct biased : ms::variant {
+    using router = ms::router::biased<ms::router::top_k<2>>;
+  };
+  const auto moved = [](float settles_from) {  // by the largest bias, in each of four steps, in units of the rate
+    ms::config<biased> c{.sizes = tiny_sizes, .router = {.bias_rate = 0.25f, .settles_from = settles_from}};
+    ms::model<biased, ms::cpu<float>> m(c, ms::seed{3});
+    ms::trainer<biased, ms::cpu<float>> run(m, {.steps = 4});
+    const std::vector<int> text = random_tokens(200, tiny_sizes.vocab, 1);
+    ms::random_windows data(text, 2, 20, ms::seed{1});
+    std::vector<double> steps;
+    while (run.next_step() < 4) {
+      const std::vector<float> before(m.block().begin(), m.block().end());
+      run.step(data);
+      double most = 0;
+      for (const ms::tensor_info& t : m.tensors())
+        for (ms::index_t i = t.offset; t.kind == ms::tensor_kind::selection_bias && i < t.offset + t.size; ++i)
+          most = std::max(most, std::abs(double(m.block()[i]) - double(before[std::size_t(i)])));
+      steps.push_back(most / 0.25);
+    }
+    return steps;
+  };
+  CHECK(moved(1) == std::vector<double>{1, 1, 1, 1});
+  CHECK(moved(0.5f) == std::vector<double>{1, 1, 1, 0.5});
+  CHECK(moved(0) == std::vector<double>{1, 0.75, 0.5, 0.25});
+}

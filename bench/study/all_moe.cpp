@@ -1,6 +1,6 @@
-// Every layer MoE: the baseline, exit losses and layer dropout, expert dropout, all of it with a shared expert, and
-// that with gates before layers; as yardsticks a model of half the depth and a dense one of equal active size, both
-// trained alone.
+// Every layer MoE: the baseline, exit losses and layer dropout, expert dropout, all of it with a shared expert, that
+// with gates before layers, and with routing that neighbours share; as yardsticks a model of half the depth and a dense
+// one of equal active size, both trained alone.
 #include "../../examples/models/models.hpp"
 #include "study.hpp"
 
@@ -15,7 +15,13 @@ struct plain : ms::variant {};
 struct skip : ms::variant {
   using layer_dropout = ms::layer_dropout::exponential;
 };
-struct gated : models::all_moe {
+struct all_of_it : ms::variant {
+  using router = ms::router::top_k<1>;
+  using shared_expert = ms::shared_expert::always;
+  using expert_dropout = ms::expert_dropout::bernoulli;
+  using layer_dropout = ms::layer_dropout::exponential;
+};
+struct gated : all_of_it {
   using layer_skip = ms::layer_skip::gate;
 };
 struct dropping_experts : ms::variant {
@@ -32,7 +38,8 @@ const study::known recipes[] = {
        return p;
      }},
     {"gated", [] { return study::everything<gated>(all_moe); }},
-    {"everything", [] { return study::everything<models::all_moe>(all_moe); }},
+    {"everything", [] { return study::everything<all_of_it>(all_moe); }},
+    {"everything_local", [] { return study::everything_local<models::all_moe>(all_moe); }},
     {"half_depth",
      [] {
        ms::sizes s = all_moe;

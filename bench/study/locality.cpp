@@ -19,7 +19,7 @@ template <class R> struct routed : ms::variant { using router = R; };
 template <class R> study::plan<routed<R>> by(const R& router, float balance = 0.1f) {
   study::plan<routed<R>> p = study::baseline<routed<R>>(study::all_moe);
   p.model.router = router;
-  study::balance(p.model.router, balance);
+  study::innermost(p.model.router).balance_loss = balance;
   return p;
 }
 
@@ -31,7 +31,7 @@ template <class R> study::plan<shared<R>> by_shared(const R& router) {
   --s.experts;
   study::plan<shared<R>> p = study::baseline<shared<R>>(s);
   p.model.router = router;
-  study::balance(p.model.router, 0.1f);
+  study::innermost(p.model.router).balance_loss = 0.1f;
   return p;
 }
 

@@ -6,7 +6,7 @@ namespace {
 
 template <class V> study::plan<V> smaller(ms::sizes s) {
   s.experts /= 2;
-  return study::everything<V>(s);
+  return study::everything_local<V>(s);
 }
 
 const study::known recipes[] = {

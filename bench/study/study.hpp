@@ -59,17 +59,17 @@ template <class V> struct plan {
   ms::training<V> training{};
 };
 
-/// Gives the router its balance loss, wherever in a nest of wrappers it stands.
-template <class R> void balance(R& router, float weight) {
-  if constexpr (requires { router.balance_loss; }) router.balance_loss = weight;
-  else if constexpr (requires { router.base; }) balance(router.base, weight);
+/// The router inside a nest of wrappers.
+template <class R> auto& innermost(R& router) {
+  if constexpr (requires { router.base; }) return innermost(router.base);
+  else return router;
 }
 
 /// What all recipes share: the loss of the top alone, no dropout. The balance loss is a mean over layers: 0.1 of it is
 /// what Switch's 0.01 of the sum is to twelve layers.
 template <class V> plan<V> baseline(const ms::sizes& s) {
   plan<V> p{.model = {.sizes = s, .exits = ms::exits_every(2, s.layers)}};
-  balance(p.model.router, 0.1f);
+  innermost(p.model.router).balance_loss = 0.1f;
   p.training.exit_scale = 0;
   p.training.schedule = {.warmup = 100};
   p.training.optimizer = {.lr = 3e-3};
@@ -90,8 +90,16 @@ template <class V> plan<V> skipping(const ms::sizes& s) {
 template <class V> plan<V> everything(ms::sizes s) {
   --s.experts;
   plan<V> p = skipping<V>(s);
-  p.model.router.renormalise = false;  // or the gate of a single expert would be 1, and the router learn nothing
+  innermost(p.model.router).renormalise = false;  // a single expert's gate of 1 would teach the router nothing
   p.model.expert_dropout = {.p = 0.1f};
+  return p;
+}
+
+/// The same with neighbours that share experts.
+template <class V> plan<V> everything_local(const ms::sizes& s) {
+  plan<V> p = everything<V>(s);
+  p.model.router.bias_rate = 0.01f, p.model.router.settles_from = 0.5f;
+  p.model.router.base.bonus = 0.7f;
   return p;
 }
 

@@ -18,7 +18,7 @@ namespace {
 struct options {
   std::string corpus, valid, recipe = "all_moe", out, log, state, weights = "bf16";
   std::optional<int> layers, dim, heads, kv_heads, ffn, experts, context;
-  float layer_dropout = 0.1f, expert_dropout = 0.1f, balance = 0.1f;
+  float layer_dropout = 0.1f, expert_dropout = 0.1f, balance = 0.1f, stickiness = 0.7f;
   double tokens = 10e6, rate = 3e-3, exit_loss = 0.3;
   std::uint64_t steps = 0, seed = 1, validate_every = 0, checkpoint_every = 500;
   int sequences = 4, exits_every = 2, warmup = 100, threads = 0;
@@ -33,15 +33,16 @@ void set_sizes(const options& o, ms::sizes& s) {
 }
 
 /// The shipped models' numbers, where no others are given. One expert is shared by all, and one of the others chosen; a
-/// loss at every exit.
+/// loss at every exit; neighbours are held to the same expert.
 ms::config<V> skipping(const options& o) {
   ms::sizes s{
       .layers = 12, .dim = 128, .heads = 4, .kv_heads = 2, .ffn = 128, .experts = 7, .vocab = 256, .context = 256};
   if (o.recipe == "every_4th") s.experts = 15, s.moe_every = 4, s.dense_ffn = 256;
   set_sizes(o, s);
   ms::config<V> c{.sizes = s, .exits = ms::exits_every(o.exits_every, s.layers)};
-  c.router.renormalise = false;  // or the gate of a single expert would be 1, and the router learn nothing
-  c.router.balance_loss = o.balance;
+  // Renormalised, the gate of a single expert would be 1, and the router learn nothing.
+  c.router.base = {.base = {.renormalise = false, .balance_loss = o.balance}, .bonus = o.stickiness};
+  c.router.bias_rate = 0.01f, c.router.settles_from = 0.5f;
   c.layer_dropout = {.p_max = o.layer_dropout};
   c.expert_dropout = {.p = o.expert_dropout};
   return c;
@@ -147,6 +148,7 @@ void declare_training(CLI::App& app, options& o) {
         "Probability that a sequence skips the last layer, earlier ones less (0.1)");
   share("--expert-dropout", o.expert_dropout, "Probability that an expert is away in a step (0.1)");
   share("--balance", o.balance, "Weight of the loss that keeps experts equally loaded (0.1)");
+  share("--stickiness", o.stickiness, "By how much an expert must be better than the last token's to be chosen (0.7)");
   app.add_option("--tokens", o.tokens, "Bytes to train on (10e6)")->check(within(1.0, 1e15))->type_name("N");
   app.add_option("--steps", o.steps, "Steps instead")->check(within(1LL, 1LL << 40))->type_name("N");
   app.add_option("--sequences", o.sequences, "Sequences of a step (4)")->check(within(1, 1 << 20))->type_name("N");

@@ -62,7 +62,8 @@ inline bool is_newer(std::string_view key) {
   for (const std::string_view later : {"sizes.attention_scale", "sizes.rope_factor", "sizes.rope_low",
                                        "sizes.rope_high", "sizes.rope_original", "sizes.moe_from", "sizes.rotary_dim"})
     if (key == later) return true;
-  return key.starts_with("router.") && key.ends_with(".from_progress");  // wherever in a nest of routers
+  return key.starts_with("router.") &&  // wherever in a nest of routers
+         (key.ends_with(".from_progress") || key.ends_with(".settles_from"));
 }
 
 /// Throws config_error unless `fields` lists all numbers of a policy, so that none is lost in a checkpoint: what is

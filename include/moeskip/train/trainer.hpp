@@ -87,9 +87,9 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     const double clip =
         options_.clip > 0 && report.gradient_norm > options_.clip ? options_.clip / report.gradient_norm : 1;
     report.rate = options_.optimizer.lr * options_.schedule.at(step_, options_.steps);
+    if constexpr (!requires { requires !O::moves_selection_biases; }) move_selection_biases(loads);
     ++step_;
     const vec<T> w = master();
-    if constexpr (!requires { requires !O::moves_selection_biases; }) move_selection_biases(loads);
     for (const tensor_info& t : model_.tensors())
       if (t.kind != tensor_kind::selection_bias)
         state_.update(model_.backend(), options_.optimizer, t, {w.data() + t.offset, t.size},
@@ -181,7 +181,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   }
   /// b −= rate · sign(load − mean load): Wang et al. 2024, arXiv:2408.15664, algorithm 1.
   void move_selection_biases(vec<const T> errors) {
-    const auto rate = static_cast<real_t<T>>(router::bias_rate(model_.configuration().router));
+    const auto rate = static_cast<real_t<T>>(router::bias_rate(model_.configuration().router, progress()));
     index_t at = 0;
     for (const tensor_info& t : model_.tensors())
       for (index_t i = 0; t.kind == tensor_kind::selection_bias && i < t.size; ++i, ++at)

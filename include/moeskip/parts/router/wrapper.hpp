@@ -38,10 +38,10 @@ template <class R> constexpr double change_weight(const R& r) {
   else if constexpr (requires { r.base; }) return change_weight(r.base);
   else return 0;
 }
-/// How far a selection bias moves in a step.
-template <class R> constexpr double bias_rate(const R& r) {
-  if constexpr (requires { r.bias_rate; }) return double(r.bias_rate);
-  else if constexpr (requires { r.base; }) return bias_rate(r.base);
+/// How far a selection bias moves in a step at that share of the training.
+template <class R> constexpr double bias_rate(const R& r, double progress) {
+  if constexpr (requires { r.rate_at(progress); }) return r.rate_at(progress);
+  else if constexpr (requires { r.base; }) return bias_rate(r.base, progress);
   else return 0;
 }
 
