@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -41,6 +42,7 @@ class device_block {
     return v;
   }
   __device__ float warp_at(float v, int lane) const { return __shfl_sync(~0u, v, lane); }
+  __device__ std::uint32_t warp_which(bool v) const { return __ballot_sync(~0u, v); }
   __device__ float warp_xor(float v, int mask) const { return __shfl_xor_sync(~0u, v, mask); }
   __device__ void load_transposed(std::uint32_t (&b)[2], const std::uint32_t* row) const {
     const auto at = std::uint32_t(__cvta_generic_to_shared(row));
@@ -118,37 +120,56 @@ class device_stream {
     thread_local device_stream s;
     return s;
   }
-  /// Pinned memory of the host, which kernels read over the bus: lists are short and read once.
-  void* list(std::size_t bytes) {
-    bytes = (bytes + alignment - 1) / alignment * alignment;
-    while (at_ < chunks_.size() && used_ + bytes > chunks_[at_].size) ++at_, used_ = 0;
-    if (at_ == chunks_.size()) {
-      chunk fresh{nullptr, std::max(bytes, std::size_t{1} << 20)};
-      expect_success(cudaHostAlloc(&fresh.data, fresh.size, cudaHostAllocMapped), "cudaHostAlloc", "lists of rows");
-      chunks_.push_back(fresh);
-    }
-    void* p = static_cast<char*>(chunks_[at_].data) + used_;
-    used_ += bytes;
-    return p;
+  /// A copy on the device, made in the stream by way of pinned memory. All layers of a call ask for the same few lists:
+  /// what was copied a moment ago and is still the same is not copied again.
+  const void* list(const void* from, std::size_t bytes) {
+    const auto begin = std::ptrdiff_t(recent_.size()) > most_recent ? recent_.end() - most_recent : recent_.begin();
+    for (auto known = recent_.end(); known != begin;)
+      if (--known; known->bytes == bytes && std::memcmp(known->host, from, bytes) == 0) return known->device;
+    const placed to = place(bytes);
+    std::memcpy(to.host, from, bytes);
+    expect_success(cudaMemcpyAsync(to.device, to.host, bytes, cudaMemcpyHostToDevice, cudaStreamPerThread),
+                   "cudaMemcpyAsync", "lists of rows");
+    recent_.push_back(to);
+    return to.device;
   }
   void settle() {
     const cudaError_t code = cudaStreamSynchronize(cudaStreamPerThread);
-    at_ = 0, used_ = 0;
+    at_ = 0, used_ = 0, recent_.clear();
     expect_success(code, "cudaStreamSynchronize", last);
   }
   ~device_stream() {
-    for (const chunk& c : chunks_) cudaFreeHost(c.data);
+    for (const chunk& c : chunks_) cudaFreeHost(c.host), cudaFree(c.device);
   }
 
   arena scratch;
   const char* last = "nothing was asked for";  // the phase launched last
 
  private:
+  static constexpr std::ptrdiff_t most_recent = 8;
+  struct placed {
+    void *host, *device;
+    std::size_t bytes;
+  };
   struct chunk {
-    void* data;
+    char *host, *device;
     std::size_t size;
   };
+  placed place(std::size_t bytes) {
+    const std::size_t room = (bytes + alignment - 1) / alignment * alignment;
+    while (at_ < chunks_.size() && used_ + room > chunks_[at_].size) ++at_, used_ = 0;
+    if (at_ == chunks_.size()) {
+      chunk fresh{nullptr, nullptr, std::max(room, std::size_t{1} << 20)};
+      expect_success(cudaHostAlloc(&fresh.host, fresh.size, cudaHostAllocDefault), "cudaHostAlloc", "lists of rows");
+      expect_success(cudaMalloc(&fresh.device, fresh.size), "cudaMalloc", "lists of rows");
+      chunks_.push_back(fresh);
+    }
+    const placed to{chunks_[at_].host + used_, chunks_[at_].device + used_, bytes};
+    used_ += room;
+    return to;
+  }
   std::vector<chunk> chunks_;
+  std::vector<placed> recent_;
   std::size_t at_ = 0, used_ = 0;
 };
 
@@ -202,10 +223,7 @@ template <class Phase> void device::launch(const launch_shape& shape, const Phas
 inline void device::settle() { detail::device_stream::here().settle(); }
 
 inline const void* device::list(const void* p, std::size_t bytes) {
-  if (!p) return nullptr;
-  void* copy = detail::device_stream::here().list(bytes);
-  std::copy_n(static_cast<const char*>(p), bytes, static_cast<char*>(copy));
-  return copy;
+  return p && bytes ? detail::device_stream::here().list(p, bytes) : nullptr;
 }
 
 inline arena& device::scratch() { return detail::device_stream::here().scratch; }

@@ -8,6 +8,7 @@
 #include "moeskip/backend/cuda/attend_tiles.hpp"
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/backend/cuda/device.hpp"
+#include "moeskip/backend/cuda/dispatch.hpp"
 #include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/emulator.hpp"
 #include "moeskip/backend/cuda/experts.hpp"

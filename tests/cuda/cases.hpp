@@ -200,18 +200,25 @@ template <class R> struct moe_case {
     const T made[3] = {losses.balance, losses.z, losses.change};
     t.keep(r.probability, r.gate, r.load, r.chosen, ms::vec<const T>(made, 3));
 
-    const auto plan = ms::plan_dispatch(r.chosen, E, many ? 9 : 0, t.memory);
+    const auto plan = ms::sort_choices(t.backend, r.chosen, E, many ? 9 : 0, t.memory);
+    ms::settle(t.backend);
+    const ms::index_t M = plan.first[E];
+    const auto some = [&](ms::vec<int> v) { return ms::vec<const int>(v.data(), M); };
+    t.keep(plan.first, some(plan.row), some(plan.choice), plan.assignment, some(plan.expert));
+    int visited = 0;
+    for (const int e : plan.visited) visited += e >= 0;
+    t.keep(ms::vec<const int>(plan.visited.data(), visited));
     const ms::activation_mask mask{0.3f, {7}, 2, 1, rows.rows()};
     const ms::expert_weights<const ms::weight_t<B>> w{t.weights(E, 2 * F, D), t.weights(E, D, F)};
     const ms::expert_weights<T> dw{t.numbers(E, 2 * F, D), t.numbers(E, D, F)};
     const auto h = t.numbers(N, D), y = t.numbers(N, D), residual = t.numbers(N, D), dh = t.numbers(N, D);
     const auto gate_up = t.numbers(plan.size(), 2 * F), dgate = t.numbers(N, K);
     ms::experts(t.backend, y, gate_up, residual, h, r, plan, w, t.memory, many ? mask : ms::activation_mask{});
-    t.keep(y, gate_up);
+    t.keep(y, gate_up.rows(0, M));
     ms::experts_backward(t.backend, dh, dgate, dw, residual, gate_up, h, r, plan, w, t.memory,
                          many ? mask : ms::activation_mask{});
     ms::route_backward(t.backend, dlogits, dgate, logits, r, router, call, {0.3, 0.2, 0.1}, t.memory);
-    t.keep(dh, dgate, dw.gate_up.together(), dw.down.together(), gate_up, dlogits);
+    t.keep(dh, dgate, dw.gate_up.together(), dw.down.together(), gate_up.rows(0, M), dlogits);
   }
 };
 

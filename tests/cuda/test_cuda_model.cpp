@@ -47,6 +47,48 @@ TEST_CASE("every decoder's tokens are the CPU's") {
   ms::emulation::here() = {};
 }
 
+TEST_CASE("a call of layers waits for the device once, at its end") {
+  auto m = lively_model<plain, ms::emulated_cuda<ms::bf16>>();
+  ms::session s(m);
+  s.prefill(random_tokens(5, tiny_sizes.vocab, 1));
+  const auto x = s.memory().take<float>(2, tiny_sizes.dim);
+  const std::vector<int> tokens = {1, 2};
+  s.embed(x, {tokens.data(), 2}, 4);
+  const long long before = ms::emulation::here().waits;
+  s.run(0, m.layers(), x, 4);
+  CHECK(ms::emulation::here().waits == before + 1);
+}
+
+namespace {
+
+/// Chooses one expert that does not exist, or one twice.
+struct bad_router : ms::router::top_k<2> {
+  int bad = 99;
+  template <class T> void choose(const ms::routed_token<T>& t) const { t.chosen[0] = 1, t.chosen[1] = bad; }
+  template <class Self, class F> static constexpr void fields(Self& self, F&& f) {
+    ms::router::top_k<2>::fields(self, f), f("bad", self.bad);
+  }
+  friend bool operator==(const bad_router&, const bad_router&) = default;
+};
+struct badly_routed : ms::variant {
+  using router = bad_router;
+};
+
+}  // namespace
+
+TEST_CASE("choices that are none are found when a call ends, and touch no memory before") {
+  for (const auto& [bad, complaint] :
+       {std::pair{99, "the router chose expert 99 of 4"}, std::pair{-3, "the router chose expert -3 of 4"},
+        std::pair{1, "the router chose expert 1 twice"}}) {
+    ms::config<badly_routed> c{.sizes = tiny_sizes};
+    c.sizes.experts = 4, c.router.bad = bad;
+    ms::model<badly_routed, ms::emulated_cuda<float>> m(c, ms::seed{1});
+    ms::session s(m);
+    const std::vector<int> prompt = {1, 2, 3};
+    CHECK_THROWS_WITH_AS(s.prefill(prompt), complaint, ms::config_error);
+  }
+}
+
 TEST_CASE("a token's bits do not depend on the tokens verified beside it") {
   auto m = lively_model<everything, ms::emulated_cuda<ms::bf16>>();
   ms::session together(m), alone(m);

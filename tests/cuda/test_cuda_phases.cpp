@@ -99,6 +99,7 @@ TEST_CASE("every barrier of a phase is needed") {
   CHECK(caught(linear_case{true}, "product", 1));
   CHECK(caught<ms::emulated_cuda<ms::bf16>>(linear_case{true}, "tensor_product", 0));
   CHECK(caught<ms::emulated_cuda<ms::bf16>>(linear_case{true}, "tensor_product", 1));
+  for (int b = 0; b < 2; ++b) CHECK(caught(moe_case<ms::router::top_k<2>>{true}, "sort_choices", b));
   CHECK(caught(attend_case{true}, "attend", 0));
   for (const char* phase : {"attend_tiles", "attend_tiles_queries", "attend_tiles_keys"})
     for (int b = 0; b < 3; ++b) {

@@ -64,5 +64,7 @@ template <class B> decltype(auto) unrounded(B& b) {
 template <class B> void settle(B& b) {
   if constexpr (requires { b.settle(); }) b.settle();
 }
+/// Whether it does.
+template <class B> inline constexpr bool runs_late = requires(B& b) { b.settle(); };
 
 }  // namespace moeskip

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #include "moeskip/base/bit_set.hpp"
 #include "moeskip/base/rng.hpp"
@@ -26,6 +27,15 @@ class no_tape {
   template <class T> mat<T> successor(mat<T> x) { return x; }
   template <class Record> void save(const Record&) {}
 
+  /// Memory that lasts until a call of run_layers ends.
+  arena& lasting() { return lasting_; }
+  /// On a backend that runs late, what a layer chose is told at the end of the call. Lives in lasting().
+  struct late_routing {
+    int layer;
+    routing<float> r;
+  };
+  std::vector<late_routing>& late() { return late_; }
+
   // What an observer hides by functions of its own (concepts/observer.hpp).
   template <class B> static void enter(B&, stage) {}
   static expert_set living(int, int count) { return expert_set::first(count); }
@@ -39,6 +49,8 @@ class no_tape {
 
  private:
   arena& memory_;
+  arena lasting_;
+  std::vector<late_routing> late_;
 };
 
 /// Training: what is taken while a layer runs stays until the step ends. `from` and `step` key every random mask of

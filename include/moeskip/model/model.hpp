@@ -96,15 +96,15 @@ template <class V, class B> class model {
                   "moeskip: what looks on while a model infers derives from ms::no_tape and hides its functions. See "
                   "moeskip/concepts/observer.hpp");
     check_layers(first, last);
-    for (int l = first; l < last; ++l) {
-      auto scope = tape.layer_scope();
-      if constexpr (!Tape::records)
-        if ((tape.asks() == ask_ahead::foreseen || tape.foretells()) && l + 1 < layers() && sizes().is_moe(l + 1))
-          moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
-      x = run_layer(l, x, kv.layer(l), rows, tape);
+    if constexpr (runs_late<B> && !Tape::records) {
+      const auto lasting = tape.lasting().scope();
+      tape.late().clear();
+      x = layers_forward(first, last, x, kv, rows, tape);
+      for (const auto& [layer, r] : tape.late()) moe_of(layer).told(layer, r, rows, tape);
+      return x;
+    } else {
+      return layers_forward(first, last, x, kv, rows, tape);
     }
-    settle(backend_);
-    return x;
   }
 
   /// Layer dropout: whether a sequence takes part in layer l of a training step. It skips the layer with the policy's
@@ -225,6 +225,19 @@ template <class V, class B> class model {
   auto gate_of(int l) const {
     return layer_gate<typename V::layer_skip, B>{config_.sizes, weights_.layers[std::size_t(l)].gate,
                                                  config_.layer_skip};
+  }
+
+  template <class KeysValues, class Tape>
+  mat<T> layers_forward(int first, int last, mat<T> x, KeysValues& kv, const token_rows& rows, Tape& tape) {
+    for (int l = first; l < last; ++l) {
+      auto scope = tape.layer_scope();
+      if constexpr (!Tape::records)
+        if ((tape.asks() == ask_ahead::foreseen || tape.foretells()) && l + 1 < layers() && sizes().is_moe(l + 1))
+          moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
+      x = run_layer(l, x, kv.layer(l), rows, tape);
+    }
+    settle(backend_);
+    return x;
   }
 
   template <class Tape> mat<T> run_layer(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {

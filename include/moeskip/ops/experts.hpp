@@ -9,45 +9,9 @@
 
 #include "moeskip/base/math.hpp"
 #include "moeskip/ops/activation_mask.hpp"
-#include "moeskip/ops/contract.hpp"
-#include "moeskip/tensor/routing.hpp"
+#include "moeskip/ops/dispatch.hpp"
 
 namespace moeskip {
-
-/// Sorts the assignments of `chosen` (N, K) by expert, on the host. With a capacity (assignments per expert, 0: no
-/// limit) the overflow is dropped; all first choices come before any second one, and within a rank rows come in order
-/// (OpenMoE's priority). -1 is no choice. Throws config_error for an expert that does not exist, or that a row has
-/// twice.
-template <class Memory> dispatch plan_dispatch(mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
-  dispatch d{memory.template take_zeroed<int>(experts + 1), {}, {}, memory.template take<int>(chosen.size())};
-  for (index_t k = 0; k < chosen.cols(); ++k)
-    for (index_t n = 0; n < chosen.rows(); ++n) {
-      if (chosen(n, k) == -1) {
-        d.assignment[n * chosen.cols() + k] = -1;
-        continue;
-      }
-      MOESKIP_CHECK(config_error, chosen(n, k) >= 0 && chosen(n, k) < experts, "the router chose expert ", chosen(n, k),
-                    " of ", experts);
-      for (index_t j = 0; j < k; ++j)
-        MOESKIP_CHECK(config_error, chosen(n, j) != chosen(n, k), "the router chose expert ", chosen(n, k), " twice");
-      int& count = d.first[chosen(n, k) + 1];
-      const bool dropped = capacity > 0 && count >= capacity;
-      count += !dropped;
-      d.assignment[n * chosen.cols() + k] = dropped ? -1 : 0;
-    }
-  for (int e = 0; e < experts; ++e) d.first[e + 1] += d.first[e];
-  const int size = d.first[experts];
-  d.row = memory.template take<int>(size), d.choice = memory.template take<int>(size);
-  for (index_t c = 0; c < chosen.size(); ++c) {
-    int& m = d.assignment[c];
-    if (m < 0) continue;
-    m = d.first[chosen.data()[c]]++;
-    d.row[m] = int(c / chosen.cols()), d.choice[m] = int(c);
-  }
-  for (int e = experts; e > 0; --e) d.first[e] = d.first[e - 1];  // the sort moved each start to the next one's
-  d.first[0] = 0;
-  return d;
-}
 
 /// Throws shape_error unless w are E experts of width D, with two rows of gate_up for each column of down.
 template <class W> void expect_experts(std::string_view op, const expert_weights<W>& w, index_t experts, index_t dim) {

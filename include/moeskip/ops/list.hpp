@@ -9,6 +9,7 @@
 #include "moeskip/ops/add_rows.hpp"
 #include "moeskip/ops/attend.hpp"
 #include "moeskip/ops/cross_entropy.hpp"
+#include "moeskip/ops/dispatch.hpp"
 #include "moeskip/ops/distillation.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/experts.hpp"
@@ -32,7 +33,7 @@ using all_ops =
     op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t, norm_linear_t,
             norm_linear_backward_t, norm_groups_t, norm_groups_backward_t, add_bias_t, add_bias_backward_t,
             rope_append_t, rope_append_backward_t, attend_t, attend_backward_t, route_t, route_backward_t,
-            balance_loss_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
+            balance_loss_t, sort_choices_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
             gate_rows_backward_t, gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t, gather_rows_t,
             scatter_rows_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 

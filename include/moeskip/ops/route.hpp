@@ -86,12 +86,11 @@ template <class T> MOESKIP_HD routed_token<T> token_at(const routing_call<T>& ca
   return t;
 }
 
-/// Throws config_error for an expert that does not exist, or that must not be chosen.
-template <class R, class T> void expect_choices(const routed_token<T>& t) {
-  for (int k = 0; k < R::experts_per_token; ++k) {
-    const int e = t.chosen[k];
-    MOESKIP_CHECK(config_error, e >= 0 && e < t.experts, "the router chose expert ", e, " of ", t.experts);
-    MOESKIP_CHECK(config_error, t.alive->contains(e), "the router chose expert ", e, ", which was dropped out");
+/// Throws config_error for an expert that does not exist, or that must not be chosen, among those of a row (K).
+inline void expect_choices(vec<const int> chosen, int experts, const expert_set& alive) {
+  for (const int e : chosen) {
+    MOESKIP_CHECK(config_error, e >= 0 && e < experts, "the router chose expert ", e, " of ", experts);
+    MOESKIP_CHECK(config_error, alive.contains(e), "the router chose expert ", e, ", which was dropped out");
   }
 }
 
@@ -104,7 +103,7 @@ template <class T, class R> void route_rows(const routing<T>& r, mat<const T> lo
     router::score<T>(router, t);
     if constexpr (ChoosesRows<R>) continue;
     router::choose<T>(router, t);
-    expect_choices<R>(t);
+    expect_choices(r.chosen.row(n), t.experts, *t.alive);
     router::weigh<T>(router, t);
   }
 }
@@ -136,7 +135,8 @@ template <class T> void note_choices(const routing<T>& r, const routing_call<T>&
 }  // namespace detail
 
 /// Fills r: the router's forward on every row, and the load of every expert. Throws shape_error, and config_error where
-/// a router needs vocabulary ids that the call does not have, or chose an expert that it must not.
+/// a router needs vocabulary ids that the call does not have, or chose an expert that it must not: on a backend that
+/// runs late nobody knows yet, and who asked looks when they do (expect_choices).
 struct route_t {
   static constexpr const char* name = "route";
   template <class B, Router R, class Memory>
@@ -152,8 +152,8 @@ struct route_t {
     MOESKIP_CHECK(config_error, logits_per_expert<R> > 0 || call.rows.token.size() == N, "router ", R::name,
                   " routes by vocabulary id: this call has none");
     run_kernel<route_t>(b, r, logits, router, call);
-    if constexpr (ChoosesRows<R>) detail::choose_rows(r, logits, router, call, memory);
-    detail::note_choices(r, call);
+    if constexpr (ChoosesRows<R>) settle(b), detail::choose_rows(r, logits, router, call, memory);
+    if constexpr (ChoosesRows<R> || !runs_late<B>) detail::note_choices(r, call);
   }
 };
 inline constexpr route_t route{};

@@ -10,6 +10,8 @@
 #include "moeskip/concepts/expert_dropout.hpp"
 #include "moeskip/memory/paging.hpp"
 #include "moeskip/memory/tape.hpp"
+#include "moeskip/ops/dispatch.hpp"
+#include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/experts.hpp"
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/route.hpp"
@@ -100,26 +102,34 @@ template <class V, class B> struct moe {
     const mat<T> h = made.h, logits = made.logits;
     const routing<T>& r = made.r;
     if constexpr (!Tape::records) {
+      if (tape.most_experts() < K || tape.asks() != ask_ahead::nothing) settle(b);
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
       if (tape.asks() != ask_ahead::nothing) ask_for(r);
+    } else if constexpr (runs_late<B> && !ChoosesRows<R>) {
+      settle(b);
+      expect_choices(r, made.call.alive);
     }
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
                                         : router::capacity_at_inference_of(policy, N, size.experts);
-    const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
+    if constexpr (requires(mat<T> y, dispatch d) { V::mlp::experts(b, y, x, h, r, d, w.experts, memory); }) {
+      settle(b);  // such experts are taken one after the other
+      const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
+      tape.enter(b, stage::expert);
+      mat<T> y = tape.successor(x);
+      V::mlp::experts(b, y, x, h, r, plan, w.experts, memory);
+      w.shared.forward(b, y, h, size, tape);
+      tell(b, layer, r, rows, tape);
+      return y;
+    }
+    const dispatch plan = sort_choices(b, r.chosen, size.experts, limit, memory);
 
     tape.enter(b, stage::expert);
     mat<T> y = tape.successor(x);
-    if constexpr (requires { V::mlp::experts(b, y, x, h, r, plan, w.experts, memory); }) {
-      V::mlp::experts(b, y, x, h, r, plan, w.experts, memory);
-      w.shared.forward(b, y, h, size, tape);
-      tape.routed(layer, r, rows);
-      return y;
-    }
     mat<T> gate_up = memory.take<T>(plan.size(), 2 * size.ffn);
     if constexpr (!Tape::records) {
       experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
       w.shared.forward(b, y, h, size, tape);
-      tape.routed(layer, r, rows);
+      tell(b, layer, r, rows, tape);
     } else {
       const mask_key key = key_of(layer, tape);
       const routing<T> weighted = weights_of(r, key, rows, memory);
@@ -139,6 +149,7 @@ template <class V, class B> struct moe {
     if constexpr (!follows_previous<R>) {
       const auto scope = tape.memory().scope();
       const routing<T> r = choose(b, layer, x, kv, rows, tape).r;
+      settle(b);
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
       if (tape.asks() == ask_ahead::foreseen) ask_for(r);
       tape.foreseen(layer, r, rows);
@@ -184,16 +195,52 @@ template <class V, class B> struct moe {
   template <class Tape>
   choice choose(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     arena& memory = tape.memory();
+    // What the host writes before an op reads it, and what is read when a call has ended, is in nobody's way.
+    arena& lasting = lasting_memory(tape);
     const index_t N = x.rows(), E = size.experts;
     const mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
     auto&& exact = unrounded(b);
     if constexpr (scores) norm_linear(exact, logits, h, x, w.norm, w.router_rows, size.norm_eps);
     else rms_norm(b, h, x, w.norm, size.norm_eps);
-    settle(b);
-    const routing_call<T> call = call_of(layer, kv, rows, tape);
-    const routing<T> r{memory.take<T>(N, E), memory.take<int>(N, K), memory.take<T>(N, K), memory.take<T>(E)};
+    if constexpr (Tape::records) settle(b);
+    const routing_call<T> call = call_of(b, layer, kv, rows, tape);
+    const routing<T> r{lasting.take<T>(N, E), lasting.take<int>(N, K), lasting.take<T>(N, K), lasting.take<T>(E)};
     route(b, r, logits, policy, call, memory);
     return {h, logits, call, r};
+  }
+
+  template <class Tape> static arena& lasting_memory(Tape& tape) {
+    if constexpr (!Tape::records && runs_late<B>) return tape.lasting();
+    else return tape.memory();
+  }
+  /// At once, or where nothing can be read yet at the end of the call, but for rows that will be gone then.
+  template <class Tape> void tell(B& b, int layer, const routing<T>& r, const token_rows& rows, Tape& tape) const {
+    if constexpr (!runs_late<B>) {
+      tape.routed(layer, r, rows);
+    } else if constexpr (V::layer_skip::has_gates) {
+      settle(b);
+      told(layer, r, rows, tape);
+    } else {
+      tape.late().push_back({layer, r});
+    }
+  }
+
+ public:
+  /// What a late routing is worth saying once it is there. Throws config_error for choices that are none.
+  template <class Tape> void told(int layer, const routing<T>& r, const token_rows& rows, Tape& tape) const {
+    if (tape.most_experts() >= K) {
+      const expert_set alive = tape.living(layer, size.experts);
+      expect_choices(r, {{&alive, 1}});
+    }
+    tape.routed(layer, r, rows);
+  }
+
+ private:
+  static void expect_choices(const routing<T>& r, const living_experts& alive) {
+    for (index_t n = 0; n < r.chosen.rows(); ++n) {
+      detail::expect_choices(r.chosen.row(n), int(r.probability.cols()), alive.of(n));
+      detail::expect_different(r.chosen.row(n));
+    }
   }
 
   /// Has the weights of the chosen experts fetched, where they stand in a file.
@@ -212,13 +259,14 @@ template <class V, class B> struct moe {
   }
 
   template <class Tape>
-  routing_call<T> call_of(int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
-    arena& memory = tape.memory();
+  routing_call<T> call_of(B& b, int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+    arena& memory = lasting_memory(tape);
     routing_call<T> call{.alive = {}, .rows = rows, .past = kv.experts, .layer = layer};
     if constexpr (has_selection_bias<R>) {
-      const vec<T> bias = memory.take<T>(size.experts);
-      for (int e = 0; e < size.experts; ++e) bias[e] = to<T>(w.selection_bias[e]);
-      call.bias = bias;
+      static constexpr int row = 0;  // widened as a table of one
+      const mat<T> bias = memory.take<T>(1, size.experts);
+      embed(b, bias, {&row, 1}, mat<const weight_t<B>>(w.selection_bias.data(), 1, size.experts));
+      call.bias = bias.row(0);
     }
     if constexpr (Tape::records) {
       call.alive = draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, memory);

@@ -20,7 +20,10 @@ struct dispatch {
   vec<int> row;         // (M) the row n of each assignment
   vec<int> choice;      // (M) its place n·K + k in `chosen` and `gate`
   vec<int> assignment;  // (N·K) the inverse: n·K + k -> m, or -1 where dropped over capacity
-  int experts() const { return int(first.size()) - 1; }
+  vec<int> expert;      // (M) of each assignment
+  vec<int> visited;     // experts that have any, -1 behind them
+  MOESKIP_HD int experts() const { return int(first.size()) - 1; }
+  /// Of row, choice and expert. On a backend that runs late this is N·K, whatever first[E] will be.
   index_t size() const { return row.size(); }
 };
 

@@ -318,7 +318,7 @@ template <class Call, int Columns> struct tiled_attention {
     for (index_t n = 0; n < N; ++n) end[std::size_t(rows.slot[n])] = int(n) + 1;
     const mat<float> log_sum = Call::scratch().template take<float>(N, of.s.heads);
     const mat<float> mean = Call::scratch().template take<float>(N, of.s.heads);
-    const keys to_keys{of, dkv, dout, log_sum, mean, Call::listed({first.data(), S}), Call::listed({end.data(), S})};
+    const keys to_keys{of, dkv, dout, log_sum, mean, Call::listed(first), Call::listed(end)};
     Call::launch({blocks(of), sums::threads, sums::shared}, sums{of, {}, dout, log_sum, mean});
     Call::launch({blocks(of), queries::threads, queries::shared}, queries{of, dq, dout, log_sum, mean});
     Call::launch({S * to_keys.key_tiles() * of.s.kv_heads, keys::threads, keys::shared}, to_keys);

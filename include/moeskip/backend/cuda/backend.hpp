@@ -8,6 +8,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "moeskip/backend/cuda/reach.hpp"
 #include "moeskip/concepts/backend.hpp"
@@ -64,11 +65,18 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
   template <class X> static const expert_weights<X>& seen(const expert_weights<X>& w) {
     return seen(w.gate_up.together()), seen(w.down.together()), w;
   }
+  static const dispatch& seen(const dispatch& d) {
+    seen(d.first), seen(d.row), seen(d.choice), seen(d.assignment), seen(d.expert), seen(d.visited);
+    return d;
+  }
   static kv_layer<float> seen(const kv_layer<float>& kv) { return seen(kv.keys), seen(kv.values), kv; }
 
   /// A list of the host's (n), copied to where the device sees it until the next settle().
-  static vec<const int> listed(vec<const int> list) {
-    return {static_cast<const int*>(Driver::list(list.data(), std::size_t(list.size()) * sizeof(int))), list.size()};
+  template <class T> static vec<const T> listed(vec<const T> list) {
+    return {static_cast<const T*>(Driver::list(list.data(), std::size_t(list.size()) * sizeof(T))), list.size()};
+  }
+  static vec<const int> listed(const std::vector<int>& list) {
+    return listed(vec<const int>(list.data(), index_t(list.size())));
   }
   static token_rows listed(const token_rows& rows) {
     return {listed(rows.slot), listed(rows.position), listed(rows.token)};

@@ -135,9 +135,9 @@ template <> struct kernel<embed_backward_t, on_cuda> {
     for (std::size_t m = 0; m < rows.size(); ++m)
       if (m == 0 || tokens[rows[m]] != ids.back()) first.push_back(int(m)), ids.push_back(tokens[rows[m]]);
     first.push_back(int(rows.size()));
-    const auto listed = [](const std::vector<int>& v) { return call::listed({v.data(), v.size()}); };
     call::each(index_t(ids.size()) * dx.cols(),
-               phase::embed_backward{call::seen(dtable), call::seen(dx), listed(rows), listed(first), listed(ids)});
+               phase::embed_backward{call::seen(dtable), call::seen(dx), call::listed(rows), call::listed(first),
+                                     call::listed(ids)});
   }
 };
 

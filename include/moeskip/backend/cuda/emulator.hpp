@@ -138,6 +138,13 @@ class emulated_block {
     return fold(v, [](float a, float b) { return a > b ? a : b; });
   }
   float warp_at(float v, int lane) const { return team_.exchange(thread_, v)[lane]; }
+  /// A bit for each lane.
+  std::uint32_t warp_which(bool v) const {
+    const bool* all = team_.exchange(thread_, v);
+    std::uint32_t bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= std::uint32_t(all[i]) << i;
+    return bits;
+  }
   /// That of lane ^ mask.
   float warp_xor(float v, int mask) const { return team_.exchange(thread_, v)[lane() ^ mask]; }
   /// From the rows (16 × 8 numbers in bf16) that lanes 0 to 15 bring: this lane's fragment of a right matrix.

@@ -3,6 +3,7 @@
 // one thread in the order of their ids: no atomics, the same bits every time.
 #pragma once
 
+#include "moeskip/backend/cuda/dispatch.hpp"
 #include "moeskip/backend/cuda/linear.hpp"
 #include "moeskip/ops/experts.hpp"
 
@@ -22,17 +23,18 @@ template <class W> struct expert_units {
   static constexpr const char* name = "expert_units";
   mat<float> act, gate_up;
   mat<const float> h;
-  cube<const W> w;                     // (E, 2F, D)
-  vec<const int> experts, first, row;  // those that were chosen; (E+1), (M) of the dispatch
+  cube<const W> w;  // (E, 2F, D)
+  dispatch d;
   activation_mask mask;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const index_t item = b.block() * b.warps() + b.warp(), F = act.cols();
-    if (item >= experts.size() * F) return;
-    const int e = experts[item / F];
+    if (item >= d.visited.size() * F) return;
+    const int e = d.visited[item / F];
+    if (e < 0) return;
     const index_t f = item % F;
-    for (index_t m = first[e]; m < first[e + 1]; m += rows_at_once) {
-      const int rows = rows_from(m, first[e + 1]);
-      const assigned_rows x{h, &row[m]};
+    for (index_t m = d.first[e]; m < d.first[e + 1]; m += rows_at_once) {
+      const int rows = rows_from(m, d.first[e + 1]);
+      const assigned_rows x{h, &d.row[m]};
       float gate[rows_at_once], up[rows_at_once];
       lane_products(gate, w.plane(e).row(f).data(), w.cols(), b.lane(), rows, x);
       lane_products(up, w.plane(e).row(F + f).data(), w.cols(), b.lane(), rows, x);
@@ -41,7 +43,7 @@ template <class W> struct expert_units {
         const float g = b.warp_sum(gate[t]), u = b.warp_sum(up[t]);
         if (b.lane() != 0) continue;
         gate_up(m + t, f) = g, gate_up(m + t, F + f) = u;
-        act(m + t, f) = silu(g) * u * (mask.masks() ? mask.factor(row[m + t], e, f) : 1.f);
+        act(m + t, f) = silu(g) * u * (mask.masks() ? mask.factor(d.row[m + t], e, f) : 1.f);
       }
     }
   }
@@ -52,14 +54,15 @@ struct expert_act {
   static constexpr const char* name = "expert_act";
   mat<float> act;
   mat<const float> gate_up;
-  vec<const int> row, choice, expert;  // (M); expert may be empty where nothing is masked
-  vec<const float> gate;               // (N·K) or empty
+  dispatch d;
+  vec<const float> gate;  // (N·K) or empty
   activation_mask mask;
   MOESKIP_HD void operator()(index_t i) const {
     const index_t m = i / act.cols(), f = i % act.cols();
+    if (m >= d.first[d.experts()]) return;
     float value = silu(gate_up(m, f)) * gate_up(m, act.cols() + f);
-    if (mask.masks()) value *= mask.factor(row[m], expert[m], f);
-    act.data()[i] = gate.data() ? gate[choice[m]] * value : value;
+    if (mask.masks()) value *= mask.factor(d.row[m], d.expert[m], f);
+    act.data()[i] = gate.data() ? gate[d.choice[m]] * value : value;
   }
 };
 
@@ -82,20 +85,20 @@ template <class W> struct experts_down {
   static constexpr const char* name = "experts_down";
   mat<float> y;
   mat<const float> residual, act;
-  cube<const W> w;                            // (E, D, F)
-  vec<const int> assignment, expert, choice;  // (N·K), (M), (M)
-  vec<const float> gate;                      // (N·K)
+  cube<const W> w;  // (E, D, F)
+  dispatch d;
+  vec<const float> gate;  // (N·K)
   int K;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const index_t item = b.block() * b.warps() + b.warp(), D = y.cols();
     if (item >= y.size()) return;
     const index_t n = item / D, o = item % D;
     float out = residual(n, o);
-    row_assignments mine{assignment.data() + n * K, K};
+    row_assignments mine{d.assignment.data() + n * K, K};
     for (int m; (m = mine.next()) >= 0;) {
       float sum[rows_at_once];
-      lane_products(sum, w.plane(expert[m]).row(o).data(), w.cols(), b.lane(), 1, plain_rows{act, m});
-      out += gate[choice[m]] * b.warp_sum(sum[0]);
+      lane_products(sum, w.plane(d.expert[m]).row(o).data(), w.cols(), b.lane(), 1, plain_rows{act, m});
+      out += gate[d.choice[m]] * b.warp_sum(sum[0]);
     }
     if (b.lane() == 0) y(n, o) = out;
   }
@@ -105,15 +108,15 @@ template <class W> struct experts_down {
 struct add_experts {
   static constexpr const char* name = "add_experts";
   mat<float> y;
-  mat<const float> residual, out;     // (N, D) or empty, (M, D)
-  vec<const int> assignment, choice;  // (N·K), (M)
-  vec<const float> gate;              // (N·K) or empty: 1
+  mat<const float> residual, out;  // (N, D) or empty, (M, D)
+  dispatch d;
+  vec<const float> gate;  // (N·K) or empty: 1
   int K;
   MOESKIP_HD void operator()(index_t i) const {
     const index_t n = i / y.cols(), col = i % y.cols();
     float sum = residual.data() ? residual(n, col) : 0.f;
-    row_assignments mine{assignment.data() + n * K, K};
-    for (int m; (m = mine.next()) >= 0;) sum += (gate.data() ? gate[choice[m]] : 1.f) * out(m, col);
+    row_assignments mine{d.assignment.data() + n * K, K};
+    for (int m; (m = mine.next()) >= 0;) sum += (gate.data() ? gate[d.choice[m]] : 1.f) * out(m, col);
     y.data()[i] = sum;
   }
 };
@@ -122,30 +125,10 @@ struct add_experts {
 
 namespace detail {
 
-/// A dispatch where the device sees it, and what the host reads off it.
-template <class Call> struct listed_dispatch {
-  vec<const int> first, row, choice, assignment;  // as in dispatch
-  vec<const int> expert;                          // (M) of each assignment
-  vec<const int> chosen;                          // experts that any row chose
-
-  explicit listed_dispatch(const dispatch& d) {
-    std::vector<int> of_assignment(std::size_t(d.size())), some;
-    for (int e = 0; e < d.experts(); ++e) {
-      const int count = d.first[e + 1] - d.first[e];
-      if (count == 0) continue;
-      some.push_back(e);
-      std::fill_n(of_assignment.begin() + d.first[e], count, e);
-    }
-    first = Call::listed(d.first), row = Call::listed(d.row), choice = Call::listed(d.choice);
-    assignment = Call::listed(d.assignment);
-    expert = Call::listed({of_assignment.data(), of_assignment.size()});
-    chosen = Call::listed({some.data(), some.size()});
-  }
-  /// At least the tiles of that many rows that the assignments of all experts fill.
-  auto row_tiles() const {
-    return [M = row.size(), experts = chosen.size()](index_t tile) { return M / tile + experts; };
-  }
-};
+/// At least the tiles of so many rows that the assignments of all experts fill.
+inline auto row_tiles(const dispatch& d) {
+  return [M = d.size(), experts = d.visited.size()](index_t tile) { return M / tile + experts; };
+}
 
 template <class Call> activation_mask listed_mask(const activation_mask& m) {
   activation_mask mask = m;
@@ -162,7 +145,7 @@ template <> struct kernel<experts_t, on_cuda> {
                   const activation_mask& m) {
     using call = detail::device_call<experts_t, B>;
     call::seen(y), call::seen(gate_up), call::seen(residual), call::seen(h), call::seen(r.gate), call::seen(w);
-    const detail::listed_dispatch<call> plan(d);
+    call::seen(d);
     const auto scope = call::scratch().scope();
     const index_t D = h.cols(), F = w.down.cols(), M = d.size();
     const int K = int(r.gate.cols());
@@ -170,36 +153,33 @@ template <> struct kernel<experts_t, on_cuda> {
     const mat<float> act = call::scratch().template take<float>(M, F);
     const activation_mask mask = detail::listed_mask<call>(m);
     if (h.rows() <= detail::invariant_rows) {
-      call::launch(
-          detail::warp_each(plan.chosen.size() * F),
-          phase::expert_units<W>{act, gate_up, h, w.gate_up.together(), plan.chosen, plan.first, plan.row, mask});
+      call::launch(detail::warp_each(d.visited.size() * F),
+                   phase::expert_units<W>{act, gate_up, h, w.gate_up.together(), d, mask});
       call::launch(detail::warp_each(y.size()),
-                   phase::experts_down<W>{y, residual, act, w.down.together(), plan.assignment, plan.expert,
-                                          plan.choice, gate, K});
+                   phase::experts_down<W>{y, residual, act, w.down.together(), d, gate, K});
       return;
     }
-    detail::multiply_tiles<call>(
-        phase::product_call<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, plan.row.data()},
-                               .b = {w.gate_up.together().data(), D, 1, 2 * F * D},
-                               .c = gate_up.data(),
-                               .cols = 2 * F,
-                               .depth = D,
-                               .first = plan.first.data(),
-                               .groups = d.experts(),
-                               .by = phase::assigned::rows},
-        plan.row_tiles());
-    call::each(act.size(), phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, {}, mask});
+    detail::multiply_tiles<call>(phase::product_call<W>{.a = {h.data(), D, 1, 0, phase::assigned::rows, d.row.data()},
+                                                        .b = {w.gate_up.together().data(), D, 1, 2 * F * D},
+                                                        .c = gate_up.data(),
+                                                        .cols = 2 * F,
+                                                        .depth = D,
+                                                        .first = d.first.data(),
+                                                        .groups = d.experts(),
+                                                        .by = phase::assigned::rows},
+                                 detail::row_tiles(d));
+    call::each(act.size(), phase::expert_act{act, gate_up, d, {}, mask});
     const mat<float> out = call::scratch().template take<float>(M, D);
     detail::multiply_tiles<call>(phase::product_call<W>{.a = {act.data(), F, 1, 0, phase::assigned::rows},
                                                         .b = {w.down.together().data(), F, 1, D * F},
                                                         .c = out.data(),
                                                         .cols = D,
                                                         .depth = F,
-                                                        .first = plan.first.data(),
+                                                        .first = d.first.data(),
                                                         .groups = d.experts(),
                                                         .by = phase::assigned::rows},
-                                 plan.row_tiles());
-    call::each(y.size(), phase::add_experts{y, residual, out, plan.assignment, plan.choice, gate, K});
+                                 detail::row_tiles(d));
+    call::each(y.size(), phase::add_experts{y, residual, out, d, gate, K});
   }
 };
 

@@ -14,23 +14,23 @@ struct expert_act_backward {
   mat<float> gate_up;
   vec<float> dgate;  // (N·K)
   mat<const float> back;
-  vec<const int> row, choice, expert;
+  dispatch d;
   vec<const float> gate;
   activation_mask mask;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const index_t m = b.block() * b.warps() + b.warp(), F = back.cols();
-    if (m >= back.rows()) return;
-    const float g = gate[choice[m]];
+    if (m >= d.first[d.experts()]) return;
+    const float g = gate[d.choice[m]];
     float sum = 0;
     for (index_t f = b.lane(); f < F; f += 32) {
       const float a = gate_up(m, f), up = gate_up(m, F + f);
-      const float d = mask.masks() ? back(m, f) * mask.factor(row[m], expert[m], f) : back(m, f);
-      sum += d * silu(a) * up;
-      gate_up(m, f) = g * d * up * silu_derivative(a);
-      gate_up(m, F + f) = g * d * silu(a);
+      const float dact = mask.masks() ? back(m, f) * mask.factor(d.row[m], d.expert[m], f) : back(m, f);
+      sum += dact * silu(a) * up;
+      gate_up(m, f) = g * dact * up * silu_derivative(a);
+      gate_up(m, F + f) = g * dact * silu(a);
     }
     sum = b.warp_sum(sum);
-    if (b.lane() == 0) dgate[choice[m]] = sum;
+    if (b.lane() == 0) dgate[d.choice[m]] = sum;
   }
 };
 
@@ -55,7 +55,7 @@ template <> struct kernel<experts_backward_t, on_cuda> {
     using phase::assigned;
     call::seen(dh), call::seen(dgate), call::seen(dw), call::seen(dy), call::seen(gate_up), call::seen(h);
     call::seen(r.gate), call::seen(w);
-    const detail::listed_dispatch<call> plan(d);
+    call::seen(d);
     const auto scope = call::scratch().scope();
     const index_t D = h.cols(), F = w.down.cols(), M = d.size(), E = d.experts();
     const vec<const float> gate(r.gate.data(), r.gate.size());
@@ -66,30 +66,29 @@ template <> struct kernel<experts_backward_t, on_cuda> {
     const mat<float> dh_each = call::scratch().template take<float>(M, D);
     // What varies by expert is the rows of c in `by_row`, the depth in `by_depth`: one tile a row block and expert.
     const auto by_row = [&](phase::product_call<W> p) {
-      p.first = plan.first.data(), p.groups = int(E), p.by = assigned::rows;
-      detail::multiply_tiles<call>(p, plan.row_tiles());
+      p.first = d.first.data(), p.groups = int(E), p.by = assigned::rows;
+      detail::multiply_tiles<call>(p, detail::row_tiles(d));
     };
     const auto by_depth = [&](phase::product_call<float> p) {
-      p.first = plan.first.data(), p.groups = int(E), p.by = assigned::depth, p.base = p.c;
+      p.first = d.first.data(), p.groups = int(E), p.by = assigned::depth, p.base = p.c;
       p.c_group_step = p.rows * p.cols;
       detail::multiply_tiles<call>(p, [&](index_t tile) { return E * detail::ceiling(p.rows, tile); });
     };
-    by_row({.a = {dy.data(), D, 1, 0, assigned::rows, plan.row.data()},
+    by_row({.a = {dy.data(), D, 1, 0, assigned::rows, d.row.data()},
             .b = {w.down.together().data(), 1, F, D * F},
             .c = back.data(),
             .cols = F,
             .depth = D});
-    call::each(act.size(), phase::expert_act{act, gate_up, plan.row, plan.choice, plan.expert, gate, mask});
-    by_depth({.a = {dy.data(), 1, D, 0, assigned::depth, plan.row.data()},
+    call::each(act.size(), phase::expert_act{act, gate_up, d, gate, mask});
+    by_depth({.a = {dy.data(), 1, D, 0, assigned::depth, d.row.data()},
               .b = {act.data(), 1, F, 0, assigned::depth},
               .c = dw.down.together().data(),
               .rows = D,
               .cols = F});
-    call::launch(detail::warp_each(M),
-                 phase::expert_act_backward{gate_up, dgates, back, plan.row, plan.choice, plan.expert, gate, mask});
-    call::each(dgates.size(), phase::dropped_gates{dgates, plan.assignment});
+    call::launch(detail::warp_each(M), phase::expert_act_backward{gate_up, dgates, back, d, gate, mask});
+    call::each(dgates.size(), phase::dropped_gates{dgates, d.assignment});
     by_depth({.a = {gate_up.data(), 1, 2 * F, 0, assigned::depth},
-              .b = {h.data(), 1, D, 0, assigned::depth, plan.row.data()},
+              .b = {h.data(), 1, D, 0, assigned::depth, d.row.data()},
               .c = dw.gate_up.together().data(),
               .rows = 2 * F,
               .cols = D});
@@ -98,7 +97,7 @@ template <> struct kernel<experts_backward_t, on_cuda> {
             .c = dh_each.data(),
             .cols = D,
             .depth = 2 * F});
-    call::each(dh.size(), phase::add_experts{dh, {}, dh_each, plan.assignment, plan.choice, {}, int(r.gate.cols())});
+    call::each(dh.size(), phase::add_experts{dh, {}, dh_each, d, {}, int(r.gate.cols())});
   }
 };
 

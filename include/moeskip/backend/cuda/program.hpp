@@ -31,10 +31,11 @@ template <class W> using blocks_of_weights =
     phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,
                phase::norm_groups<W>, phase::norm_groups_backward<W>>;
-using blocks_of_floats = phase_list<phase::gate_rows_backward, phase::cross_entropy, phase::distillation, phase::attend,
-                                    phase::attend_tiles<64>, phase::attend_tiles<128>, phase::attend_tiles_queries<64>,
-                                    phase::attend_tiles_queries<128>, phase::attend_tiles_keys<64>,
-                                    phase::attend_tiles_keys<128>, phase::attend_backward_queries,
-                                    phase::attend_backward_keys, phase::expert_act_backward, phase::group_scales>;
+using blocks_of_floats =
+    phase_list<phase::gate_rows_backward, phase::note_choices, phase::sort_choices, phase::cross_entropy,
+               phase::distillation, phase::attend, phase::attend_tiles<64>, phase::attend_tiles<128>,
+               phase::attend_tiles_queries<64>, phase::attend_tiles_queries<128>, phase::attend_tiles_keys<64>,
+               phase::attend_tiles_keys<128>, phase::attend_backward_queries, phase::attend_backward_keys,
+               phase::expert_act_backward, phase::group_scales>;
 
 }  // namespace moeskip

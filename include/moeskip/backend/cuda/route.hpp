@@ -49,6 +49,27 @@ template <class R> struct route_backward {
   }
 };
 
+/// load (E), a warp each, and the memory of the choices.
+struct note_choices {
+  static constexpr const char* name = "note_choices";
+  moeskip::routing<float> r;
+  token_rows rows;
+  cube<int> past;
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    const index_t choices = r.chosen.size(), K = r.chosen.cols(), item = b.block() * b.warps() + b.warp();
+    for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
+      past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = r.chosen.data()[c];
+    if (item >= r.load.size()) return;
+    float mine = 0, all = 0;
+    for (index_t c = b.lane(); c < choices; c += 32) {
+      const int e = r.chosen.data()[c];
+      mine += e == item ? 1.f : 0.f, all += e >= 0 ? 1.f : 0.f;
+    }
+    mine = b.warp_sum(mine), all = b.warp_sum(all);
+    if (b.lane() == 0) r.load[item] = all > 0 ? mine / all : 0.f;
+  }
+};
+
 struct balance_loss {
   static constexpr const char* name = "balance_loss";
   vec<auxiliary_losses<float>> losses;  // (N)
@@ -69,7 +90,8 @@ namespace detail {
 template <class Call> routing_call<float> listed_call(const routing_call<float>& c) {
   routing_call<float> call = c;
   call.rows = Call::listed(c.rows);
-  Call::seen(c.alive.sets), Call::seen(c.past), Call::seen(c.bias);
+  call.alive.sets = Call::listed(c.alive.sets);
+  Call::seen(c.past), Call::seen(c.bias);
   return call;
 }
 template <class Call> void expect_seen(const routing<float>& r) {
@@ -83,13 +105,10 @@ template <> struct kernel<route_t, on_cuda> {
   static void run(B&, const routing<float>& r, mat<const float> logits, const R& router, const routing_call<float>& c) {
     using call = detail::device_call<route_t, B>;
     detail::expect_seen<call>(r);
-    call::each(logits.rows(), phase::route<R>{r, call::seen(logits), router, detail::listed_call<call>(c)});
-    call::settle();  // the host sorts the choices by expert
+    const routing_call<float> here = detail::listed_call<call>(c);
+    call::each(logits.rows(), phase::route<R>{r, call::seen(logits), router, here});
     if constexpr (!ChoosesRows<R>)
-      for (index_t n = 0; n < logits.rows(); ++n) {
-        noise_key noise;
-        detail::expect_choices<R>(detail::token_at(c, r, logits, n, noise));
-      }
+      call::launch(detail::warp_each(r.load.size()), phase::note_choices{r, here.rows, here.past});
   }
 };
 
