@@ -1,16 +1,22 @@
-// How fast a GPU is at what models do, beside what its memory allows:     gpu_time [--json FILE]
+// How fast a GPU is at what models do, beside what its memory allows:
+//   gpu_time [--json FILE] [--model FILE --text FILE]
 //   read      GB/s of a reduction over 1 GiB                         the floor under decoding
 //   decode    one token of a model of OLMoE-1B-7B's shape, 512 tokens of context, random bf16 weights
-//   verify    2, 4 and 8 tokens at once, against one
+//   verify    2, 4 and 8 tokens at once: against one, and against the bytes that they read
 //   prefill   2048 tokens
-//   train     12 layers, dim 768, 16 experts top-2 of 512, sequences of 1024: tokens/s
+//   train     12 layers, dim 768, 16 experts top-2 of 512, sequences of 1024
+//   skipping  the decoders on a trained model of examples/models, with prompts from a text
 // Medians of several runs. Exit status 77: there is no GPU.
 #include <cstdio>
 
-#include "../measure.hpp"
-#include "moeskip/moeskip.hpp"
+#include <map>
 
+#include "../../examples/models/models.hpp"
+#include "../decode/speculation.hpp"
 #include "moeskip/cuda.hpp"
+#include "moeskip/formats/text.hpp"
+#include "moeskip/formats/tokenizer/byte.hpp"
+#include "moeskip/model/checkpoint.hpp"
 #include "moeskip/model/weights_read.hpp"
 
 namespace ms = moeskip;
@@ -32,9 +38,9 @@ template <class Work> double median_time(int runs, Work&& work) {
   return bench::median(times);
 }
 
-void line(const char* what, double value, const char* unit, std::FILE* json) {
-  std::printf("%-28s %12.4g %s\n", what, value, unit);
-  if (json) std::fprintf(json, "{\"what\": \"%s\", \"value\": %.6g, \"unit\": \"%s\"}\n", what, value, unit);
+void line(const std::string& what, double value, const char* unit, std::FILE* json) {
+  std::printf("%-44s %12.4g %s\n", what.c_str(), value, unit);
+  if (json) std::fprintf(json, "{\"what\": \"%s\", \"value\": %.6g, \"unit\": \"%s\"}\n", what.c_str(), value, unit);
 }
 
 double read_rate() {
@@ -44,8 +50,10 @@ double read_rate() {
   return double(numbers.size()) * sizeof(float) / t;
 }
 
-void time_decoding(double bytes_per_second, std::FILE* json) {
-  using B = ms::cuda<ms::bf16>;
+/// Driver: kernels one by one, or in graphs.
+template <class Driver> void time_decoding(double bytes_per_second, std::FILE* json) {
+  using B = ms::cuda<ms::bf16, Driver>;
+  const std::string by = ms::text(Driver::name, ": ");
   const ms::config<olmoe> config{.sizes = olmoe_sizes};
   ms::model<olmoe, B> m(config, ms::seed{1});
   ms::session s(m);
@@ -55,27 +63,45 @@ void time_decoding(double bytes_per_second, std::FILE* json) {
     return ids;
   };
   const auto context = tokens(513), prompt = tokens(2049);
-  line("prefill 2048", 2048 / median_time(3, [&] { s.prefill(prompt); }), "tokens/s", json);
+  const double prefill = median_time(3, [&] { s.prefill(prompt); });
+  line(by + "prefill 2048", 2048 / prefill, "tokens/s", json);
+  // A step's arithmetic without exits, of which forward is a third.
+  line(by + "prefill 2048", ms::training_flops(m, 1, 2048, {}, {}, 0) / 3 / prefill / 1e12, "TFLOP/s", json);
   s.prefill(context);
-  double one = 0;
+  // Of one token, and of tokens that visit `distinct` experts, summed over layers.
+  const double kv = 2.0 * 512 * olmoe_sizes.dim * olmoe_sizes.layers * sizeof(float);
+  const auto bytes = [&](double distinct) {
+    double weights = ms::head_weights_read(config.sizes);
+    for (int l = 0; l < olmoe_sizes.layers; ++l)
+      weights += ms::layer_weights_read(config, l, distinct / olmoe_sizes.layers);
+    return weights * sizeof(ms::bf16) + kv;
+  };
+  double one = 0, bytes_of_one = 0;
   for (const int n : {1, 2, 4, 8}) {
     const auto scope = s.memory().scope();
-    const auto x = s.memory().take<float>(n, olmoe_sizes.dim), logits = s.memory().take<float>(n, olmoe_sizes.vocab);
+    const auto x = s.memory().template take<float>(n, olmoe_sizes.dim),
+               logits = s.memory().template take<float>(n, olmoe_sizes.vocab);
     const auto ids = tokens(n);
-    const double t = median_time(20, [&] {
+    const auto verify = [&] {
       s.embed(x, {ids.data(), n}, 512);
       s.run(0, m.layers(), x, 512);
       s.logits(logits, x, m.layers());
-    });
-    if (n == 1) one = t, line("decode, context 512", 1 / t, "tokens/s", json);
-    else line(ms::text("verify ", n, " against decode").c_str(), t / one, "times", json);
+    };
+    const double t = median_time(20, verify);
+    s.meter().reset_experts_read();
+    verify();
+    const double read = bytes(double(s.meter().experts_read()));
+    if (n == 1) {
+      one = t, bytes_of_one = read;
+      line(by + "decode, context 512", 1 / t, "tokens/s", json);
+    } else {
+      line(ms::text(by, "verify ", n, " against decode"), t / one, "times", json);
+      line(ms::text(by, "verify ", n, " over its bytes"), t / one / (read / bytes_of_one), "times", json);
+    }
   }
-  double weights = ms::head_weights_read(config.sizes);
-  for (int l = 0; l < olmoe_sizes.layers; ++l) weights += ms::layer_weights_read(config, l, 8);
-  const double kv = 2.0 * 512 * olmoe_sizes.dim * olmoe_sizes.layers * sizeof(float);
-  const double roofline = bytes_per_second / (weights * sizeof(ms::bf16) + kv);
-  line("decode: what reading allows", roofline, "tokens/s", json);
-  line("decode: share of it", 1 / one / roofline, "", json);
+  const double roofline = bytes_per_second / bytes_of_one;
+  line(by + "decode: what reading allows", roofline, "tokens/s", json);
+  line(by + "decode: share of it", 1 / one / roofline, "", json);
 }
 
 void time_training(std::FILE* json) {
@@ -87,7 +113,27 @@ void time_training(std::FILE* json) {
   std::vector<int> text(std::size_t{1} << 16);
   for (std::size_t i = 0; i < text.size(); ++i) text[i] = int(i * 7919 % 50304);
   ms::random_windows batches(text, 8, 1024, ms::seed{1});
-  line("train", 8 * 1024 / median_time(3, [&] { run.step(batches); }), "tokens/s", json);
+  const double step = median_time(3, [&] { run.step(batches); });
+  line("train", 8 * 1024 / step, "tokens/s", json);
+  line("train", ms::training_flops(m, 8, 1024, run.exit_weights_now(), {}, 0) / step / 1e12, "TFLOP/s", json);
+}
+
+/// A trained model's decoders against plain decoding.
+void time_skipping(const std::string& model, const std::string& text, std::FILE* json) {
+  auto m = ms::load<models::all_moe, ms::cuda<ms::bf16>>(model);
+  const auto prompts = bench::prompts_of(ms::tokenizer::byte::encode(ms::read_text(text)), 8, 64);
+  const auto time = [&](const char* what, const auto& decoder) {
+    bench::comparison all;
+    for (const std::vector<int>& prompt : prompts) bench::compare(all, m, prompt, 150, decoder, 3);
+    line(what, all.speedup(), "times plain", json);
+    return double(all.sum.layer_steps) / all.sum.tokens;
+  };
+  time("default decoder", models::all_moe::decoder{});
+  using two_tokens = ms::speculative_decoder::compose<ms::draft::self, ms::acceptance::exact, ms::draft_length::fixed>;
+  time("self-speculation: exit 2, 2 tokens", two_tokens{{.exit_layer = 2}, {.num_speculations = 2}});
+  const ms::decoder::early_exit<> leaves{.rule = {.threshold = 0.9f}};
+  const double layers = time("early exit", leaves);
+  line("early exit: layers allow", m.layers() / layers, "times plain", json);
 }
 
 }  // namespace
@@ -99,10 +145,23 @@ int main(int argc, char** argv) {
     std::printf("%s\n", e.what());
     return 77;
   }
-  std::FILE* json = argc > 2 ? std::fopen(argv[2], "a") : nullptr;
-  const double rate = read_rate();
-  line("read", rate / 1e9, "GB/s", json);
-  time_decoding(rate, json);
-  time_training(json);
-  if (json) std::fclose(json);
+  std::map<std::string, std::string> options;
+  for (int i = 1; i + 1 < argc; i += 2) options[argv[i]] = argv[i + 1];
+  return bench::guarded([&] {
+    for (const auto& [name, value] : options)
+      MOESKIP_CHECK(ms::config_error, name == "--json" || name == "--model" || name == "--text", "unknown option ",
+                    name);
+    MOESKIP_CHECK(ms::config_error, argc % 2 == 1, argv[argc - 1], ": expected a value behind it");
+    MOESKIP_CHECK(ms::config_error, options.contains("--model") == options.contains("--text"),
+                  "--model and --text go together");
+    std::FILE* json = options.contains("--json") ? std::fopen(options["--json"].c_str(), "a") : nullptr;
+    MOESKIP_CHECK(ms::file_error, json || !options.contains("--json"), options["--json"], ": cannot be opened");
+    const double rate = read_rate();
+    line("read", rate / 1e9, "GB/s", json);
+    time_decoding<ms::driver::device>(rate, json);
+    time_decoding<ms::driver::graph>(rate, json);
+    time_training(json);
+    if (options.contains("--model")) time_skipping(options["--model"], options["--text"], json);
+    if (json) std::fclose(json);
+  });
 }

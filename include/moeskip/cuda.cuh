@@ -12,7 +12,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "moeskip/backend/cuda/device.hpp"
@@ -138,7 +141,35 @@ class device_stream {
     at_ = 0, used_ = 0, recent_.clear();
     expect_success(code, "cudaStreamSynchronize", last);
   }
+  /// Keeps back what the stream is asked for.
+  void begin_graph() {
+    if (std::exchange(kept_back_, true)) return;
+    // Relaxed: an arena may take memory meanwhile.
+    expect_success(cudaStreamBeginCapture(cudaStreamPerThread, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture",
+                   "a graph");
+  }
+  /// Starts what was kept back.
+  void start_graph() {
+    if (!std::exchange(kept_back_, false)) return;
+    cudaGraph_t kept = nullptr;
+    expect_success(cudaStreamEndCapture(cudaStreamPerThread, &kept), "cudaStreamEndCapture", last);
+    const std::unique_ptr<cudaGraph_t, void (*)(cudaGraph_t*)> owner(&kept,
+                                                                     [](cudaGraph_t* g) { cudaGraphDestroy(*g); });
+    std::size_t nodes = 0;
+    expect_success(cudaGraphGetNodes(kept, nullptr, &nodes), "cudaGraphGetNodes", last);
+    if (nodes == 0) return;
+    cudaGraphExec_t& made = graphs_[nodes];
+    cudaGraphExecUpdateResultInfo what{};
+    if (made && cudaGraphExecUpdate(made, kept, &what) != cudaSuccess) {  // other kernels, as many of them
+      cudaGetLastError();
+      expect_success(cudaGraphExecDestroy(std::exchange(made, nullptr)), "cudaGraphExecDestroy", last);
+    }
+    if (!made) expect_success(cudaGraphInstantiate(&made, kept, 0), "cudaGraphInstantiate", last);
+    expect_success(cudaGraphLaunch(made, cudaStreamPerThread), "cudaGraphLaunch", last);
+  }
   ~device_stream() {
+    for (const auto& [nodes, made] : graphs_)
+      if (made) cudaGraphExecDestroy(made);
     for (const chunk& c : chunks_) cudaFreeHost(c.host), cudaFree(c.device);
   }
 
@@ -168,6 +199,8 @@ class device_stream {
     used_ += room;
     return to;
   }
+  bool kept_back_ = false;
+  std::map<std::size_t, cudaGraphExec_t> graphs_;  // by the number of their nodes
   std::vector<chunk> chunks_;
   std::vector<placed> recent_;
   std::size_t at_ = 0, used_ = 0;
@@ -222,6 +255,12 @@ template <class Phase> void device::launch(const launch_shape& shape, const Phas
 
 inline void device::settle() { detail::device_stream::here().settle(); }
 
+inline void graph::begin() { detail::device_stream::here().begin_graph(); }
+inline void graph::settle() {
+  detail::device_stream::here().start_graph();
+  device::settle();
+}
+
 inline const void* device::list(const void* p, std::size_t bytes) {
   return p && bytes ? detail::device_stream::here().list(p, bytes) : nullptr;
 }
@@ -250,7 +289,8 @@ template <class... None> struct cuda_kernels {
     using namespace detail;
     static volatile const void* kept[] = {
         reinterpret_cast<const void*>(&driver::device::start), reinterpret_cast<const void*>(&driver::device::settle),
-        reinterpret_cast<const void*>(&driver::device::list), reinterpret_cast<const void*>(&driver::device::scratch)};
+        reinterpret_cast<const void*>(&driver::graph::settle), reinterpret_cast<const void*>(&driver::graph::begin),
+        reinterpret_cast<const void*>(&driver::device::list),  reinterpret_cast<const void*>(&driver::device::scratch)};
     return (kept[0] != nullptr) + keep_each(each_of_floats{}) + keep_blocks(blocks_of_floats{}) +
            keep_each(each_of_weights<float>{}) + keep_blocks(blocks_of_weights<float>{}) +
            keep_each(each_of_weights<bf16>{}) + keep_blocks(blocks_of_weights<bf16>{});

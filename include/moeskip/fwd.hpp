@@ -10,6 +10,7 @@ template <Scalar T = double> struct reference;
 template <Storage W = float, class Isa = isa::native, Storage Product = float> struct cpu;
 namespace driver {
 struct device;
+struct graph;
 struct emulator;
 }  // namespace driver
 template <Storage W = float, class Driver = driver::device, Storage Product = W> struct cuda;

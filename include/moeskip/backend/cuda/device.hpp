@@ -1,6 +1,9 @@
-// driver::device: phases as kernels on the current GPU, in the calling thread's stream. Plain C++ sees declarations;
-// cuda.cuh has the definitions, and cuda_program<V> makes kernels of all phases. A phase that no .cu of the program
-// made is an undefined reference to driver::device::each or launch, whose argument names it.
+// driver::device: phases as kernels on the current GPU, in the calling thread's stream, one by one.
+// driver::graph: the same kernels, kept back until settle() and then started together as a CUDA graph, whose kernels
+// follow each other without the host. Graphs of as many kernels are made once and then updated. For decoding, where
+// kernels are short; a thread uses one of both at a time.
+// Plain C++ sees declarations; cuda.cuh has the definitions, and cuda_program<V> makes kernels of all phases. A phase
+// that no .cu of the program made is an undefined reference to driver::device::each or launch, whose argument names it.
 #pragma once
 
 #include "moeskip/backend/cuda/backend.hpp"
@@ -19,6 +22,21 @@ struct device {
   static void settle();
   static const void* list(const void* p, std::size_t bytes);
   static arena& scratch();
+};
+
+struct graph {
+  static constexpr const char* name = "cuda graphs";
+
+  static void start() { device::start(); }
+  template <class Phase> static void each(index_t n, const Phase& phase) { begin(), device::each(n, phase); }
+  template <class Phase> static void launch(const launch_shape& shape, const Phase& phase) {
+    begin(), device::launch(shape, phase);
+  }
+  static void settle();
+  static const void* list(const void* p, std::size_t bytes) { return begin(), device::list(p, bytes); }
+  static arena& scratch() { return device::scratch(); }
+  /// What the stream is asked for from now on is kept back.
+  static void begin();
 };
 
 }  // namespace moeskip::driver

@@ -77,11 +77,11 @@ struct sort_choices {
 
 template <> struct kernel<sort_choices_t, on_cuda> {
   template <class B, class Memory>
-  static void run(B&, dispatch& d, mat<const int> chosen, int experts, index_t capacity, Memory& memory) {
+  static void run(B&, dispatch& d, mat<const int> chosen, int E, index_t capacity, Memory& memory) {
     using call = detail::device_call<sort_choices_t, B>;
     const auto some = [&](index_t n) { return memory.template take<int>(n); };
     const index_t M = chosen.size();
-    d = {some(experts + 1), some(M), some(M), some(M), some(M), some(std::min<index_t>(experts, M))};
+    d = {some(E + 1), some(M), some(M), some(M), some(M), some(std::min<index_t>(E, M))};
     call::launch({1, phase::sort_choices::threads, 0},
                  phase::sort_choices{call::seen(d), call::seen(chosen), int(std::min(capacity, M + 1))});
   }
