@@ -1,5 +1,6 @@
 #!/bin/sh
-# bench/gpu/run.sh: builds, checks and times the CUDA backend, and writes docs/gpu-results.md and docs/gpu-results.jsonl.
+# bench/gpu/run.sh: builds, checks and times the CUDA backend, and its peers where python3 has PyTorch, and writes
+# docs/gpu-results.md and docs/gpu-results.jsonl.
 # Where there is no GPU it goes as far as it can and says what was not done. MOESKIP_CMAKE holds further options for CMake.
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -65,6 +66,19 @@ else
     failures=$((failures + 1))
   fi
 fi
+
+# Peers: what one prints before it fails counts, too.
+python3 -c 'import torch' >/dev/null 2>&1 && torch=yes || torch=no
+for peer in limits transformers_olmoe triton_decode torch_training; do
+  if [ "$torch" = no ]; then
+    row "peer $peer" '**not done**: no python3 with torch was found'
+    continue
+  fi
+  step "peer $peer" 180 python3 -B "$root/bench/gpu/peers/$peer.py"
+  grep '^{"what": ' "$work/out" >"$work/peer" || continue
+  cat "$work/peer" >>"$work/lines"
+  awk -F'"' '{ gsub(/[:, ]/, "", $7); printf "%-72s %12.4g %s\n", $4, $7, $10 }' "$work/peer" >>"$work/times"
+done
 
 date=$(date -u +%Y-%m-%d)
 commit=$(cd "$root" && git rev-parse --short HEAD 2>/dev/null) || commit=unknown

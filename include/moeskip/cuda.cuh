@@ -136,17 +136,19 @@ class device_stream {
     recent_.push_back(to);
     return to.device;
   }
-  void settle() {
+  void settle() { expect_success(wait(), "cudaStreamSynchronize", last); }
+  cudaError_t wait() {
     const cudaError_t code = cudaStreamSynchronize(cudaStreamPerThread);
     at_ = 0, used_ = 0, recent_.clear();
-    expect_success(code, "cudaStreamSynchronize", last);
+    return code;
   }
   /// Keeps back what the stream is asked for.
   void begin_graph() {
-    if (std::exchange(kept_back_, true)) return;
+    if (kept_back_) return;
     // Relaxed: an arena may take memory meanwhile.
     expect_success(cudaStreamBeginCapture(cudaStreamPerThread, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture",
                    "a graph");
+    kept_back_ = true;
   }
   /// Starts what was kept back.
   void start_graph() {
@@ -166,6 +168,13 @@ class device_stream {
     }
     if (!made) expect_success(cudaGraphInstantiate(&made, kept, 0), "cudaGraphInstantiate", last);
     expect_success(cudaGraphLaunch(made, cudaStreamPerThread), "cudaGraphLaunch", last);
+  }
+  /// Throws away what was kept back.
+  void drop_graph() {
+    cudaGraph_t kept = nullptr;
+    if (std::exchange(kept_back_, false) && cudaStreamEndCapture(cudaStreamPerThread, &kept) == cudaSuccess && kept)
+      cudaGraphDestroy(kept);
+    cudaGetLastError();
   }
   ~device_stream() {
     for (const auto& [nodes, made] : graphs_)
@@ -254,11 +263,23 @@ template <class Phase> void device::launch(const launch_shape& shape, const Phas
 }
 
 inline void device::settle() { detail::device_stream::here().settle(); }
+inline void device::forget() {
+  if (detail::device_stream::here().wait() != cudaSuccess) cudaGetLastError();
+}
 
 inline void graph::begin() { detail::device_stream::here().begin_graph(); }
 inline void graph::settle() {
-  detail::device_stream::here().start_graph();
+  try {
+    detail::device_stream::here().start_graph();
+  } catch (...) {
+    device::forget();  // lists that were to be copied were not
+    throw;
+  }
   device::settle();
+}
+inline void graph::forget() {
+  detail::device_stream::here().drop_graph();
+  device::forget();
 }
 
 inline const void* device::list(const void* p, std::size_t bytes) {
@@ -290,6 +311,7 @@ template <class... None> struct cuda_kernels {
     static volatile const void* kept[] = {
         reinterpret_cast<const void*>(&driver::device::start), reinterpret_cast<const void*>(&driver::device::settle),
         reinterpret_cast<const void*>(&driver::graph::settle), reinterpret_cast<const void*>(&driver::graph::begin),
+        reinterpret_cast<const void*>(&driver::graph::forget), reinterpret_cast<const void*>(&driver::device::forget),
         reinterpret_cast<const void*>(&driver::device::list),  reinterpret_cast<const void*>(&driver::device::scratch)};
     return (kept[0] != nullptr) + keep_each(each_of_floats{}) + keep_blocks(blocks_of_floats{}) +
            keep_each(each_of_weights<float>{}) + keep_blocks(blocks_of_weights<float>{}) +

@@ -158,12 +158,15 @@ struct attend_case {
 /// 64 numbers. Not among each_case: slow where a warp makes a row.
 struct long_attend_case {
   static constexpr const char* phase = "attend_tiles";
-  bool many;
+  bool many, steep = false;  // steep: scores far from zero, and rows of both sequences in turn
   template <class B> void operator()(trial<B>& t) const {
     using T = ms::scalar_t<B>;
     const int G = t.between(1, 2), H = G * t.between(1, 2), d = many ? 2 * t.between(33, 50) : 2 * t.between(1, 32);
-    const ms::attention_shape s{H, G, d, 10000.f, 1.f / std::sqrt(float(d))};
-    const two_sequences rows(t.between(40, 90), t.between(10, 40), t.between(0, 60));
+    const ms::attention_shape s{H, G, d, 10000.f, (steep ? 60.f : 1.f) / std::sqrt(float(d))};
+    two_sequences rows(t.between(40, 90), t.between(10, 40), t.between(0, 60));
+    for (std::size_t n = 0; steep && n < rows.slot.size() / 2; n += 3)
+      std::swap(rows.slot[n], rows.slot[rows.slot.size() - 1 - n]),
+          std::swap(rows.position[n], rows.position[rows.slot.size() - 1 - n]);
     const auto N = ms::index_t(rows.slot.size());
     const auto q = t.rounded(N, H * d), dout = t.rounded(N, H * d), dq = t.numbers(N, H * d), out = t.numbers(N, H * d);
     const auto C = ms::index_t(160), D = ms::index_t(G) * d;
@@ -219,6 +222,31 @@ template <class R> struct moe_case {
                          many ? mask : ms::activation_mask{});
     ms::route_backward(t.backend, dlogits, dgate, logits, r, router, call, {0.3, 0.2, 0.1}, t.memory);
     t.keep(dh, dgate, dw.gate_up.together(), dw.down.together(), gate_up.rows(0, M), dlogits);
+  }
+};
+
+/// Products by expert of numbers that bf16 holds: many experts, most rows with one of them. Not among each_case.
+struct crowded_case {
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    const int E = 40, N = 400, K = 2, D = 40, F = 24;
+    std::vector<int> choices;
+    for (int n = 0; n < N; ++n) {
+      const int first = t.between(0, 3) ? 17 : t.between(0, E - 1);
+      choices.push_back(first), choices.push_back((first + 1 + t.between(0, E - 2)) % E);
+    }
+    const auto chosen = t.memory.template take<int>(N, K);
+    std::copy(choices.begin(), choices.end(), chosen.begin());
+    const ms::routing<T> r{t.numbers(N, E), chosen, t.numbers(N, K), t.numbers(E)};
+    const auto plan = ms::sort_choices(t.backend, chosen, E, 0, t.memory);
+    const ms::expert_weights<const ms::weight_t<B>> w{t.weights(E, 2 * F, D), t.weights(E, D, F)};
+    const ms::expert_weights<T> dw{t.numbers(E, 2 * F, D), t.numbers(E, D, F)};
+    const auto h = t.rounded(N, D), dy = t.rounded(N, D), y = t.numbers(N, D), dh = t.numbers(N, D);
+    const auto gate_up = t.numbers(plan.size(), 2 * F), dgate = t.numbers(N, K);
+    ms::experts(t.backend, y, gate_up, dy, h, r, plan, w, t.memory);
+    t.keep(gate_up, y);
+    ms::experts_backward(t.backend, dh, dgate, dw, dy, gate_up, h, r, plan, w, t.memory);
+    t.keep(dh, dgate, dw.gate_up.together(), dw.down.together());
   }
 };
 

@@ -32,18 +32,19 @@ template <class V, class B> ms::model<V, B> lively_model() {
 }
 
 /// The losses of each training step, and the weights after the last.
-template <class V, class B, class O> std::vector<float> trained(const O& optimizer, int steps) {
+template <class V, class B, class O> std::vector<float> trained(const O& optimizer, int steps, std::size_t length = 8) {
   ms::model<V, B> m(tiny_config<V>(), ms::seed{5});
   ms::training<V, O> options{.steps = 10, .exit_scale = 0.3, .distill = 0.25, .optimizer = optimizer};
   ms::trainer<V, B, O> run(m, options);
   std::vector<float> out;
   for (int step = 0; step < steps; ++step) {
-    const std::vector<int> ids = random_tokens(2 * 9, tiny_sizes.vocab, std::uint64_t(step));
+    const std::vector<int> ids = random_tokens(2 * int(length + 1), tiny_sizes.vocab, std::uint64_t(step));
     std::vector<int> inputs, targets;
     for (std::size_t s = 0; s < 2; ++s)
-      for (std::size_t i = 0; i < 8; ++i) inputs.push_back(ids[9 * s + i]), targets.push_back(ids[9 * s + i + 1]);
+      for (std::size_t i = s * (length + 1); i < s * (length + 1) + length; ++i)
+        inputs.push_back(ids[i]), targets.push_back(ids[i + 1]);
     const auto data = [&](std::uint64_t, std::uint64_t) {
-      return ms::batch{{inputs.data(), inputs.size()}, {targets.data(), targets.size()}, 2, 8};
+      return ms::batch{{inputs.data(), inputs.size()}, {targets.data(), targets.size()}, 2, int(length)};
     };
     const auto report = run.step(data);
     out.push_back(report.losses.total), out.push_back(float(report.gradient_norm));

@@ -78,15 +78,40 @@ struct badly_routed : ms::variant {
 
 TEST_CASE("choices that are none are found when a call ends, and touch no memory before") {
   for (const auto& [bad, complaint] :
-       {std::pair{99, "the router chose expert 99 of 4"}, std::pair{-3, "the router chose expert -3 of 4"},
-        std::pair{1, "the router chose expert 1 twice"}}) {
+       {std::pair{99, "the router chose expert 99 of 4"}, std::pair{2'000'000, "the router chose expert 2000000 of 4"},
+        std::pair{-3, "the router chose expert -3 of 4"}, std::pair{1, "the router chose expert 1 twice"}}) {
     ms::config<badly_routed> c{.sizes = tiny_sizes};
     c.sizes.experts = 4, c.router.bad = bad;
     ms::model<badly_routed, ms::emulated_cuda<float>> m(c, ms::seed{1});
     ms::session s(m);
     const std::vector<int> prompt = {1, 2, 3};
     CHECK_THROWS_WITH_AS(s.prefill(prompt), complaint, ms::config_error);
+    const auto budget = s.meter().limit_experts(1);
+    CHECK_THROWS_WITH_AS(s.prefill(prompt), complaint, ms::config_error);
   }
+}
+
+TEST_CASE("who fails in the middle of a call leaves nothing behind to be done") {
+  struct lonely : ms::no_tape {
+    using ms::no_tape::no_tape;
+    static ms::expert_set living(int layer, int count) { return ms::expert_set::first(layer ? 1 : count); }
+  };
+  using B = ms::emulated_cuda<float>;
+  {
+    auto m = lively_model<plain, B>();
+    ms::arena memory;
+    lonely watch(memory);
+    ms::kv_cache<float> kv(m.layers(), 1, 4, m.sizes().kv_groups() * m.sizes().head_size());
+    const std::vector<int> zero = {0};
+    const ms::token_rows rows{{zero.data(), 1}, {zero.data(), 1}, {zero.data(), 1}};
+    const auto x = memory.take<float>(1, m.sizes().dim);
+    m.embed(x, rows.token);
+    CHECK_THROWS_AS(m.run_layers(0, m.layers(), x, kv, rows, watch), ms::config_error);
+  }
+  const long long before = ms::emulation::here().launches;
+  B other;
+  ms::settle(other);  // the model is gone
+  CHECK(ms::emulation::here().launches == before);
 }
 
 TEST_CASE("a token's bits do not depend on the tokens verified beside it") {
@@ -111,4 +136,38 @@ TEST_CASE("training steps with every policy on agree with the CPU's") {
   using B = ms::emulated_cuda<float>;
   CHECK(training_difference<everything, B>(ms::adamw{.lr = 1e-2, .cautious = true}, 2) < 1e-4f);
   CHECK(training_difference<plain, B>(ms::muon{.lr = 1e-2, .iterations = 2}, 2) < 1e-4f);
+}
+
+TEST_CASE("training on tensor cores has the losses and gradients of training in f32, but for rounding") {
+  const auto losses = [](const std::vector<float>& all) { return std::vector<double>(all.begin(), all.begin() + 12); };
+  const ms::adamw optimizer{.lr = 1e-3};
+  const auto expected = losses(trained<plain, ms::cpu<float>>(optimizer, 3, 30));
+  const auto got = losses(trained<plain, ms::emulated_cuda<float, ms::bf16>>(optimizer, 3, 30));
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    CAPTURE(i);
+    CHECK(got[i] == doctest::Approx(expected[i]).epsilon(0.02));
+  }
+  CHECK(got != expected);
+}
+
+TEST_CASE("a long prompt leaves the same keys on tensor cores, but for rounding") {
+  const std::vector<int> prompt = random_tokens(30, tiny_sizes.vocab, 2);
+  const auto keys = [&]<class B>(B) {  // (29, G·d) of the second layer
+    auto m = lively_model<plain, B>();
+    ms::session s(m);
+    s.prefill(prompt);
+    const auto all = s.keys_values(1).keys.plane(0);
+    return std::vector<double>(all.data(), all.data() + 29 * all.cols());
+  };
+  const auto exact = keys(ms::emulated_cuda<ms::bf16, float>{}), rounded = keys(ms::emulated_cuda<ms::bf16>{});
+  const std::size_t width = exact.size() / 29;
+  int close = 0;  // a token whose experts are as good as equal may take others
+  for (std::size_t n = 0; n < exact.size(); n += width) {
+    double apart = 0, size = 0;
+    for (std::size_t i = n; i < n + width; ++i)
+      apart += (exact[i] - rounded[i]) * (exact[i] - rounded[i]), size += exact[i] * exact[i];
+    close += std::sqrt(apart / size) < 0.03;
+  }
+  CHECK(close >= 24);
+  CHECK(exact != rounded);
 }

@@ -59,6 +59,8 @@ template <class V> void same_experts() {
               const ms::expert_counts a = expected.counts()[l], b = got.counts()[l];
               CHECK(b.choices == a.choices);
               CHECK(b.first_choices == a.first_choices);
+              CHECK(b.foretold.all == a.foretold.all);
+              CHECK(b.foretold.shared == a.foretold.shared);
               for (int e = 0; e < tiny_sizes.experts; ++e)
                 for (int f = 0; f < tiny_sizes.experts; ++f) CHECK(b.within.together(e, f) == a.within.together(e, f));
               for (int t = 0; t < tiny_sizes.vocab; ++t) CHECK(b.ids[0].choices(t) == a.ids[0].choices(t));

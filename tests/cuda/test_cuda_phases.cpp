@@ -81,16 +81,29 @@ TEST_CASE("tensor cores are exact but for rounding: numbers of bf16 give sums of
   }
 }
 
-TEST_CASE("attention on tensor cores differs by the rounding of probabilities alone") {
-  for (const bool wide : {false, true})
+TEST_CASE("many experts, and one of more rows than a tile") {
+  const auto expected = run<ms::reference<double>>(crowded_case{}, 1);
+  for (int order = 0; order < 3; ++order) {
+    CAPTURE(order);
+    const emulated e(order);
+    CHECK(difference(expected, run<ms::emulated_cuda<float>>(crowded_case{}, 1)) < 3e-5);
+    const auto got = run<ms::emulated_cuda<ms::bf16>>(crowded_case{}, 1);
+    CHECK(difference(expected[0], got[0]) < 3e-6);  // the first product's factors are what they are
+    CHECK(difference(expected, got) < 5e-2);        // then activations are rounded, once or twice
+  }
+}
+
+TEST_CASE("attention on tensor cores differs by the rounding of what goes into its second products") {
+  for (const auto& [wide, steep] : {std::pair{false, false}, std::pair{true, false}, std::pair{false, true}})
     for (int order = 0; order < 3; ++order) {
       CAPTURE(wide);
+      CAPTURE(steep);
       CAPTURE(order);
-      const long_attend_case c{wide};
+      const long_attend_case c{wide, steep};
       const auto seed = std::uint64_t(order) + 1;
       const auto expected = run<ms::reference<double>>(c, seed);
       const emulated e(order);
-      CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, seed)) < 2e-2);
+      CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, seed)) < (steep ? 5e-2 : 2e-2));
     }
 }
 

@@ -64,7 +64,11 @@ template <class B> decltype(auto) unrounded(B& b) {
 template <class B> void settle(B& b) {
   if constexpr (requires { b.settle(); }) b.settle();
 }
-/// Whether it does.
+/// Whether it runs ahead.
 template <class B> inline constexpr bool runs_late = requires(B& b) { b.settle(); };
+/// Gives up what b was asked for and has not done: whoever asked has failed, and its memory goes.
+template <class B> void forget(B& b) {
+  if constexpr (requires { b.forget(); }) b.forget();
+}
 
 }  // namespace moeskip

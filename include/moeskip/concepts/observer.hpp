@@ -3,7 +3,8 @@
 //   enter(backend, stage)            a stage of the work begins; it lasts until the next one
 //   foreseen(layer, routing, rows)   what rows would choose there if they came to its experts as they come to the layer
 //                                    before, which now begins; for who asks ahead so far, or foretells()
-//   routed(layer, routing, rows)     what the rows of a MoE layer chose
+//   routed(layer, routing, rows)     what the rows of a MoE layer chose; on a backend that runs late all layers' when the
+//                                    call ends, but for those who are told what is foreseen, limit or ask
 //   entered(layer, rows)             rows that a gate let into its layer
 //   passed(layer, rows)              rows that did not run a layer
 // and may take part:
@@ -59,6 +60,9 @@ concept Observer = requires(P& p, B& b, int layer, const routing<scalar_t<B>>& r
   { p.foretells() } -> std::convertible_to<bool>;
   p.memory();
   p.layer_scope();
+  p.lasting();
+  p.alive();
+  p.late();
 };
 
 }  // namespace moeskip

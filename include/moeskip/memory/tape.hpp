@@ -29,6 +29,8 @@ class no_tape {
 
   /// Memory that lasts until a call of run_layers ends.
   arena& lasting() { return lasting_; }
+  /// The experts that the layer at hand may choose.
+  expert_set& alive() { return alive_; }
   /// On a backend that runs late, what a layer chose is told at the end of the call. Lives in lasting().
   struct late_routing {
     int layer;
@@ -50,6 +52,7 @@ class no_tape {
  private:
   arena& memory_;
   arena lasting_;
+  expert_set alive_;
   std::vector<late_routing> late_;
 };
 

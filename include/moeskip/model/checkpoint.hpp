@@ -44,7 +44,7 @@ inline void refuse_strangers(const safetensors_file& file, const std::vector<ten
 
 }  // namespace detail
 
-/// Writes the weights as they are stored. `about`: what else shall be known of them, such as to_metadata(calibration);
+/// Writes the weights as they are stored, small ones that would put others out of step last. `about`: what else shall be known of them, such as to_metadata(calibration);
 /// read_metadata() gives it back. All or nothing: see formats/atomic_file.hpp. Throws file_error, and config_error for
 /// a policy whose numbers would be lost (see `fields` in examples/05_your_own_router.cpp), or for a key of `about` that
 /// is the config's own.
@@ -58,10 +58,10 @@ void save(const model<V, B>& m, const std::filesystem::path& path, const string_
                   key);
     file.metadata(key, value);
   }
-  for (std::size_t i = 0; i < m.tensors().size(); ++i) {
-    const tensor_info& t = m.tensors()[i];
-    file.add(t.name, {t.shape.begin(), t.shape.end()}, std::span(m.tensor(i).data(), std::size_t(t.size)));
-  }
+  for (const bool biases : {false, true})
+    for (std::size_t i = 0; i < m.tensors().size(); ++i)
+      if (const tensor_info& t = m.tensors()[i]; (t.kind == tensor_kind::selection_bias) == biases)
+        file.add(t.name, {t.shape.begin(), t.shape.end()}, std::span(m.tensor(i).data(), std::size_t(t.size)));
   file.write(path);
 }
 

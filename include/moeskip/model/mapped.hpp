@@ -9,8 +9,10 @@
 namespace moeskip {
 
 /// The model in a file that save() wrote from a backend that stores weights as B does. The file is not written to, nor
-/// must it be while the model lives (save() replaces files, which does no harm); a model that is trained gets pages of
-/// its own. Throws file_error that names what differs from V, or keeps weights from being used where they stand.
+/// must it be while the model lives (save() replaces files, which does no harm). Where tensors stand as they would in
+/// memory, which takes extents that are multiples of 64, a model that is trained gets pages of its own; otherwise it
+/// runs and can be saved, as one of a folder. Throws file_error that names what differs from V, or keeps weights from
+/// being used where they stand.
 /// In a folder, where V is a preset, what cannot be used so is copied, tensor by tensor: see model/mapped_folder.hpp.
 template <class V, class B> model<V, B> load_mapped(const std::filesystem::path& path) {
   if constexpr (requires { typename V::huggingface; })
@@ -23,22 +25,32 @@ template <class V, class B> model<V, B> load_mapped(const std::filesystem::path&
   model_weights<V, W> nothing;  // only measured
   const std::vector<tensor_info> tensors = bind_weights<V, W>(c, nothing, static_cast<W*>(nullptr));
   detail::refuse_strangers(*file, tensors, path.string());
-  const std::byte* first = nullptr;
+  outside_weights<const W> in_place{{}, file};
+  bool as_in_memory = true;
   for (const tensor_info& t : tensors) {
     const array_info& stored = file->expect(t.name, std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
-    const std::byte* const at = file->bytes(stored).data();
-    if (!first) first = at;
-    const std::ptrdiff_t expected = std::ptrdiff_t(t.offset) * std::ptrdiff_t(sizeof(W));
+    const std::byte* const bytes = file->bytes(stored).data();
     MOESKIP_CHECK(file_error, stored.dtype == dtype_of<W>(), path.string(), ": tensor ", in_quotes(t.name),
                   ": expected elements of ", dtype_of<W>(), " that can be used where they stand, got ", stored.dtype,
                   ": load() converts them");
-    MOESKIP_CHECK(file_error, at - first == expected && reinterpret_cast<std::uintptr_t>(at) % sizeof(W) == 0,
-                  path.string(), ": tensor ", in_quotes(t.name), ": expected ", expected,
-                  " bytes behind the first one, where the model has it, got ", at - first,
-                  ": load() and save() put it there, for extents that are multiples of 64");
+    const W* const at = reinterpret_cast<const W*>(bytes);
+    const auto refuse_unless = [&](bool fits, std::string_view where) {
+      MOESKIP_CHECK(file_error, fits, path.string(), ": tensor ", in_quotes(t.name), ": expected ", where, ", got ",
+                    stored.offset, " bytes from the beginning: load() and save() put it there");
+    };
+    refuse_unless(reinterpret_cast<std::uintptr_t>(bytes) % alignof(W) == 0,
+                  text("a multiple of ", alignof(W), " bytes"));
+    if (t.joined)
+      refuse_unless(at == in_place.at.back() + tensors[in_place.at.size() - 1].size,
+                    "it directly behind the one that it is read with");
+    in_place.at.push_back(at);
+    as_in_memory = as_in_memory && at == in_place.at.front() + t.offset;
   }
+  if (!as_in_memory)
+    return model<V, B>(
+        c, [](index_t size) { return buffer<W>(size); }, std::move(in_place));
   const index_t size = tensors.back().offset + tensors.back().size;
-  W* const block = reinterpret_cast<W*>(const_cast<std::byte*>(first));  // mapped as writable
+  W* const block = const_cast<W*>(in_place.at.front());  // mapped as writable
   return model<V, B>(c, [&](index_t) { return buffer<W>(block, size, file); });
 }
 

@@ -229,15 +229,20 @@ template <class V, class B> class model {
 
   template <class KeysValues, class Tape>
   mat<T> layers_forward(int first, int last, mat<T> x, KeysValues& kv, const token_rows& rows, Tape& tape) {
-    for (int l = first; l < last; ++l) {
-      auto scope = tape.layer_scope();
-      if constexpr (!Tape::records)
-        if ((tape.asks() == ask_ahead::foreseen || tape.foretells()) && l + 1 < layers() && sizes().is_moe(l + 1))
-          moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
-      x = run_layer(l, x, kv.layer(l), rows, tape);
+    try {
+      for (int l = first; l < last; ++l) {
+        auto scope = tape.layer_scope();
+        if constexpr (!Tape::records)
+          if ((tape.asks() == ask_ahead::foreseen || tape.foretells()) && l + 1 < layers() && sizes().is_moe(l + 1))
+            moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
+        x = run_layer(l, x, kv.layer(l), rows, tape);
+      }
+      settle(backend_);
+      return x;
+    } catch (...) {
+      forget(backend_);
+      throw;
     }
-    settle(backend_);
-    return x;
   }
 
   template <class Tape> mat<T> run_layer(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {

@@ -101,24 +101,20 @@ template <class V, class B> struct moe {
     const choice made = choose(b, layer, x, kv, rows, tape);
     const mat<T> h = made.h, logits = made.logits;
     const routing<T>& r = made.r;
+    if (looks_at_choices(tape)) see(b, r, made.call.alive);
     if constexpr (!Tape::records) {
-      if (tape.most_experts() < K || tape.asks() != ask_ahead::nothing) settle(b);
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
       if (tape.asks() != ask_ahead::nothing) ask_for(r);
-    } else if constexpr (runs_late<B> && !ChoosesRows<R>) {
-      settle(b);
-      expect_choices(r, made.call.alive);
     }
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
                                         : router::capacity_at_inference_of(policy, N, size.experts);
     if constexpr (requires(mat<T> y, dispatch d) { V::mlp::experts(b, y, x, h, r, d, w.experts, memory); }) {
-      settle(b);  // such experts are taken one after the other
       const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
       tape.enter(b, stage::expert);
       mat<T> y = tape.successor(x);
       V::mlp::experts(b, y, x, h, r, plan, w.experts, memory);
       w.shared.forward(b, y, h, size, tape);
-      tell(b, layer, r, rows, tape);
+      tell(layer, r, rows, tape);
       return y;
     }
     const dispatch plan = sort_choices(b, r.chosen, size.experts, limit, memory);
@@ -129,7 +125,7 @@ template <class V, class B> struct moe {
     if constexpr (!Tape::records) {
       experts(b, y, gate_up, x, h, r, plan, w.experts, memory);
       w.shared.forward(b, y, h, size, tape);
-      tell(b, layer, r, rows, tape);
+      tell(layer, r, rows, tape);
     } else {
       const mask_key key = key_of(layer, tape);
       const routing<T> weighted = weights_of(r, key, rows, memory);
@@ -148,12 +144,20 @@ template <class V, class B> struct moe {
   void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     if constexpr (!follows_previous<R>) {
       const auto scope = tape.memory().scope();
-      const routing<T> r = choose(b, layer, x, kv, rows, tape).r;
-      settle(b);
+      const choice made = choose(b, layer, x, kv, rows, tape);
+      const routing<T>& r = made.r;
+      see(b, r, made.call.alive);
       if (tape.most_experts() < K) keep_best(r, tape.most_experts());
       if (tape.asks() == ask_ahead::foreseen) ask_for(r);
       tape.foreseen(layer, r, rows);
     }
+  }
+
+  /// Tells the tape what was chosen, when a call has ended. Throws config_error for choices that are none.
+  template <class Tape> void told(int layer, const routing<T>& r, const token_rows& rows, Tape& tape) const {
+    const expert_set alive = tape.living(layer, size.experts);
+    expect_choices(r, {{&alive, 1}});
+    tape.routed(layer, r, rows);
   }
 
   /// dx (N, D): on entry the gradient of y, on return that of x. auxiliary: weight of this layer's auxiliary losses in
@@ -195,7 +199,6 @@ template <class V, class B> struct moe {
   template <class Tape>
   choice choose(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     arena& memory = tape.memory();
-    // What the host writes before an op reads it, and what is read when a call has ended, is in nobody's way.
     arena& lasting = lasting_memory(tape);
     const index_t N = x.rows(), E = size.experts;
     const mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
@@ -213,29 +216,21 @@ template <class V, class B> struct moe {
     if constexpr (!Tape::records && runs_late<B>) return tape.lasting();
     else return tape.memory();
   }
-  /// At once, or where nothing can be read yet at the end of the call, but for rows that will be gone then.
-  template <class Tape> void tell(B& b, int layer, const routing<T>& r, const token_rows& rows, Tape& tape) const {
-    if constexpr (!runs_late<B>) {
-      tape.routed(layer, r, rows);
-    } else if constexpr (V::layer_skip::has_gates) {
-      settle(b);
-      told(layer, r, rows, tape);
-    } else {
-      tape.late().push_back({layer, r});
-    }
+  /// Whether the host looks at choices as soon as they are made, and not only when the call of layers ends: a backend
+  /// that runs late is then waited for. Experts of V::mlp, if any, are taken one after the other.
+  template <class Tape> static bool looks_at_choices(const Tape& tape) {
+    if constexpr (Tape::records || V::layer_skip::has_gates || V::mlp::gates != 1) return true;
+    else return tape.most_experts() < K || tape.asks() != ask_ahead::nothing || tape.foretells();
   }
-
- public:
-  /// What a late routing is worth saying once it is there. Throws config_error for choices that are none.
-  template <class Tape> void told(int layer, const routing<T>& r, const token_rows& rows, Tape& tape) const {
-    if (tape.most_experts() >= K) {
-      const expert_set alive = tape.living(layer, size.experts);
-      expect_choices(r, {{&alive, 1}});
-    }
-    tape.routed(layer, r, rows);
+  /// Where choices have not been looked at: there they are, and throws config_error for what is none.
+  static void see(B& b, const routing<T>& r, const living_experts& alive) {
+    if constexpr (runs_late<B> && !ChoosesRows<R>) settle(b), expect_choices(r, alive);
   }
-
- private:
+  template <class Tape> static void tell(int layer, const routing<T>& r, const token_rows& rows, Tape& tape) {
+    if constexpr (!runs_late<B>) tape.routed(layer, r, rows);
+    else if (looks_at_choices(tape)) tape.routed(layer, r, rows);
+    else tape.late().push_back({layer, r});
+  }
   static void expect_choices(const routing<T>& r, const living_experts& alive) {
     for (index_t n = 0; n < r.chosen.rows(); ++n) {
       detail::expect_choices(r.chosen.row(n), int(r.probability.cols()), alive.of(n));
@@ -272,12 +267,11 @@ template <class V, class B> struct moe {
       call.alive = draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, memory);
       call.training = true, call.from = tape.from, call.step = tape.step, call.progress = tape.progress;
     } else {
-      const vec<expert_set> set = memory.take<expert_set>(1);
-      set[0] = tape.living(layer, size.experts);
-      MOESKIP_CHECK(config_error, set[0].size() >= K, "layer ", layer,
-                    " has fewer living experts than a token visits: ", "expected at least ", K, ", got ",
-                    set[0].size());
-      call.alive = {set};
+      expert_set& alive = tape.alive();  // not in memory that a device may be writing to
+      alive = tape.living(layer, size.experts);
+      MOESKIP_CHECK(config_error, alive.size() >= K, "layer ", layer,
+                    " has fewer living experts than a token visits: ", "expected at least ", K, ", got ", alive.size());
+      call.alive = {{&alive, 1}};
     }
     return call;
   }

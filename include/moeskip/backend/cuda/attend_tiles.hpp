@@ -135,7 +135,7 @@ template <int Columns> struct attend_tiles {
     of.each_tile(b, here, of.kv_offset(head), at, keys, values, [&](int k, const int(&limit)[2]) {
       float p[shape::side / 8][4] = {};
       shape::multiply(b, p, queries + 16 * b.warp() * shape::stride, keys);
-      float now[2] = {highest[0], highest[1]}, shrink[2];
+      float now[2] = {highest[0], highest[1]}, base[2], shrink[2];
       for (int j = 0; j < shape::side / 8; ++j)
         for (int v = 0; v < 4; ++v) {
           p[j][v] = k + 8 * j + sum_col(v, b.lane()) <= limit[v / 2] ? p[j][v] * s.scale : -INFINITY;
@@ -143,13 +143,13 @@ template <int Columns> struct attend_tiles {
         }
       for (int i = 0; i < 2; ++i) {
         now[i] = row_max(b, now[i]);
-        if (now[i] == -INFINITY) now[i] = 0;  // the row has seen no key
-        shrink[i] = std::exp(highest[i] - now[i]);
+        base[i] = now[i] == -INFINITY ? 0.f : now[i];  // the row has seen no key
+        shrink[i] = std::exp(highest[i] - base[i]);
         highest[i] = now[i], total[i] *= shrink[i];
       }
       for (int j = 0; j < shape::side / 8; ++j)
         for (int v = 0; v < 4; ++v) {
-          p[j][v] = std::exp(p[j][v] - highest[v / 2]);
+          p[j][v] = std::exp(p[j][v] - base[v / 2]);
           total[v / 2] += p[j][v];
         }
       for (int j = 0; j < shape::wide; ++j)

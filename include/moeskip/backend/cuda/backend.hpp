@@ -1,8 +1,9 @@
 // cuda<W, Driver, Product>: every op as phases, functors that know neither who runs them nor where.
 //   each(n, phase)         phase(i) for all i in [0, n), in any order: no thread needs another
 //   launch(shape, phase)   phase(block) on every thread of every block: threads of a block share memory and barriers
-// Two drivers run the same phases:
-//   driver::device     kernels on a GPU (cuda.cuh)            driver::emulator   fibres on the host (emulator.hpp)
+// Drivers run the same phases:
+//   driver::device, driver::graph   kernels on a GPU, one by one or as a CUDA graph (device.hpp, cuda.cuh)
+//   driver::emulator                fibres on the host (emulator.hpp)
 // Ops are asked for in order and done later: settle() waits. The family has no fallback: an op without phases is a
 // compile error, never a copy to the host.
 #pragma once
@@ -48,6 +49,7 @@ template <Storage W, class Driver, Storage Product> struct cuda {
     return text(Driver::name, "<", scalar_name<W>(), rounds ? text(", products in ", scalar_name<Product>()) : "", ">");
   }
   void settle() const { Driver::settle(); }
+  void forget() const { Driver::forget(); }
 };
 
 namespace detail {

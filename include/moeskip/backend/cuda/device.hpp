@@ -20,6 +20,8 @@ struct device {
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase);
   /// Throws error for what went wrong on the device since the last call.
   static void settle();
+  /// Waits, and is silent about what went wrong.
+  static void forget();
   static const void* list(const void* p, std::size_t bytes);
   static arena& scratch();
 };
@@ -33,6 +35,7 @@ struct graph {
     begin(), device::launch(shape, phase);
   }
   static void settle();
+  static void forget();
   static const void* list(const void* p, std::size_t bytes) { return begin(), device::list(p, bytes); }
   static arena& scratch() { return device::scratch(); }
   /// What the stream is asked for from now on is kept back.

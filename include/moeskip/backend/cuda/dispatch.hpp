@@ -23,53 +23,68 @@ struct sort_choices {
   mat<const int> chosen;  // (N, K)
   int capacity;           // 0: none
 
-  /// f(votes, c) for the choices of expert e: those of 32 choices n·K + k at a time, this lane's being c. By rank, all
-  /// first choices before any second one, or in order of the rows.
-  template <class Block, class F> MOESKIP_HD void each_choice(const Block& b, int e, bool by_rank, const F& f) const {
-    const index_t N = chosen.rows(), K = chosen.cols();
-    for (index_t i = 0; i < chosen.size(); i += 32) {
-      const index_t at = i + b.lane(), c = at >= chosen.size() ? -1 : by_rank ? at % N * K + at / N : at;
-      f(b.warp_which(c >= 0 && chosen.data()[c] == e), c);
-    }
-  }
-
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    const int E = d.experts(), lane = b.lane();
-    for (index_t c = b.thread(); c < chosen.size(); c += b.threads())
+    const int E = d.experts(), choices = int(chosen.size());
+    int* const first = reinterpret_cast<int*>(b.shared());  // (E + 1): counts, and then where experts begin
+    for (int c = b.thread(); c < choices; c += b.threads())
       if (const int e = chosen.data()[c]; e < 0 || e >= E) d.assignment[c] = -1;
     for (int e = b.warp(); e < E; e += b.warps()) {
-      int count = 0;
-      each_choice(b, e, true, [&](std::uint32_t votes, index_t c) {
-        const bool mine = votes >> lane & 1, kept = capacity == 0 || count + votes_before(votes, lane) < capacity;
-        if (mine) d.assignment[c] = kept ? 0 : -1;
-        count += std::popcount(votes);
-      });
-      if (capacity > 0 && count > capacity) count = capacity;
-      if (lane == 0) d.first[e + 1] = count;
+      const int count = capacity > 0 ? keep_by_rank(b, e) : count_of(b, e);
+      if (b.lane() == 0) first[e + 1] = count;
     }
     b.sync(0);
     if (b.thread() == 0) {
-      int seen = 0;
-      d.first[0] = 0;
+      int seen = 0, before = 0;
+      first[0] = 0;
       for (int e = 0; e < E; ++e) {
-        if (d.first[e + 1] > 0) d.visited[seen++] = e;
-        d.first[e + 1] += d.first[e];
+        if (first[e + 1] > 0) d.visited[seen++] = e;
+        first[e + 1] = before += first[e + 1];
       }
       for (; seen < d.visited.size(); ++seen) d.visited[seen] = -1;
     }
     b.sync(1);
-    for (int e = b.warp(); e < E; e += b.warps()) {
-      int m = d.first[e];
-      each_choice(b, e, false, [&](std::uint32_t votes, index_t c) {
-        const bool kept = votes >> lane & 1 && d.assignment[c] == 0;
-        votes = b.warp_which(kept);
-        if (kept) {
-          const int mine = m + votes_before(votes, lane);
-          d.assignment[c] = mine, d.row[mine] = int(c / chosen.cols()), d.choice[mine] = int(c), d.expert[mine] = e;
-        }
-        m += std::popcount(votes);
-      });
+    for (int e = b.thread(); e <= E; e += b.threads()) d.first[e] = first[e];
+    for (int e = b.warp(); e < E; e += b.warps()) place(b, e, first[e]);
+  }
+
+ private:
+  template <class Block> MOESKIP_HD int count_of(const Block& b, int e) const {
+    int count = 0;
+    for (index_t i = 0; i < chosen.size(); i += 32) count += std::popcount(votes(b, e, i, chosen.size(), 1));
+    return count;
+  }
+  /// The same with a capacity: all first choices before any second one, and within a rank in order of the rows. Marks
+  /// those that are kept with 0, the others with -1.
+  template <class Block> MOESKIP_HD int keep_by_rank(const Block& b, int e) const {
+    int count = 0;
+    for (int k = 0; k < chosen.cols(); ++k)
+      for (index_t n = 0; n < chosen.rows(); n += 32) {
+        const std::uint32_t all = votes(b, e, n * chosen.cols() + k, chosen.size(), int(chosen.cols()));
+        if (all >> b.lane() & 1)
+          d.assignment[(n + b.lane()) * chosen.cols() + k] = count + votes_before(all, b.lane()) < capacity ? 0 : -1;
+        count += std::popcount(all);
+      }
+    return count < capacity ? count : capacity;
+  }
+  /// Gives an expert's choices their places, in order of the rows.
+  template <class Block> MOESKIP_HD void place(const Block& b, int e, int m) const {
+    for (index_t i = 0; i < chosen.size(); i += 32) {
+      std::uint32_t all = votes(b, e, i, chosen.size(), 1);
+      const index_t c = i + b.lane();
+      bool mine = all >> b.lane() & 1;
+      if (capacity > 0) mine = mine && d.assignment[c] == 0, all = b.warp_which(mine);
+      if (mine) {
+        const int at = m + votes_before(all, b.lane());
+        d.assignment[c] = at, d.row[at] = int(c / chosen.cols()), d.choice[at] = int(c), d.expert[at] = e;
+      }
+      m += std::popcount(all);
     }
+  }
+  /// Of the choices from, from + step … of 32 lanes, below `end`: which are e.
+  template <class Block>
+  MOESKIP_HD std::uint32_t votes(const Block& b, int e, index_t from, index_t end, int step) const {
+    const index_t c = from + b.lane() * step;
+    return b.warp_which(c < end && chosen.data()[c] == e);
   }
 };
 
@@ -82,7 +97,7 @@ template <> struct kernel<sort_choices_t, on_cuda> {
     const auto some = [&](index_t n) { return memory.template take<int>(n); };
     const index_t M = chosen.size();
     d = {some(E + 1), some(M), some(M), some(M), some(M), some(std::min<index_t>(E, M))};
-    call::launch({1, phase::sort_choices::threads, 0},
+    call::launch({1, phase::sort_choices::threads, E + 1},
                  phase::sort_choices{call::seen(d), call::seen(chosen), int(std::min(capacity, M + 1))});
   }
 };

@@ -305,6 +305,10 @@ struct emulator {
     const auto lists = std::exchange(stream.lists, {});
     for (const auto& work : asked) ++emulation::here().launches, work();
   }
+  static void forget() {
+    auto& stream = detail::emulated_stream::here();
+    stream.asked.clear(), stream.lists.clear();
+  }
   static const void* list(const void* p, std::size_t bytes) {
     if (!p) return nullptr;
     const auto* first = static_cast<const char*>(p);

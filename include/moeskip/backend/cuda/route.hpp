@@ -16,20 +16,25 @@ template <class R> struct route {
   R router;
   routing_call<float> call;
   MOESKIP_HD void operator()(index_t n) const {
-    if constexpr (!follows_previous<R>) return row(n);
-    if (call.rows.size() && call.rows.follows(n)) return;  // whoever leads the run does it
-    do row(n);
-    while (call.rows.size() && call.rows.follows(++n));
+    if (call.rows.size() && follows_previous<R> && call.rows.follows(n)) return;  // whoever leads the run does it
+    bool sound = row(n, true);
+    while (follows_previous<R> && call.rows.size() && call.rows.follows(++n)) sound = row(n, sound);
   }
 
  private:
-  MOESKIP_HD void row(index_t n) const {
+  /// Whether all its choices are experts. If not, nobody weighs them or follows them: the host will complain.
+  MOESKIP_HD bool row(index_t n, bool follows_sound) const {
     noise_key noise;
-    const routed_token<float> t = detail::token_at(call, r, logits, n, noise);
+    routed_token<float> t = detail::token_at(call, r, logits, n, noise);
+    if (!follows_sound) t.previous = nullptr;
     router::score<float>(router, t);
-    if constexpr (!ChoosesRows<R>) {
+    if constexpr (ChoosesRows<R>) return true;
+    else {
       router::choose<float>(router, t);
+      for (int k = 0; k < R::experts_per_token; ++k)
+        if (t.chosen[k] < 0 || t.chosen[k] >= t.experts) return false;
       router::weigh<float>(router, t);
+      return true;
     }
   }
 };
@@ -58,15 +63,21 @@ struct note_choices {
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const index_t choices = r.chosen.size(), K = r.chosen.cols(), item = b.block() * b.warps() + b.warp();
     for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
-      past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = r.chosen.data()[c];
+      past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = expert(c);
     if (item >= r.load.size()) return;
     float mine = 0, all = 0;
     for (index_t c = b.lane(); c < choices; c += 32) {
-      const int e = r.chosen.data()[c];
+      const int e = expert(c);
       mine += e == item ? 1.f : 0.f, all += e >= 0 ? 1.f : 0.f;
     }
     mine = b.warp_sum(mine), all = b.warp_sum(all);
     if (b.lane() == 0) r.load[item] = all > 0 ? mine / all : 0.f;
+  }
+
+ private:
+  MOESKIP_HD int expert(index_t c) const {
+    const int e = r.chosen.data()[c];
+    return e < r.load.size() ? e : -1;
   }
 };
 

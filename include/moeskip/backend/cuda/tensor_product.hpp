@@ -78,7 +78,9 @@ template <class W> struct tensor_product {
     const auto store_right = [&](int to, const brought& t) {
       store(tiles + to * half + tile * stride, t, thread, b_along);
     };
+    const bool has_rows = warp_row < p.rows - p.row;
     const auto multiply = [&](int from, int step) {
+      if (!has_rows) return;
       const std::uint32_t* const at = tiles + from * half + 8 * step;
       std::uint32_t a[tall][4], b[2];
       for (int i = 0; i < tall; ++i) load_left(a[i], at + (warp_row + 16 * i) * stride, stride, block.lane());
