@@ -22,10 +22,11 @@ class evictable_experts {
       : file_(::open(file.c_str(), O_RDONLY | O_CLOEXEC)), page_(std::size_t(::sysconf(_SC_PAGESIZE))) {
     MOESKIP_CHECK(ms::file_error, file_ >= 0, file.string(), ": cannot open");
     const ms::safetensors_file stored(file);
-    for (const ms::tensor_info& t : m.tensors()) {
-      if (t.name.find(".mlp.experts.") == t.name.npos) continue;
-      const ms::array_info& where = *stored.find(t.name);
-      add(reinterpret_cast<std::uintptr_t>(m.block().data() + t.offset), where.offset, where.bytes);
+    for (std::size_t i = 0; i < m.tensors().size(); ++i) {
+      const std::string& name = m.tensors()[i].name;
+      if (name.find(".mlp.experts.") == name.npos) continue;
+      const ms::array_info& where = *stored.find(name);
+      add(reinterpret_cast<std::uintptr_t>(m.tensor(i).data()), where.offset, where.bytes);
     }
   }
   evictable_experts(const evictable_experts&) = delete;

@@ -59,8 +59,14 @@ template <class V, class B> class opened final : public any_model {
     }
   }
   ms::machine_limits limits() const override {
-    return ms::measure_limits({reinterpret_cast<const std::byte*>(model_.block().data()),
-                               std::size_t(model_.block().size()) * sizeof(ms::weight_t<B>)});
+    // Weights stand in one block, or in one file, hardly a gap between them.
+    std::uintptr_t first = ~std::uintptr_t{}, end = 0;
+    for (std::size_t i = 0; i < model_.tensors().size(); ++i) {
+      const auto at = reinterpret_cast<std::uintptr_t>(model_.tensor(i).data());
+      first = std::min(first, at);
+      end = std::max(end, at + std::size_t(model_.tensors()[i].size) * sizeof(ms::weight_t<B>));
+    }
+    return ms::measure_limits({reinterpret_cast<const std::byte*>(first), end - first});
   }
   void save(const std::string& path, const ms::string_map& about) override {
     ms::string_map all = about;

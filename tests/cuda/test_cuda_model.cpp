@@ -59,7 +59,7 @@ TEST_CASE("a call of layers waits for the device once, at its end") {
   CHECK(ms::emulation::here().waits == before + 1);
 }
 
-namespace {
+namespace tests {
 
 /// Chooses one expert that does not exist, or one twice.
 struct bad_router : ms::router::top_k<2> {
@@ -74,7 +74,7 @@ struct badly_routed : ms::variant {
   using router = bad_router;
 };
 
-}  // namespace
+}  // namespace tests
 
 TEST_CASE("choices that are none are found when a call ends, and touch no memory before") {
   for (const auto& [bad, complaint] :

@@ -40,7 +40,7 @@ template <class V, class T> row_bytes moe_bytes(const config<V>& c) {
   const index_t logits = E * logits_per_expert<R>, shared = V::shared_expert::kept_activations(s);
   const auto of_assignments = [&](index_t each) { return index_t(router::active_experts(c.router) * double(each)); };
   const index_t gates = masks_outputs<typename V::expert_dropout> ? 2 * K : K;
-  const index_t ints = K + K + of_assignments(2);  // chosen; of the dispatch: assignment, row and choice
+  const index_t ints = K + K + of_assignments(3);  // chosen; of the dispatch: assignment, row, choice and expert
   const index_t survivors = scope_of(c.expert_dropout) == mask_scope::step ? 0 : sizeof(expert_set);
   const index_t in_shared = shared ? s.shared_width() + 1 + D : 0;  // dact; with a gate dlogit and dh_gate
   return {
