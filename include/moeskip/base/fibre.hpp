@@ -28,16 +28,17 @@ namespace moeskip {
 
 class fibre {
  public:
-  static constexpr std::size_t stack_bytes = std::size_t{1} << 20;  // address space: only touched pages take memory
+  static constexpr std::size_t usual_stack = std::size_t{1} << 20;  // bytes of address space: only touched pages count
 
   /// Nothing runs before the first resume(). Throws error where the system has no room for a stack.
-  explicit fibre(std::function<void()> body) : body_(std::move(body)), page_(std::size_t(sysconf(_SC_PAGESIZE))) {
+  explicit fibre(std::function<void()> body, std::size_t stack = usual_stack)
+      : body_(std::move(body)), page_(std::size_t(sysconf(_SC_PAGESIZE))), stack_bytes_(stack) {
     void* p =
-        mmap(nullptr, stack_bytes + page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    MOESKIP_CHECK(error, p != MAP_FAILED, "no memory for the stack of a fibre: ", stack_bytes, " bytes");
+        mmap(nullptr, stack_bytes_ + page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    MOESKIP_CHECK(error, p != MAP_FAILED, "no memory for the stack of a fibre: ", stack_bytes_, " bytes");
     memory_ = static_cast<char*>(p);
     const bool guarded = mprotect(memory_, page_, PROT_NONE) == 0;  // stacks grow down: who overruns one stops here
-    if (!guarded) munmap(memory_, stack_bytes + page_);
+    if (!guarded) munmap(memory_, stack_bytes_ + page_);
     MOESKIP_CHECK(error, guarded, "the stack of a fibre cannot be guarded: too many mappings?");
   }
   fibre(const fibre&) = delete;
@@ -48,7 +49,7 @@ class fibre {
       unwinding_ = true;
       switch_to_fibre();
     }
-    munmap(memory_, stack_bytes + page_);
+    munmap(memory_, stack_bytes_ + page_);
   }
 
   /// Runs the body until it pauses or ends; throws what the body threw.
@@ -73,14 +74,14 @@ class fibre {
   void switch_to_fibre() {
     if (!std::exchange(begun_, true)) {
       getcontext(&inside_);
-      inside_.uc_stack.ss_sp = memory_ + page_, inside_.uc_stack.ss_size = stack_bytes;
+      inside_.uc_stack.ss_sp = memory_ + page_, inside_.uc_stack.ss_size = stack_bytes_;
       inside_.uc_link = nullptr;
       const auto self = reinterpret_cast<std::uintptr_t>(this);  // makecontext passes ints
       makecontext(&inside_, reinterpret_cast<void (*)()>(&enter), 2, unsigned(self),
                   unsigned(std::uint64_t(self) >> 32));
     }
     void* caller_fake_stack = nullptr;
-    before_switch(&caller_fake_stack, memory_ + page_, stack_bytes);
+    before_switch(&caller_fake_stack, memory_ + page_, stack_bytes_);
     swapcontext(&outside_, &inside_);
     after_switch(caller_fake_stack);
   }
@@ -118,7 +119,7 @@ class fibre {
 #endif
 
   std::function<void()> body_;
-  std::size_t page_;
+  std::size_t page_, stack_bytes_;
   char* memory_ = nullptr;  // a guard page, then the stack
   ucontext_t inside_{}, outside_{};
   const void* caller_bottom_ = nullptr;

@@ -53,6 +53,7 @@ inline int order_for(index_t n, int order) { return order == 2 && n % 7919 == 0 
 class team {
  public:
   static constexpr int warp_size = 32;
+  static constexpr std::size_t thread_stack = std::size_t{1} << 17;  // AddressSanitizer clears it at every switch
   static constexpr index_t most_shared = 99 * 1024;  // bytes of a block: what compute capability 8.6 has
   static constexpr std::size_t most_exchanged = 24;  // bytes of a thread
 
@@ -85,13 +86,15 @@ class team {
   void prepare(int threads) {
     for (int t = int(members_.size()); t < threads; ++t) {
       members_.emplace_back();
-      members_.back().f = std::make_unique<fibre>([this, t] {
-        for (;;) {
-          job_(t);
-          members_[std::size_t(t)].now = state::done;
-          members_[std::size_t(t)].f->pause();
-        }
-      });
+      members_.back().f = std::make_unique<fibre>(
+          [this, t] {
+            for (;;) {
+              job_(t);
+              members_[std::size_t(t)].now = state::done;
+              members_[std::size_t(t)].f->pause();
+            }
+          },
+          thread_stack);
     }
     for (auto& v : values_) v.resize(std::size_t(threads / warp_size));
     turn_.assign(std::size_t(threads), 0);
