@@ -211,7 +211,8 @@ def plot_exits(runs, folder):
 def plot_locality(runs, folder):
     points = {}
     for name, group in runs.items():
-        if name.startswith("every_4th") or name in ("half_depth", "draft") or not routing(group[0], "valid", "growth"):
+        others = name.startswith(("every_4th", "all_moe")) or name in ("half_depth", "draft")  # of other sizes
+        if others or not routing(group[0], "valid", "growth"):
             continue
         points[name] = (mean([routing(run, "generated", "distinct", 1) for run in group]),
                         mean([exits(run)[max(exits(run))] for run in group]))
