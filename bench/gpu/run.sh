@@ -45,7 +45,7 @@ else
   }
   if build >"$work/build" 2>&1; then
     row 'build for sm_80 and sm_90, spilled registers are errors' 'done'
-    step 'every op, in f32 and bf16, within 3e-5 of double; rows keep their bits; tokens; ten training steps' 500 \
+    step 'every op against double, in f32, bf16 and on tensor cores; rows keep their bits; tokens; ten training steps' 500 \
       "$build/bench/gpu/gpu_check"
     for tool in memcheck racecheck; do
       if ! command -v compute-sanitizer >/dev/null 2>&1; then

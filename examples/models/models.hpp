@@ -6,7 +6,7 @@
 namespace models {
 
 /// Half of what a token visits is one expert that all share, and the other half is left only for an expert that is
-/// better by a margin: so a verify's union of experts grows a quarter as fast. Balanced by selection biases.
+/// better by a margin: so a verify's union of experts grows slowly. Balanced by selection biases.
 struct local : moeskip::variant {
   using router = moeskip::router::biased<moeskip::router::sticky<moeskip::router::top_k<1>>>;
   using shared_expert = moeskip::shared_expert::always;

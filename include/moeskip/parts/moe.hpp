@@ -109,6 +109,7 @@ template <class V, class B> struct moe {
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
                                         : router::capacity_at_inference_of(policy, N, size.experts);
     if constexpr (requires(mat<T> y, dispatch d) { V::mlp::experts(b, y, x, h, r, d, w.experts, memory); }) {
+      settle(b);  // such experts are taken one after the other
       const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
       tape.enter(b, stage::expert);
       mat<T> y = tape.successor(x);
@@ -217,9 +218,9 @@ template <class V, class B> struct moe {
     else return tape.memory();
   }
   /// Whether the host looks at choices as soon as they are made, and not only when the call of layers ends: a backend
-  /// that runs late is then waited for. Experts of V::mlp, if any, are taken one after the other.
+  /// that runs late is then waited for.
   template <class Tape> static bool looks_at_choices(const Tape& tape) {
-    if constexpr (Tape::records || V::layer_skip::has_gates || V::mlp::gates != 1) return true;
+    if constexpr (Tape::records || V::layer_skip::has_gates) return true;
     else return tape.most_experts() < K || tape.asks() != ask_ahead::nothing || tape.foretells();
   }
   /// Where choices have not been looked at: there they are, and throws config_error for what is none.
