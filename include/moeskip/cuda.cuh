@@ -36,6 +36,15 @@ class device_block {
   __device__ int warps() const { return int(blockDim.x) / 32; }
   __device__ float* shared() const { return shared_; }
   __device__ void sync(int) const { __syncthreads(); }
+  /// Whether this block is the last of `blocks` to come here: it sees what the others wrote before. One thread asks; all
+  /// of its block have written by then. The counter is zero before and after.
+  __device__ bool last_of(index_t blocks, int* counter) const {
+    __threadfence();
+    const bool last = atomicAdd(counter, 1) == int(blocks) - 1;
+    if (last) *counter = 0;
+    __threadfence();
+    return last;
+  }
   __device__ float warp_sum(float v) const {
     for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
     return v;
@@ -183,6 +192,7 @@ class device_stream {
   }
 
   arena scratch;
+  counters_of_blocks counters;
   const char* last = "nothing was asked for";  // the phase launched last
 
  private:
@@ -265,6 +275,7 @@ template <class Phase> void device::launch(const launch_shape& shape, const Phas
 inline void device::settle() { detail::device_stream::here().settle(); }
 inline void device::forget() {
   if (detail::device_stream::here().wait() != cudaSuccess) cudaGetLastError();
+  detail::device_stream::here().counters.clear();
 }
 
 inline void graph::begin() { detail::device_stream::here().begin_graph(); }
@@ -286,6 +297,7 @@ inline const void* device::list(const void* p, std::size_t bytes) {
   return p && bytes ? detail::device_stream::here().list(p, bytes) : nullptr;
 }
 
+inline int* device::counters(index_t n) { return detail::device_stream::here().counters.take(n); }
 inline arena& device::scratch() { return detail::device_stream::here().scratch; }
 
 }  // namespace driver
@@ -312,7 +324,8 @@ template <class... None> struct cuda_kernels {
         reinterpret_cast<const void*>(&driver::device::start), reinterpret_cast<const void*>(&driver::device::settle),
         reinterpret_cast<const void*>(&driver::graph::settle), reinterpret_cast<const void*>(&driver::graph::begin),
         reinterpret_cast<const void*>(&driver::graph::forget), reinterpret_cast<const void*>(&driver::device::forget),
-        reinterpret_cast<const void*>(&driver::device::list),  reinterpret_cast<const void*>(&driver::device::scratch)};
+        reinterpret_cast<const void*>(&driver::device::list),  reinterpret_cast<const void*>(&driver::device::scratch),
+        reinterpret_cast<const void*>(&driver::device::counters)};
     return (kept[0] != nullptr) + keep_each(each_of_floats{}) + keep_blocks(blocks_of_floats{}) +
            keep_each(each_of_weights<float>{}) + keep_blocks(blocks_of_weights<float>{}) +
            keep_each(each_of_weights<bf16>{}) + keep_blocks(blocks_of_weights<bf16>{});

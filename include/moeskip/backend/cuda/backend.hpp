@@ -8,6 +8,8 @@
 // compile error, never a copy to the host.
 #pragma once
 
+#include <algorithm>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -54,6 +56,22 @@ template <Storage W, class Driver, Storage Product> struct cuda {
 
 namespace detail {
 
+/// What a driver gives out as counters.
+class counters_of_blocks {
+ public:
+  int* take(index_t n) {
+    if (all_.empty() || all_.back().size() < n) all_.emplace_back(std::max<index_t>(n, 1024));  // zeros
+    return all_.back().data();
+  }
+  /// Zeros again, after phases that were not done to their end.
+  void clear() {
+    for (auto& some : all_) std::fill_n(some.data(), some.size(), 0);
+  }
+
+ private:
+  std::deque<buffer<int>> all_;  // the smaller ones are still known to phases
+};
+
 /// What a kernel of a cuda backend needs beside its arguments. Op names it in messages.
 template <class Op, class B> struct device_call;
 template <class Op, Storage W, class Driver, Storage Product> struct device_call<Op, cuda<W, Driver, Product>> {
@@ -93,6 +111,8 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
   static void settle() { Driver::settle(); }
   /// Temporaries of one op: what is in flight may still use them, but only ops that come later take them again.
   static arena& scratch() { return Driver::scratch(); }
+  /// n zeros for blocks to count each other by (last_of), which leaves zeros behind. Ops that come later take them again.
+  static int* counters(index_t n) { return Driver::counters(n); }
 };
 
 /// Calls of up to this many rows give each row the bits that it has alone.

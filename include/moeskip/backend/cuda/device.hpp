@@ -24,6 +24,7 @@ struct device {
   static void forget();
   static const void* list(const void* p, std::size_t bytes);
   static arena& scratch();
+  static int* counters(index_t n);
 };
 
 struct graph {
@@ -38,6 +39,7 @@ struct graph {
   static void forget();
   static const void* list(const void* p, std::size_t bytes) { return begin(), device::list(p, bytes); }
   static arena& scratch() { return device::scratch(); }
+  static int* counters(index_t n) { return device::counters(n); }
   /// What the stream is asked for from now on is kept back.
   static void begin();
 };

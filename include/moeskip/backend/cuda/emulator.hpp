@@ -133,6 +133,13 @@ class emulated_block {
   void sync(int barrier) const {
     if (barrier != without_) team_.wait_for_block(thread_, barrier);
   }
+  /// Whether this block is the last of `blocks` to come here: it sees what the others wrote before. One thread asks; all
+  /// of its block have written by then. The counter is zero before and after.
+  bool last_of(index_t blocks, int* counter) const {
+    if (++*counter < blocks) return false;
+    *counter = 0;
+    return true;
+  }
   /// Over the 32 lanes of a warp, which must all call it; added in the order of a butterfly.
   float warp_sum(float v) const {
     return fold(v, [](float a, float b) { return a + b; });
@@ -265,6 +272,7 @@ struct emulated_stream {
   std::vector<std::function<void()>> asked;
   std::deque<std::vector<char>> lists;
   arena scratch;
+  counters_of_blocks counters;
   team threads;
   static emulated_stream& here() {
     thread_local emulated_stream s;
@@ -310,7 +318,7 @@ struct emulator {
   }
   static void forget() {
     auto& stream = detail::emulated_stream::here();
-    stream.asked.clear(), stream.lists.clear();
+    stream.asked.clear(), stream.lists.clear(), stream.counters.clear();
   }
   static const void* list(const void* p, std::size_t bytes) {
     if (!p) return nullptr;
@@ -318,6 +326,7 @@ struct emulator {
     return detail::emulated_stream::here().lists.emplace_back(first, first + bytes).data();
   }
   static arena& scratch() { return detail::emulated_stream::here().scratch; }
+  static int* counters(index_t n) { return detail::emulated_stream::here().counters.take(n); }
 };
 
 }  // namespace driver
