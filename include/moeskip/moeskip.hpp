@@ -57,6 +57,7 @@
 #include "moeskip/decode/generate.hpp"
 #include "moeskip/decode/missing_kv/copy.hpp"
 #include "moeskip/decode/missing_kv/recompute.hpp"
+#include "moeskip/decode/on_device.hpp"
 #include "moeskip/decode/speculative/either.hpp"
 #include "moeskip/decode/speculative/fewer_experts.hpp"
 #include "moeskip/decode/speculative/lookup.hpp"

@@ -66,6 +66,15 @@ template <class B> void settle(B& b) {
 }
 /// Whether it runs ahead.
 template <class B> inline constexpr bool runs_late = requires(B& b) { b.settle(); };
+/// Whether what b is asked for now is kept, to be done again and again later (backend/cuda/script.hpp).
+template <class B> bool keeps(B& b) {
+  if constexpr (requires { b.keeps(); }) return b.keeps();
+  else return false;
+}
+/// At the end of what a caller asked of a model: settles, for whoever looks at it next.
+template <class B> void hand_over(B& b) {
+  if (!keeps(b)) settle(b);
+}
 /// Gives up what b was asked for and has not done: whoever asked has failed, and its memory goes.
 template <class B> void forget(B& b) {
   if constexpr (requires { b.forget(); }) b.forget();

@@ -3,9 +3,11 @@
 // rules point the same way: the higher, the more cautious.
 #pragma once
 
+#include <cmath>
 #include <concepts>
 #include <string_view>
 
+#include "moeskip/base/config.hpp"
 #include "moeskip/tensor/view.hpp"
 
 namespace moeskip {
@@ -29,6 +31,25 @@ concept ExitRule = requires(const P& r, const exit_evidence<float>& seen, typena
   { P::reads_logits } -> std::convertible_to<bool>;
   { P::reads_streams } -> std::convertible_to<bool>;
   { r.template leaves<float>(seen, of_token) } -> std::convertible_to<bool>;
+};
+
+/// What a rule that runs on a device knows: the logits in a few numbers.
+struct exit_moment {
+  int token;             // the most likely one
+  float highest, second;  // its logit, and the next one's
+  float mass, weighted;   // Σ e^d and Σ d e^d over the vocabulary, d = logit − highest
+  index_t vocabulary;
+  int exit_layer, position, step, steps;  // as in exit_evidence
+
+  MOESKIP_HD float top_probability() const { return 1 / mass; }
+  /// Of the most likely token over the next one.
+  MOESKIP_HD float margin() const { return (1 - std::exp(second - highest)) / mass; }
+  /// Σ −p log p, in nats.
+  MOESKIP_HD float entropy() const { return std::log(mass) - weighted / mass; }
+};
+/// `MOESKIP_HD bool leaves(const exit_moment&, state&) const`: it also runs where the model runs (decode/on_device.hpp).
+template <class P> concept DeviceExitRule = requires(const P& r, const exit_moment& seen, typename P::state& of_token) {
+  { r.leaves(seen, of_token) } -> std::convertible_to<bool>;
 };
 
 /// A rule that leaves where confidence(evidence), at most 1, reaches `threshold`: above 1 no token leaves early.

@@ -10,19 +10,10 @@
 #include <vector>
 
 #include "moeskip/base/check.hpp"
-#include "moeskip/base/rng.hpp"
+#include "moeskip/ops/token_law.hpp"
 #include "moeskip/tensor/view.hpp"
 
 namespace moeskip {
-
-struct sampling {
-  float temperature = 0.f;  // 0: greedy
-  int top_k = 0;            // 0: no limit
-  float top_p = 1.f;
-  moeskip::seed seed{0};
-
-  bool greedy() const { return temperature <= 0; }
-};
 
 /// Index of the largest, which must be finite; the lowest among equals. NaN and minus infinity never win. Throws
 /// config_error where nothing finite does.

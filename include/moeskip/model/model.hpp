@@ -8,6 +8,7 @@
 #include "moeskip/model/first_weights.hpp"
 #include "moeskip/model/weights.hpp"
 #include "moeskip/ops/embed.hpp"
+#include "moeskip/ops/note_none.hpp"
 #include "moeskip/ops/select_rows.hpp"
 #include "moeskip/ops/vector.hpp"
 
@@ -85,7 +86,7 @@ template <class V, class B> class model {
   /// x (N, D) = embedding of tokens (N).
   void embed(mat<T> x, vec<const int> tokens) {
     moeskip::embed(backend_, x, tokens, weights_.embedding);
-    settle(backend_);
+    hand_over(backend_);
   }
 
   /// Layers [first, last) on x (N, D); returns the residual stream after them. `kv.layer(l)` holds keys and values.
@@ -100,6 +101,7 @@ template <class V, class B> class model {
       const auto lasting = tape.lasting().scope();
       tape.late().clear();
       x = layers_forward(first, last, x, kv, rows, tape);
+      if (keeps(backend_)) return x;  // nothing has been chosen yet
       for (const auto& [layer, r] : tape.late()) moe_of(layer).told(layer, r, rows, tape);
       return x;
     } else {
@@ -138,14 +140,14 @@ template <class V, class B> class model {
     w.projection = w.projection.rows(0, logits.cols());
     if (w.down.empty()) {
       norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
-      return settle(backend_);
+      return hand_over(backend_);
     }
     rms_norm(backend_, normed, x, w.norm, sizes().norm_eps);
     const mat<T> middle(logits.data(), x.rows(), w.down.rows());  // the logits' memory has room, and is free until then
     linear(backend_, middle, normed, w.down);
     linear(backend_, normed, middle, w.up, normed);
     linear(backend_, logits, normed, w.projection);
-    settle(backend_);
+    hand_over(backend_);
   }
 
   /// Backward of head(): dx (N, D) += and grads += for dlogits (N, V). normed is as head() left it, and used up.
@@ -177,7 +179,7 @@ template <class V, class B> class model {
   void propagate(int first, int last, mat<const T> x, KeysValues& kv, const token_rows& rows, arena& memory) {
     check_layers(first, last);
     for (int l = first; l < last; ++l) pass_by(l, x, kv.layer(l), rows, memory);
-    settle(backend_);
+    hand_over(backend_);
   }
 
   /// Throws config_error unless logits can be taken after this many layers.
@@ -237,7 +239,7 @@ template <class V, class B> class model {
             moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
         x = run_layer(l, x, kv.layer(l), rows, tape);
       }
-      settle(backend_);
+      hand_over(backend_);
       return x;
     } catch (...) {
       forget(backend_);
@@ -261,8 +263,7 @@ template <class V, class B> class model {
   /// Tokens do without layer l, but for their keys and values.
   void pass_by(int l, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, arena& memory) {
     attention_of(l).append_keys_values(backend_, x, kv, rows, memory);
-    for (index_t n = 0; kv.experts.size() && n < rows.size(); ++n)  // they chose no experts here
-      kv.experts.plane(rows.slot[n])(rows.position[n], 0) = -1;
+    if (kv.experts.size()) note_none(backend_, kv.experts, rows);
   }
 
   /// The layer, for the tokens that its gate, where it has one, lets in.

@@ -15,14 +15,17 @@
 #include "moeskip/ops/experts.hpp"
 #include "moeskip/ops/gate_rows.hpp"
 #include "moeskip/ops/gated_swiglu.hpp"
+#include "moeskip/ops/growing_text.hpp"
 #include "moeskip/ops/linear.hpp"
 #include "moeskip/ops/norm_groups.hpp"
 #include "moeskip/ops/norm_linear.hpp"
+#include "moeskip/ops/note_none.hpp"
 #include "moeskip/ops/rms_norm.hpp"
 #include "moeskip/ops/rope.hpp"
 #include "moeskip/ops/route.hpp"
 #include "moeskip/ops/select_rows.hpp"
 #include "moeskip/ops/swiglu.hpp"
+#include "moeskip/ops/token_law.hpp"
 #include "moeskip/ops/vector.hpp"
 
 namespace moeskip {
@@ -35,7 +38,10 @@ using all_ops =
             rope_append_t, rope_append_backward_t, attend_t, attend_backward_t, route_t, route_backward_t,
             balance_loss_t, sort_choices_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
             gate_rows_backward_t, gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t, gather_rows_t,
-            scatter_rows_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
+            scatter_rows_t, note_none_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
+
+/// What loops of decoding on a device are made of beside. A host that decodes needs none of them.
+using loop_ops = op_list<token_laws_t, embed_text_t, next_token_t, draft_token_t, judge_draft_t, ask_exit_t>;
 
 /// Names of the ops that B runs with another family's kernel, separated by spaces.
 template <class B> std::string fallbacks() {

@@ -8,12 +8,11 @@
 // compile error, never a copy to the host.
 #pragma once
 
-#include <algorithm>
-#include <deque>
 #include <string>
 #include <vector>
 
 #include "moeskip/backend/cuda/reach.hpp"
+#include "moeskip/backend/cuda/script.hpp"
 #include "moeskip/concepts/backend.hpp"
 #include "moeskip/memory/arena.hpp"
 #include "moeskip/tensor/routing.hpp"
@@ -23,12 +22,16 @@ namespace moeskip {
 
 struct on_cuda {};
 
-/// Blocks, threads of each (a multiple of 32), and the floats that they share.
-struct launch_shape {
-  index_t blocks = 0;
-  int threads = 0;
-  index_t shared = 0;
-};
+namespace detail {
+/// Throws config_error where a script is open: who waits for the device to look at numbers cannot be part of one.
+inline void expect_no_script() {
+  MOESKIP_CHECK(config_error, !script_steps::open(),
+                "a loop on the device cannot wait for the host: this model looks at numbers in the middle of a layer");
+}
+}  // namespace detail
+
+template <class Driver, class List> class script;                  // backend/cuda/follow.hpp
+template <class W, class Router, class ExitRule> struct script_phases;  // backend/cuda/program.hpp
 
 /// W: how weights are stored; Product: what calls of more than 16 rows, and backward, round the factors of linear maps
 /// and of attention to, but not the router's. In bf16 they are made by tensor cores. Sums are f32, and so is the rest.
@@ -50,27 +53,15 @@ template <Storage W, class Driver, Storage Product> struct cuda {
     const bool rounds = !std::same_as<Product, W>;
     return text(Driver::name, "<", scalar_name<W>(), rounds ? text(", products in ", scalar_name<Product>()) : "", ">");
   }
-  void settle() const { Driver::settle(); }
+  void settle() const { detail::expect_no_script(), Driver::settle(); }
   void forget() const { Driver::forget(); }
+  /// What is asked for on this thread is kept, to be done later.
+  static bool keeps() { return script_steps::open() != nullptr; }
+  /// Loops of decoding with this router and exit rule that run on the device.
+  template <class Router, class ExitRule> using loop = script<Driver, script_phases<W, Router, ExitRule>>;
 };
 
 namespace detail {
-
-/// What a driver gives out as counters.
-class counters_of_blocks {
- public:
-  int* take(index_t n) {
-    if (all_.empty() || all_.back().size() < n) all_.emplace_back(std::max<index_t>(n, 1024));  // zeros
-    return all_.back().data();
-  }
-  /// Zeros again, after phases that were not done to their end.
-  void clear() {
-    for (auto& some : all_) std::fill_n(some.data(), some.size(), 0);
-  }
-
- private:
-  std::deque<buffer<int>> all_;  // the smaller ones are still known to phases
-};
 
 /// What a kernel of a cuda backend needs beside its arguments. Op names it in messages.
 template <class Op, class B> struct device_call;
@@ -93,7 +84,11 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
 
   /// A list of the host's (n), copied to where the device sees it until the next settle().
   template <class T> static vec<const T> listed(vec<const T> list) {
-    return {static_cast<const T*>(Driver::list(list.data(), std::size_t(list.size()) * sizeof(T))), list.size()};
+    const std::size_t bytes = std::size_t(list.size()) * sizeof(T);
+    const void* there = nullptr;
+    if (script_steps* s = script_steps::open()) there = s->list(list.data(), bytes, reached_memory::has(list.data(), bytes));
+    else there = Driver::list(list.data(), bytes);
+    return {static_cast<const T*>(there), list.size()};
   }
   static vec<const int> listed(const std::vector<int>& list) {
     return listed(vec<const int>(list.data(), index_t(list.size())));
@@ -103,16 +98,22 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
   }
 
   template <class Phase> static void each(index_t n, const Phase& phase) {
-    if (n > 0) Driver::each(n, phase);
+    if (n == 0) return;
+    if (script_steps* s = script_steps::open()) s->elements(n, phase);
+    else Driver::each(n, phase);
   }
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase) {
-    if (shape.blocks > 0) Driver::launch(shape, phase);
+    if (shape.blocks == 0) return;
+    if (script_steps* s = script_steps::open()) s->launch(shape, phase);
+    else Driver::launch(shape, phase);
   }
-  static void settle() { Driver::settle(); }
+  static void settle() { expect_no_script(), Driver::settle(); }
   /// Temporaries of one op: what is in flight may still use them, but only ops that come later take them again.
-  static arena& scratch() { return Driver::scratch(); }
+  static arena& scratch() { return script_steps::open() ? script_steps::open()->scratch() : Driver::scratch(); }
   /// n zeros for blocks to count each other by (last_of), which leaves zeros behind. Ops that come later take them again.
-  static int* counters(index_t n) { return Driver::counters(n); }
+  static int* counters(index_t n) {
+    return script_steps::open() ? script_steps::open()->counters(n) : Driver::counters(n);
+  }
 };
 
 /// Calls of up to this many rows give each row the bits that it has alone.
@@ -123,7 +124,7 @@ constexpr index_t ceiling(index_t n, index_t of) { return (n + of - 1) / of; }
 /// A warp for each of n rows, outputs …: phases find theirs as block · warps + warp.
 constexpr launch_shape warp_each(index_t n) {
   constexpr int warps = 4;
-  return {ceiling(n, warps), 32 * warps, 0};
+  return {ceiling(n, warps), 32 * warps, 0, n};
 }
 
 }  // namespace detail

@@ -18,6 +18,8 @@ struct device {
   static void start();
   template <class Phase> static void each(index_t n, const Phase& phase);
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase);
+  /// A script, by as many blocks as the device holds at once.
+  template <class Follow> static void follow(index_t shared, const Follow& phase);
   /// Throws error for what went wrong on the device since the last call.
   static void settle();
   /// Waits, and is silent about what went wrong.
@@ -34,6 +36,9 @@ struct graph {
   template <class Phase> static void each(index_t n, const Phase& phase) { begin(), device::each(n, phase); }
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase) {
     begin(), device::launch(shape, phase);
+  }
+  template <class Follow> static void follow(index_t shared, const Follow& phase) {
+    settle(), device::follow(shared, phase);
   }
   static void settle();
   static void forget();

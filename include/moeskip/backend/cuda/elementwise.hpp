@@ -7,6 +7,7 @@
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/gate_rows.hpp"
+#include "moeskip/ops/note_none.hpp"
 #include "moeskip/ops/select_rows.hpp"
 #include "moeskip/ops/swiglu.hpp"
 #include "moeskip/ops/vector.hpp"
@@ -98,6 +99,13 @@ struct accumulate {
   MOESKIP_HD void operator()(index_t i) const { y[i] += x[i]; }
 };
 
+struct note_none {
+  static constexpr const char* name = "note_none";
+  cube<int> past;
+  token_rows rows;
+  MOESKIP_HD void operator()(index_t n) const { past.plane(rows.slot[n])(rows.position[n], 0) = -1; }
+};
+
 template <class W> struct store_weights {
   static constexpr const char* name = "store_weights";
   vec<W> w;
@@ -187,6 +195,13 @@ template <> struct kernel<combine_t, on_cuda> {
   template <class B> static void run(B&, vec<float> out, double a, vec<const float> x, double b, vec<const float> y) {
     using call = detail::device_call<combine_t, B>;
     call::each(out.size(), phase::combine{call::seen(out), float(a), call::seen(x), float(b), call::seen(y)});
+  }
+};
+
+template <> struct kernel<note_none_t, on_cuda> {
+  template <class B> static void run(B&, cube<int> past, const token_rows& rows) {
+    using call = detail::device_call<note_none_t, B>;
+    call::each(rows.size(), phase::note_none{call::seen(past), call::listed(rows)});
   }
 };
 

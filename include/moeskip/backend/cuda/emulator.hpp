@@ -31,6 +31,8 @@ struct emulation {
   int order = 0;                  // of threads and elements: 0 rising, 1 falling, 2 mixed
   std::string_view without_in{};  // a phase's name: its barrier `without` is left out
   int without = -1;
+  index_t grid_blocks = 3;        // that follow a script
+  int grid_threads = 128;
   long long launches = 0;  // of phases so far
   long long waits = 0;     // settle() so far
   static emulation& here() {
@@ -57,8 +59,12 @@ class team {
   static constexpr index_t most_shared = 99 * 1024;  // bytes of a block: what compute capability 8.6 has
   static constexpr std::size_t most_exchanged = 24;  // bytes of a thread
 
+  /// One block after the other.
   template <class Phase> void run(const launch_shape& shape, const Phase& phase);
+  /// All blocks at once: they may wait for each other.
+  template <class Phase> void run_together(const launch_shape& shape, const Phase& phase);
 
+  void wait_for_all(int thread) { wait(thread, state::at_grid, 0); }
   void wait_for_block(int thread, int barrier) { wait(thread, state::at_barrier, barrier); }
   /// The values (32) of the calling thread's warp.
   template <class T> const T* exchange(int thread, const T& value) {
@@ -71,7 +77,7 @@ class team {
   }
 
  private:
-  enum class state { ready, at_barrier, in_warp, done };
+  enum class state { ready, at_barrier, at_grid, in_warp, done };
   struct member {
     state now = state::done;
     int barrier = 0;
@@ -99,8 +105,21 @@ class team {
     for (auto& v : values_) v.resize(std::size_t(threads / warp_size));
     turn_.assign(std::size_t(threads), 0);
   }
-  void run_block(int threads, const char* phase);
-  int run_warp(int first);
+  void start(int threads, std::function<void(int)> job) {
+    job_ = std::move(job);
+    for (int t = 0; t < threads; ++t) members_[std::size_t(t)].now = state::ready;
+  }
+  template <class F> void unwind_on_failure(F&& f) {
+    try {
+      f();
+    } catch (...) {
+      members_.clear();  // unwinds those that wait
+      throw;
+    }
+  }
+  void run_block(int first, int threads, const char* phase);
+  void run_warp(int first);
+  bool all_are(int first, int count, state s) const;
   bool release(int first, int count, state waiting);
 
   std::deque<member> members_;
@@ -117,21 +136,37 @@ class team {
 /// One thread's view of its block, as phases see it; device_block in cuda.cuh has the same members.
 class emulated_block {
  public:
-  emulated_block(detail::team& t, const launch_shape& shape, index_t block, int thread, float* shared, int without)
-      : team_(t), shape_(shape), block_(block), thread_(thread), shared_(shared), without_(without) {}
+  /// place: of the thread in its team, which may be that of one block or of all.
+  emulated_block(detail::team& t, const launch_shape& shape, index_t block, int place, float* shared, const char* phase)
+      : team_(&t),
+        blocks_(shape.blocks),
+        threads_(shape.threads),
+        block_(block),
+        place_(place),
+        thread_(place % shape.threads),
+        shared_(shared),
+        without_(emulation::here().without_in == phase ? emulation::here().without : -1) {}
+  /// The same thread, doing another phase's work as a thread of another block.
+  emulated_block as(index_t block, index_t blocks, float* shared, const char* phase) const {
+    return {*team_, {blocks, threads_, 0}, block, place_, shared, phase};
+  }
 
   int thread() const { return thread_; }
-  int threads() const { return shape_.threads; }
+  int threads() const { return threads_; }
   index_t block() const { return block_; }
-  index_t blocks() const { return shape_.blocks; }
+  index_t blocks() const { return blocks_; }
   int lane() const { return thread_ % 32; }
   int warp() const { return thread_ / 32; }
-  int warps() const { return shape_.threads / 32; }
+  int warps() const { return threads_ / 32; }
   float* shared() const { return shared_; }
 
   /// Barriers of a phase are numbered from 0.
   void sync(int barrier) const {
-    if (barrier != without_) team_.wait_for_block(thread_, barrier);
+    if (barrier != without_) team_->wait_for_block(place_, barrier);
+  }
+  /// Of all blocks, which run together.
+  void sync_all(int barrier) const {
+    if (barrier != without_) team_->wait_for_all(place_);
   }
   /// Whether this block is the last of `blocks` to come here: it sees what the others wrote before. One thread asks; all
   /// of its block have written by then. The counter is zero before and after.
@@ -147,19 +182,19 @@ class emulated_block {
   float warp_max(float v) const {
     return fold(v, [](float a, float b) { return a > b ? a : b; });
   }
-  float warp_at(float v, int lane) const { return team_.exchange(thread_, v)[lane]; }
+  float warp_at(float v, int lane) const { return team_->exchange(place_, v)[lane]; }
   /// A bit for each lane.
   std::uint32_t warp_which(bool v) const {
-    const bool* all = team_.exchange(thread_, v);
+    const bool* all = team_->exchange(place_, v);
     std::uint32_t bits = 0;
     for (int i = 0; i < 32; ++i) bits |= std::uint32_t(all[i]) << i;
     return bits;
   }
   /// That of lane ^ mask.
-  float warp_xor(float v, int mask) const { return team_.exchange(thread_, v)[lane() ^ mask]; }
+  float warp_xor(float v, int mask) const { return team_->exchange(place_, v)[lane() ^ mask]; }
   /// From the rows (16 × 8 numbers in bf16) that lanes 0 to 15 bring: this lane's fragment of a right matrix.
   void load_transposed(std::uint32_t (&b)[2], const std::uint32_t* row) const {
-    const std::uint32_t* const* rows = team_.exchange(thread_, row);
+    const std::uint32_t* const* rows = team_->exchange(place_, row);
     const int col = lane() / 4;
     const auto number = [&](int k) { return rows[k][col / 2] >> (col % 2 * 16) & 0xffffu; };
     for (int i = 0; i < 2; ++i) {
@@ -173,7 +208,7 @@ class emulated_block {
       std::uint32_t a[4], b[2];
     } mine;
     std::copy_n(a, 4, mine.a), std::copy_n(b, 2, mine.b);
-    const fragments* all = team_.exchange(thread_, mine);
+    const fragments* all = team_->exchange(place_, mine);
     const auto number = [](std::uint32_t word, int which) {
       return std::bit_cast<float>(which ? word & 0xffff0000u : word << 16);
     };
@@ -190,70 +225,93 @@ class emulated_block {
  private:
   template <class F> float fold(float v, F&& f) const {
     float all[32];
-    std::memcpy(all, team_.exchange(thread_, v), sizeof all);
+    std::memcpy(all, team_->exchange(place_, v), sizeof all);
     for (int m = 16; m; m /= 2)
       for (int i = 0; i < m; ++i) all[i] = f(all[i], all[i + m]);
     return all[0];
   }
 
-  detail::team& team_;
-  const launch_shape& shape_;
+  detail::team* team_;
+  index_t blocks_;
+  int threads_;
   index_t block_;
-  int thread_;
+  int place_, thread_;
   float* shared_;
   int without_;
 };
 
 namespace detail {
 
-template <class Phase> void team::run(const launch_shape& shape, const Phase& phase) {
-  MOESKIP_CHECK(error, shape.threads > 0 && shape.threads % warp_size == 0 && shape.threads <= 1024, Phase::name,
+inline void expect_launch(const launch_shape& shape, const char* phase) {
+  MOESKIP_CHECK(error, shape.threads > 0 && shape.threads % team::warp_size == 0 && shape.threads <= 1024, phase,
                 ": expected a multiple of 32 threads up to 1024, got ", shape.threads);
-  MOESKIP_CHECK(error, shape.shared * index_t(sizeof(float)) <= most_shared, Phase::name, ": expected at most ",
-                most_shared, " bytes of shared memory, got ", shape.shared * index_t(sizeof(float)));
-  const emulation& e = emulation::here();
-  const int without = e.without_in == Phase::name ? e.without : -1;
+  MOESKIP_CHECK(error, shape.shared * index_t(sizeof(float)) <= team::most_shared, phase, ": expected at most ",
+                team::most_shared, " bytes of shared memory, got ", shape.shared * index_t(sizeof(float)));
+}
+
+template <class Phase> void team::run(const launch_shape& shape, const Phase& phase) {
+  expect_launch(shape, Phase::name);
   std::vector<float> shared(std::size_t(shape.shared));
   prepare(shape.threads);
   for (index_t i = 0; i < shape.blocks; ++i) {
-    const index_t block = in_order(i, shape.blocks, order_for(shape.blocks, e.order));
+    const index_t block = in_order(i, shape.blocks, order_for(shape.blocks, emulation::here().order));
     std::fill(shared.begin(), shared.end(), std::numeric_limits<float>::quiet_NaN());
-    job_ = [&](int thread) {
-      emulated_block b(*this, shape, block, thread, shared.data(), without);
+    start(shape.threads, [&](int thread) {
+      emulated_block b(*this, shape, block, thread, shared.data(), Phase::name);
       phase(b);
-    };
-    try {
-      run_block(shape.threads, Phase::name);
-    } catch (...) {
-      members_.clear();  // unwinds those that wait
-      throw;
-    }
+    });
+    unwind_on_failure([&] { run_block(0, shape.threads, Phase::name); });
   }
 }
 
-/// Warps run as far ahead of each other as barriers let them.
-inline void team::run_block(int threads, const char* phase) {
-  for (int t = 0; t < threads; ++t) members_[std::size_t(t)].now = state::ready;
-  const int order = emulation::here().order, warps = threads / warp_size;
+template <class Phase> void team::run_together(const launch_shape& shape, const Phase& phase) {
+  expect_launch(shape, Phase::name);
+  const int threads = shape.threads, blocks = int(shape.blocks), all = blocks * threads;
+  std::vector<float> shared(std::size_t(shape.shared * blocks), std::numeric_limits<float>::quiet_NaN());
+  prepare(all);
+  start(all, [&](int place) {
+    emulated_block b(*this, shape, place / threads, place, shared.data() + place / threads * shape.shared, Phase::name);
+    phase(b);
+  });
+  unwind_on_failure([&] {
+    for (;;) {
+      for (int i = 0; i < blocks; ++i)
+        run_block(int(in_order(i, blocks, emulation::here().order)) * threads, threads, Phase::name);
+      if (all_are(0, all, state::done)) return;
+      if (!release(0, all, state::at_grid))
+        fail("the blocks of ", Phase::name, " wait for each other, and some have ended");
+    }
+  });
+}
+
+/// Until its threads are done or wait for other blocks. Warps run as far ahead of each other as barriers let them.
+inline void team::run_block(int first, int threads, const char* phase) {
+  const int warps = threads / warp_size;
   for (;;) {
-    int done = 0;
-    for (int w = 0; w < warps; ++w) done += run_warp(int(in_order(w, warps, order)) * warp_size);
-    if (done == threads) return;
-    if (!release(0, threads, state::at_barrier))
+    for (int w = 0; w < warps; ++w)
+      run_warp(first + int(in_order(w, warps, emulation::here().order)) * warp_size);
+    if (all_are(first, threads, state::done) || all_are(first, threads, state::at_grid)) return;
+    if (!release(first, threads, state::at_barrier))
       fail("the threads of a block of ", phase, " wait at different barriers, or some have ended");
   }
 }
 
-/// Until its threads wait for others than each other; how many of them have ended.
-inline int team::run_warp(int first) {
+inline bool team::all_are(int first, int count, state s) const {
+  for (int t = first; t < first + count; ++t)
+    if (members_[std::size_t(t)].now != s) return false;
+  return true;
+}
+
+/// Until its threads wait for others than each other, or have ended.
+inline void team::run_warp(int first) {
   do {
-    int done = 0, waiting = 0;
+    int waiting = 0;
     for (int i = 0; i < warp_size; ++i) {
       member& m = members_[std::size_t(first + in_order(i, warp_size, emulation::here().order))];
       if (m.now == state::ready) m.f->resume();
-      done += m.now == state::done, waiting += m.now == state::in_warp;
+      waiting += m.now == state::in_warp;
     }
-    if (waiting == 0) return done;
+    if (waiting == 0) return;
   } while (release(first, warp_size, state::in_warp));
   fail("the threads of a warp wait for each other, but not all of them");
 }
@@ -307,6 +365,12 @@ struct emulator {
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase) {
     auto& stream = detail::emulated_stream::here();
     stream.asked.push_back([&stream, shape, phase] { stream.threads.run(shape, phase); });
+  }
+  /// A script, by a few small blocks.
+  template <class Follow> static void follow(index_t shared, const Follow& phase) {
+    auto& stream = detail::emulated_stream::here();
+    const launch_shape shape{emulation::here().grid_blocks, emulation::here().grid_threads, shared};
+    stream.asked.push_back([&stream, shape, phase] { stream.threads.run_together(shape, phase); });
   }
   /// Throws what a phase threw; what was asked for after it is forgotten.
   static void settle() {

@@ -22,14 +22,16 @@ class reached_memory {
     const std::lock_guard held(guard());
     ranges().erase(static_cast<const char*>(p));
   }
-  /// Throws error unless all bytes of [p, p + bytes) were taken while a CUDA backend existed.
-  static void expect(std::string_view op, const void* p, std::size_t bytes) {
-    if (bytes == 0) return;
+  /// Whether all bytes of [p, p + bytes) were taken while a CUDA backend existed.
+  static bool has(const void* p, std::size_t bytes) {
     const std::lock_guard held(guard());
     const auto* first = static_cast<const char*>(p);
     auto range = ranges().upper_bound(first);
-    const bool inside = range != ranges().begin() && (--range, first + bytes <= range->first + range->second);
-    MOESKIP_CHECK(error, inside, op, ": the device does not see ", bytes,
+    return range != ranges().begin() && (--range, first + bytes <= range->first + range->second);
+  }
+  /// Throws error unless it is so.
+  static void expect(std::string_view op, const void* p, std::size_t bytes) {
+    MOESKIP_CHECK(error, bytes == 0 || has(p, bytes), op, ": the device does not see ", bytes,
                   " bytes of an argument: expected memory of a buffer or arena that grew after the first cuda backend "
                   "of the program was made");
   }

@@ -27,6 +27,10 @@ struct entropy {
     const double most = std::log(double(seen.logits.size()));
     return most > 0 ? 1 - (std::log(total) - weighted / total) / most : 1;
   }
+  MOESKIP_HD bool leaves(const exit_moment& seen, state&) const {
+    const float most = std::log(float(seen.vocabulary));
+    return (most > 0 ? 1 - seen.entropy() / most : 1.f) >= threshold;
+  }
   template <class T> bool leaves(const exit_evidence<T>& seen, state&) const {
     return confidence(seen) >= double(threshold);
   }

@@ -16,6 +16,7 @@ struct fixed {
     MOESKIP_CHECK(config_error, exits.contains(exit_layer), "fixed.exit_layer must be one of ", names_of(exits),
                   ", got ", exit_layer);
   }
+  MOESKIP_HD bool leaves(const exit_moment& seen, state&) const { return seen.exit_layer == exit_layer; }
   template <class T> bool leaves(const exit_evidence<T>& seen, state&) const { return seen.exit_layer == exit_layer; }
 };
 

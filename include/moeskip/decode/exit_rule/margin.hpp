@@ -18,6 +18,7 @@ struct margin {
     const index_t best = argmax(seen.logits);
     return lead(seen.logits, best) / softmax_sum<T>(seen.logits, seen.logits[best]);
   }
+  MOESKIP_HD bool leaves(const exit_moment& seen, state&) const { return seen.margin() >= threshold; }
   template <class T> bool leaves(const exit_evidence<T>& seen, state&) const {
     const index_t best = argmax(seen.logits);
     const double most = lead(seen.logits, best) / double(threshold);

@@ -16,6 +16,7 @@ struct max_probability {
   template <class T> double confidence(const exit_evidence<T>& seen) const {
     return 1 / softmax_sum<T>(seen.logits, seen.logits[argmax(seen.logits)]);
   }
+  MOESKIP_HD bool leaves(const exit_moment& seen, state&) const { return seen.top_probability() >= threshold; }
   template <class T> bool leaves(const exit_evidence<T>& seen, state&) const {
     const double most = 1 / double(threshold);
     return softmax_sum<T>(seen.logits, seen.logits[argmax(seen.logits)], most) <= most;

@@ -19,7 +19,12 @@ struct patience {
   }
 
   template <class T> bool leaves(const exit_evidence<T>& seen, state& s) const {
-    const int token = argmax(seen.logits);
+    return agrees(argmax(seen.logits), s);
+  }
+  MOESKIP_HD bool leaves(const exit_moment& seen, state& s) const { return agrees(seen.token, s); }
+
+ private:
+  MOESKIP_HD bool agrees(int token, state& s) const {
     s.agreed = token == s.token ? s.agreed + 1 : 1;
     s.token = token;
     return s.agreed >= exits;

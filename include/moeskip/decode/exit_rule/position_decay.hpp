@@ -3,8 +3,6 @@
 //                                                                 CALM (Schuster et al., arXiv:2207.07061)
 #pragma once
 
-#include <algorithm>
-
 #include "moeskip/decode/exit_rule/threshold.hpp"
 
 namespace moeskip::exit_rule {
@@ -23,9 +21,15 @@ template <ThresholdRule Rule> struct position_decay {
     MOESKIP_CHECK(config_error, temperature >= 0 && std::isfinite(temperature),
                   "position_decay.temperature must be 0 or more, and finite, got ", temperature);
   }
-  float threshold(int step, int steps) const {
+  MOESKIP_HD float threshold(int step, int steps) const {
     const double decay = std::exp(-double(temperature) * step / steps);
-    return float(std::clamp(0.9 * double(base.threshold) + 0.1 * decay, 0.0, 1.0));
+    const double t = 0.9 * double(base.threshold) + 0.1 * decay;
+    return float(t < 0 ? 0 : t > 1 ? 1 : t);
+  }
+  MOESKIP_HD bool leaves(const exit_moment& seen, state& s) const requires DeviceExitRule<Rule> {
+    Rule rule = base;
+    rule.threshold = threshold(seen.step, seen.steps);
+    return rule.leaves(seen, s);
   }
   template <class T> bool leaves(const exit_evidence<T>& seen, state& s) const {
     Rule rule = base;

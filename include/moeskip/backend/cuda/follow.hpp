@@ -1,0 +1,139 @@
+// The kernel that follows a script (script.hpp): all blocks take its steps together. A step stands in for the launch of
+// its phase; the blocks that it would have had are done by those that there are. The next step is fetched into shared
+// memory before the blocks wait, so that its arguments are at hand when they go on.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+#include "moeskip/backend/cuda/backend.hpp"
+
+namespace moeskip {
+
+template <class... Phases> struct phase_list {};
+
+namespace phase {
+
+/// Elements: phases of numbers made by themselves; Blocks: of threads that work together.
+template <class Elements, class Blocks> struct follow;
+
+template <class... Each, class... Together> struct follow<phase_list<Each...>, phase_list<Together...>> {
+  static constexpr const char* name = "follow";
+  static constexpr int threads = 512, blocks_at_once = 1, barriers = 1;
+  static constexpr std::size_t largest = std::max({sizeof(Each)..., sizeof(Together)...});
+  struct alignas(16) record {
+    script_step step;
+    alignas(16) std::byte phase[largest];
+    template <class Phase> MOESKIP_HD const Phase& as() const { return *reinterpret_cast<const Phase*>(phase); }
+  };
+  static constexpr index_t record_floats = sizeof(record) / sizeof(float);
+
+  const record* records;
+  index_t count;
+
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    auto* fetched = reinterpret_cast<record*>(b.shared());  // two: that of now, and the next one
+    index_t at = 0;
+    fetch(b, fetched[0], at);
+    b.sync_all(0);
+    for (int turn = 0; at < count; turn ^= 1) {
+      const record& now = fetched[turn];
+      if (now.step.over == script_step::kind::jump) {
+        at = !now.step.flag || *now.step.flag ? now.step.target : at + 1;
+      } else {
+        take<0, Each...>(b, now);
+        ++at;
+      }
+      fetch(b, fetched[turn ^ 1], at);
+      b.sync_all(0);
+    }
+  }
+
+ private:
+  template <class Block> MOESKIP_HD void fetch(const Block& b, record& to, index_t at) const {
+    for (index_t i = b.thread(); at < count && i < record_floats; i += b.threads())
+      reinterpret_cast<int*>(&to)[i] = reinterpret_cast<const int*>(records + at)[i];
+  }
+
+  template <int Number, class First, class... Others, class Block>
+  MOESKIP_HD static void take(const Block& b, const record& r) {
+    if (r.step.phase == Number) elements(b, r.step.count, r.template as<First>());
+    else if constexpr (sizeof...(Others) > 0) take<Number + 1, Others...>(b, r);
+    else take_together<Number + 1, Together...>(b, r);
+  }
+  template <int Number, class First, class... Others, class Block>
+  MOESKIP_HD static void take_together(const Block& b, const record& r) {
+    if (r.step.phase == Number) blocks(b, r.step, r.template as<First>());
+    else if constexpr (sizeof...(Others) > 0) take_together<Number + 1, Others...>(b, r);
+  }
+
+  template <class Phase, class Block>
+  MOESKIP_HD static void elements(const Block& b, index_t n, const Phase phase) {
+    for (index_t i = b.block() * b.threads() + b.thread(); i < n; i += b.blocks() * b.threads()) phase(i);
+  }
+  template <class Phase, class Block>
+  MOESKIP_HD static void blocks(const Block& b, const script_step& step, const Phase phase) {
+    float* const shared = b.shared() + 2 * record_floats;
+    const bool all_at_once = step.over == script_step::kind::grid;
+    const index_t count = all_at_once                             ? b.blocks()
+                          : step.over == script_step::kind::warps ? (step.count + b.warps() - 1) / b.warps()
+                                                                  : step.count;
+    for (index_t v = b.block(); v < count; v += b.blocks()) {
+      phase(b.as(v, count, shared, Phase::name));
+      b.sync(0);  // what they share is taken again
+    }
+  }
+};
+
+}  // namespace phase
+
+/// A script of phases in List (Elements and Blocks), followed by Driver.
+template <class Driver, class List> class script : public script_steps {
+ public:
+  using follow = phase::follow<typename List::elements, typename List::blocks>;
+
+  script() : script_steps(keys(typename List::elements{}, typename List::blocks{}), sizeof(typename follow::record)) {}
+
+  /// While it lives, what ops ask for on this thread becomes steps.
+  class [[nodiscard]] opening {
+   public:
+    explicit opening(script_steps& s) {
+      MOESKIP_CHECK(error, !opened(), "a script is open on this thread already");
+      opened() = &s;
+    }
+    opening(const opening&) = delete;
+    ~opening() { opened() = nullptr; }
+  };
+  opening write() { return opening(*this); }
+
+  /// Where the next step will be.
+  index_t here() const { return index_t(records_.size()); }
+  /// Goes to a step where *flag, which the device sees, is not 0; always where it is null. Returns the jump.
+  index_t jump(const int* flag, index_t target = 0) {
+    add({script_step::kind::jump, -1, 0, flag, target}, nullptr, 0);
+    return here() - 1;
+  }
+  /// An earlier jump goes to what comes next.
+  void land(index_t jump) { aim(jump, here()); }
+
+  /// From the first step to where the last one leads; settle() waits.
+  void run() {
+    if (steps_.size() != here()) {
+      steps_ = buffer<typename follow::record>(here());
+      for (index_t i = 0; i < here(); ++i)
+        std::memcpy(&steps_[i], records_[std::size_t(i)].data(), records_[std::size_t(i)].size());
+    }
+    Driver::follow(2 * follow::record_floats + shared_, follow{steps_.data(), here()});
+  }
+
+ private:
+  template <class... Each, class... Together>
+  static std::vector<const char*> keys(phase_list<Each...>, phase_list<Together...>) {
+    return {&key<Each>..., &key<Together>...};
+  }
+  buffer<typename follow::record> steps_;
+};
+
+}  // namespace moeskip

@@ -1,0 +1,124 @@
+// A script: phases with their arguments, kept when ops ask for them, to be followed many times by one kernel whose
+// blocks stay on the device and wait for each other after each of them; and jumps, which look at what phases wrote. A
+// loop of decoding is a script, so no host stands between its tokens. follow.hpp has the kernel.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <deque>
+#include <type_traits>
+#include <vector>
+
+#include "moeskip/base/check.hpp"
+#include "moeskip/memory/arena.hpp"
+#include "moeskip/memory/buffer.hpp"
+
+namespace moeskip {
+
+/// Blocks, threads of each (a multiple of 32), and the floats that they share.
+struct launch_shape {
+  index_t blocks = 0;
+  int threads = 0;
+  index_t shared = 0;
+  index_t warps = 0;  // where not 0: any number of threads do that make up so many warps in all
+};
+
+/// What a driver gives out as counters of blocks.
+class counters_of_blocks {
+ public:
+  int* take(index_t n) {
+    if (all_.empty() || all_.back().size() < n) all_.emplace_back(std::max<index_t>(n, 1024));  // zeros
+    return all_.back().data();
+  }
+  /// Zeros again, after phases that were not done to their end.
+  void clear() {
+    for (auto& some : all_) std::fill_n(some.data(), some.size(), 0);
+  }
+
+ private:
+  std::deque<buffer<int>> all_;  // the smaller ones are still known to phases
+};
+
+/// What all of a grid's blocks do next.
+struct script_step {
+  enum class kind : int { elements, warps, blocks, grid, jump };  // what is counted; grid: each block once
+  kind over;
+  int phase;        // its number among those that a script may have
+  index_t count;
+  const int* flag;  // of a jump: taken where it is not 0; null: always
+  index_t target;
+};
+
+/// The steps of one script, and the memory that they need. Ops of its thread add to the one that is open.
+class script_steps {
+ public:
+  script_steps(const script_steps&) = delete;
+
+  /// The one that is open on this thread, or null.
+  static script_steps* open() { return opened(); }
+
+  template <class Phase> void elements(index_t n, const Phase& phase) {
+    add({script_step::kind::elements, number_of<Phase>(), n, nullptr, 0}, phase);
+  }
+  template <class Phase> void launch(const launch_shape& shape, const Phase& phase) {
+    constexpr bool strides = requires { Phase::strides; };  // any number of blocks will do
+    using kind = script_step::kind;
+    const kind over = strides ? kind::grid : shape.warps ? kind::warps : kind::blocks;
+    add({over, number_of<Phase>(), shape.warps ? shape.warps : shape.blocks, nullptr, 0}, phase);
+    shared_ = std::max(shared_, shape.shared);
+  }
+  /// A list that the device sees is used where it stands; another one is copied.
+  const void* list(const void* p, std::size_t bytes, bool seen) {
+    if (!p || !bytes || seen) return p;
+    void* copy = lists_.take<std::byte>(index_t(bytes)).data();
+    return std::memcpy(copy, p, bytes);
+  }
+  arena& scratch() { return scratch_; }
+  int* counters(index_t n) { return counters_.take(n); }
+
+ protected:
+  /// Phases are told apart by these; the number of one is its place.
+  script_steps(std::vector<const char*> known, std::size_t record) : known_(std::move(known)), record_(record) {}
+  template <class Phase> static inline const char key = 0;  // its address names the type
+
+  static script_steps*& opened() {
+    thread_local script_steps* now = nullptr;
+    return now;
+  }
+  void add(const script_step& step, const void* phase, std::size_t bytes) {
+    std::vector<std::byte>& r = records_.emplace_back(record_);
+    std::memcpy(r.data(), &step, sizeof step);
+    if (bytes) std::memcpy(r.data() + sizeof step, phase, bytes);
+  }
+  /// Where jump `at` goes.
+  void aim(index_t at, index_t target) {
+    auto& record = records_[std::size_t(at)];
+    script_step step;
+    std::memcpy(&step, record.data(), sizeof step);
+    step.target = target;
+    std::memcpy(record.data(), &step, sizeof step);
+  }
+
+  std::vector<std::vector<std::byte>> records_;  // a step, and behind it its phase
+  index_t shared_ = 0;                           // floats that a block needs at most
+
+ private:
+  template <class Phase> void add(const script_step& step, const Phase& phase) {
+    static_assert(std::is_trivially_copyable_v<Phase>);
+    add(step, &phase, sizeof phase);
+  }
+  template <class Phase> int number_of() const {
+    const auto found = std::find(known_.begin(), known_.end(), &key<Phase>);
+    MOESKIP_CHECK(config_error, found != known_.end(), "a loop on the device has no ", Phase::name,
+                  ": it has what models of the library do for few rows (backend/cuda/program.hpp)");
+    return int(found - known_.begin());
+  }
+
+  std::vector<const char*> known_;
+  std::size_t record_;  // bytes
+  arena scratch_, lists_;
+  counters_of_blocks counters_;
+};
+
+}  // namespace moeskip

@@ -1,0 +1,172 @@
+// Laws of tokens, a block a row: the most likely token in one pass over the vocabulary, sums in a second. A cut to the
+// most likely tokens needs no sorting: four bits of the lowest kept logit at a time, by the mass above 15 thresholds.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/backend/cuda/block.hpp"
+#include "moeskip/ops/token_law.hpp"
+
+namespace moeskip {
+
+namespace phase {
+
+/// The highest logit of some, its id, and the highest of the others.
+struct row_peak {
+  float highest = -INFINITY, second = -INFINITY;
+  int id = -1;
+  /// NaN is never higher.
+  MOESKIP_HD void add(float logit, int at) {
+    if (logit > highest) second = highest, highest = logit, id = at;
+    else if (logit > second) second = logit;
+  }
+  MOESKIP_HD void add(const row_peak& more) {
+    const bool wins = more.highest > highest || (more.highest == highest && more.id < id);
+    const float loser = wins ? highest : more.highest, next = wins ? more.second : second;
+    if (wins) highest = more.highest, id = more.id;
+    second = loser > next ? loser : next;
+  }
+};
+
+/// Floats as whole numbers of the same order.
+MOESKIP_HD inline std::uint32_t order_key(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x + 0.f);  // + 0: there is one zero
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+MOESKIP_HD inline float of_order_key(std::uint32_t key) {
+  return std::bit_cast<float>(key >> 31 ? key & 0x7fffffffu : ~key);
+}
+
+struct token_laws {
+  static constexpr const char* name = "token_laws";
+  static constexpr int barriers = 8, digits = 15;
+  static constexpr index_t shared = 32 * (7 + digits);  // floats, of up to 32 warps
+  vec<token_law<float>> laws;
+  mat<const float> logits;
+  float slope;  // 1 / temperature, 0: greedy
+  int top_k;
+  float top_p;
+
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    const float* row = &logits(b.block(), 0);
+    const index_t V = logits.cols();
+    const row_peak peak = peak_of(b, row, V);
+    token_law<float> law;
+    law.best = std::isfinite(peak.highest) ? peak.id : -1, law.highest = peak.highest, law.second = peak.second;
+    law.slope = slope, law.least = -INFINITY, law.last = std::numeric_limits<int>::max();
+    float mass = 0, weighted = 0;
+    for (index_t v = b.thread(); law.best >= 0 && v < V; v += b.threads()) {
+      const float d = row[v] - law.highest, w = std::exp(d);
+      if (w > 0) mass += w, weighted += d * w;  // not where it is NaN
+    }
+    law.mass = block_sum(b, mass, 3, 1), law.weighted = block_sum(b, weighted, 4, 2);
+    law.total = slope == 0 ? 1.f : total_of(b, law, row, V, 5);
+    if (law.best >= 0 && slope != 0) {
+      if (top_k > 0 && top_k < V) {
+        keep(b, law, row, V, float(top_k), [&](index_t v) { return std::isnan(row[v]) ? 0.f : 1.f; });
+        law.total = total_of(b, law, row, V, 5);
+      }
+      if (top_p < 1) {
+        const token_law<float> before = law;
+        keep(b, law, row, V, top_p * law.total, [&](index_t v) { return before.weight(v, row[v]); });
+        law.total = total_of(b, law, row, V, 5);
+      }
+    }
+    if (b.thread() == 0) laws[b.block()] = law;
+  }
+
+ private:
+  template <class Block> MOESKIP_HD static row_peak peak_of(const Block& b, const float* row, index_t V) {
+    row_peak mine;
+    for (index_t v = b.thread(); v < V; v += b.threads()) mine.add(row[v], int(v));
+    for (int m = 16; m; m /= 2) {
+      row_peak other;
+      other.highest = b.warp_xor(mine.highest, m), other.second = b.warp_xor(mine.second, m);
+      other.id = int(b.warp_xor(float(mine.id), m));  // exact: expect_ids()
+      mine.add(other);
+    }
+    float *highest = b.shared(), *second = highest + 32, *id = second + 32;
+    if (b.lane() == 0) highest[b.warp()] = mine.highest, second[b.warp()] = mine.second, id[b.warp()] = float(mine.id);
+    b.sync(0);
+    row_peak all;
+    for (int w = 0; w < b.warps(); ++w) all.add({highest[w], second[w], int(id[w])});
+    return all;
+  }
+
+  /// Σ of the weights that a law gives. Barriers 3 and 4: it may be called again.
+  template <class Block>
+  MOESKIP_HD static float total_of(const Block& b, const token_law<float>& law, const float* row, index_t V, int place) {
+    float sum = 0;
+    for (index_t v = b.thread(); law.best >= 0 && v < V; v += b.threads()) sum += law.weight(v, row[v]);
+    b.sync(3);
+    return block_sum(b, sum, place, 4);
+  }
+
+  /// Cuts a law to the most likely tokens whose weights reach `goal`.
+  template <class Block, class Weight> MOESKIP_HD static void keep(const Block& b, token_law<float>& law,
+                                                                   const float* row, index_t V, float goal,
+                                                                   const Weight& weight) {
+    const std::uint32_t least = highest_reaching(
+        b, V, goal, weight, [&](index_t v) { return order_key(row[v]); });
+    float above = 0;
+    for (index_t v = b.thread(); v < V; v += b.threads())
+      if (order_key(row[v]) > least) above += weight(v);
+    above = block_sum(b, above, 6, 5);
+    // Among equals: the lower the id, the sooner.
+    const std::uint32_t last = ~highest_reaching(
+        b, V, goal - above, [&](index_t v) { return order_key(row[v]) == least ? weight(v) : 0.f; },
+        [](index_t v) { return ~std::uint32_t(v); });
+    law.least = of_order_key(least), law.last = int(last);
+  }
+
+  /// The highest key for which the weights of all keys from it on reach `goal`; 0 where none does.
+  template <class Block, class Weight, class Key>
+  MOESKIP_HD static std::uint32_t highest_reaching(const Block& b, index_t V, float goal, const Weight& weight,
+                                                   const Key& key) {
+    float* parts = b.shared() + 32 * 7;
+    std::uint32_t base = 0;
+    for (int shift = 28; shift >= 0; shift -= 4) {
+      float sums[digits] = {};
+      for (index_t v = b.thread(); v < V; v += b.threads()) {
+        const float w = weight(v);
+        const std::uint32_t k = key(v);
+        for (std::uint32_t j = 0; j < digits; ++j) sums[j] += k >= base + ((j + 1) << shift) ? w : 0.f;
+      }
+      for (int j = 0; j < digits; ++j) {
+        const float sum = b.warp_sum(sums[j]);
+        if (b.lane() == 0) parts[32 * j + b.warp()] = sum;
+      }
+      b.sync(6);
+      std::uint32_t digit = 0;
+      for (int j = 0; j < digits; ++j) {
+        float sum = 0;
+        for (int w = 0; w < b.warps(); ++w) sum += parts[32 * j + w];
+        if (!(sum >= goal)) break;
+        digit = std::uint32_t(j) + 1;
+      }
+      base += digit << shift;
+      b.sync(7);
+    }
+    return base;
+  }
+};
+
+}  // namespace phase
+
+template <> struct kernel<token_laws_t, on_cuda> {
+  template <class B>
+  static void run(B&, vec<token_law<float>> laws, mat<const float> logits, const sampling& s) {
+    using call = detail::device_call<token_laws_t, B>;
+    MOESKIP_CHECK(config_error, logits.cols() <= index_t{1} << 24, token_laws_t::name,
+                  " on cuda: expected a vocabulary of at most 2^24 ids, got ", logits.cols());
+    call::launch({logits.rows(), 256, phase::token_laws::shared},
+                 phase::token_laws{call::seen(laws), call::seen(logits), s.greedy() ? 0.f : 1.f / s.temperature,
+                                   s.top_k, s.top_p});
+  }
+};
+
+}  // namespace moeskip
