@@ -7,6 +7,7 @@
 // needs.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -26,16 +27,22 @@ namespace moeskip {
 /// A thread's view of its block; emulated_block has the same members.
 class device_block {
  public:
-  __device__ explicit device_block(float* shared) : shared_(shared) {}
+  __device__ explicit device_block(float* shared) : device_block(shared, index_t(blockIdx.x), index_t(gridDim.x)) {}
+  /// The same thread, doing another phase's work as a thread of another block.
+  __device__ device_block as(index_t block, index_t blocks, float* shared, const char*) const {
+    return {shared, block, blocks};
+  }
   __device__ int thread() const { return int(threadIdx.x); }
   __device__ int threads() const { return int(blockDim.x); }
-  __device__ index_t block() const { return index_t(blockIdx.x); }
-  __device__ index_t blocks() const { return index_t(gridDim.x); }
+  __device__ index_t block() const { return block_; }
+  __device__ index_t blocks() const { return blocks_; }
   __device__ int lane() const { return int(threadIdx.x) % 32; }
   __device__ int warp() const { return int(threadIdx.x) / 32; }
   __device__ int warps() const { return int(blockDim.x) / 32; }
   __device__ float* shared() const { return shared_; }
   __device__ void sync(int) const { __syncthreads(); }
+  /// Of all blocks, which were launched together.
+  __device__ void sync_all(int) const { cooperative_groups::this_grid().sync(); }
   /// Whether this block is the last of `blocks` to come here: it sees what the others wrote before. One thread asks; all
   /// of its block have written by then. The counter is zero before and after.
   __device__ bool last_of(index_t blocks, int* counter) const {
@@ -72,7 +79,10 @@ class device_block {
   }
 
  private:
+  __device__ device_block(float* shared, index_t block, index_t blocks)
+      : shared_(shared), block_(block), blocks_(blocks) {}
   float* shared_;
+  index_t block_, blocks_;
 };
 
 namespace device_kernel {
@@ -272,6 +282,29 @@ template <class Phase> void device::launch(const launch_shape& shape, const Phas
   detail::expect_success(cudaGetLastError(), "kernel launch", Phase::name);
 }
 
+template <class Follow> void device::follow(index_t shared, const Follow& phase) {
+  detail::device_stream::here().last = Follow::name;
+  const auto kernel = device_kernel::of<Follow>();
+  const std::size_t bytes = std::size_t(shared) * sizeof(float);
+  int number = 0, processors = 0, fit = 0;
+  detail::expect_success(cudaGetDevice(&number), "cudaGetDevice", Follow::name);
+  detail::expect_success(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, number),
+                         "cudaDeviceGetAttribute", Follow::name);
+  detail::expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+                         "cudaFuncSetAttribute", Follow::name);
+  detail::expect_success(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, Follow::threads, bytes),
+                         "cudaOccupancyMaxActiveBlocksPerMultiprocessor", Follow::name);
+  MOESKIP_CHECK(error, fit > 0, "cuda: ", Follow::name, ": expected a multiprocessor to hold a block of ",
+                Follow::threads, " threads with ", bytes, " bytes of shared memory, got none");
+  Follow argument = phase;
+  void* arguments[] = {&argument};
+  // Together: they wait for each other. One on each multiprocessor: all its registers are theirs.
+  detail::expect_success(
+      cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(processors)),
+                                  dim3(Follow::threads), arguments, bytes, cudaStreamPerThread),
+      "cudaLaunchCooperativeKernel", Follow::name);
+}
+
 inline void device::settle() { detail::device_stream::here().settle(); }
 inline void device::forget() {
   if (detail::device_stream::here().wait() != cudaSuccess) cudaGetLastError();
@@ -335,6 +368,16 @@ template <class... None> struct cuda_kernels {
 /// Kernels of routers alone.
 template <class... Routers> struct cuda_routers {
   static int keep() { return (0 + ... + detail::keep_each(each_of_router<Routers>{})); }
+};
+
+/// Kernels of the loops of decoder::on_device for weights W and a router: of each exit rule's early exit, and with
+/// exit_rule::fixed also of plain and of speculative decoding.
+template <class W, class Router, class... Rules> struct cuda_loops {
+  static int keep() {
+    static volatile const void* kept[] = {
+        reinterpret_cast<const void*>(&driver::device::follow<loop_kernel<W, Router, Rules>>)...};
+    return kept[0] != nullptr;
+  }
 };
 
 /// Kernels that variant V adds: its router, run per token on the device.

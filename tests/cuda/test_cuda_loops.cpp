@@ -1,10 +1,13 @@
 // ctest: slow
-// Loops of decoding on the device: scripts, tokens of every decoder that runs there, sampled ones by their distribution.
+// Loops of decoding on the device: the ops that they are made of beside plain loops in double, scripts, and the tokens and
+// statistics of every decoder that runs there.
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
-#include <set>
+#include <limits>
 
+#include "cases.hpp"
 #include "models.hpp"
 
 using namespace tests;
@@ -12,6 +15,219 @@ using namespace tests;
 namespace {
 
 using ms::decoder::on_device;
+template <class T> constexpr T infinite = std::numeric_limits<T>::infinity();
+
+struct emulated {
+  explicit emulated(ms::emulation e) { ms::emulation::here() = e; }
+  ~emulated() { ms::emulation::here() = {}; }
+};
+
+const ms::sampling ways[] = {
+    {}, {.temperature = 0.7f}, {.temperature = 1.3f, .top_k = 5}, {.temperature = 1, .top_p = 0.6f},
+    {.temperature = 0.5f, .top_k = 40, .top_p = 0.9f}, {.temperature = 2, .top_k = 1000}};
+
+/// Logits with equals among them.
+template <class B> ms::mat<typename trial<B>::T> stepped(trial<B>& t, ms::index_t rows, ms::index_t cols) {
+  const auto m = t.numbers(rows, cols);
+  for (auto& x : m) x = std::round(float(x) * 12) / 4;
+  return m;
+}
+
+struct law_case {
+  ms::sampling options;
+  template <class B> void operator()(trial<B>& t) const {
+    const int N = t.between(1, 4), V = t.between(2, 500);
+    const auto logits = stepped(t, N, V);
+    if (V > 9) logits(0, 3) = NAN, logits(N - 1, 7) = -infinite<float>;
+    const auto laws = t.memory.template take<ms::token_law<typename trial<B>::T>>(N);
+    ms::token_laws(t.backend, laws, logits, options);
+    ms::settle(t.backend);
+    for (const auto& law : laws) {
+      t.out.push_back({double(law.best), double(law.highest), double(law.second), double(law.mass), double(law.total)});
+      t.out.push_back({double(law.weighted)});
+      if (options.cuts() && options.top_k < V) t.out.push_back({double(law.least), double(law.last)});
+    }
+  }
+};
+
+/// A text in memory that a device sees.
+template <class B> struct text_of {
+  ms::growing_text text;
+  explicit text_of(trial<B>& t, int count = 3, int room = 20) {
+    const auto some = [&] { return t.memory.template take_zeroed<int>(room); };
+    text = {some(), some(), some(), t.memory.template take<ms::growth>(1).data()};
+    *text.now = {.count = count, .end = room};
+  }
+  void show(trial<B>& t) const {
+    ms::settle(t.backend);
+    const ms::growth& now = *text.now;
+    t.out.push_back({double(now.count), double(now.going), double(now.rounds), double(now.damaged)});
+    for (const auto& list : {text.tokens, text.exits, text.drafted}) t.out.emplace_back(list.begin(), list.end());
+  }
+};
+
+/// Tokens drawn behind a text, and some of it embedded.
+struct draw_case {
+  ms::sampling options;
+  template <class B> void operator()(trial<B>& t) const {
+    using T = typename trial<B>::T;
+    const int V = t.between(2, 300), K = t.between(1, 4), D = t.between(1, 20);
+    text_of<B> its(t, K + 3);
+    const ms::growing_text& text = its.text;
+    for (int i = 0; i < K + 3; ++i) text.tokens[i] = t.between(0, V - 1);
+    const auto x = t.numbers(K, D);
+    const auto position = t.memory.template take<int>(K), token = t.memory.template take<int>(K);
+    text.now->count = 3;
+    ms::embed_text(t.backend, x, position, token, text, 1, t.weights(V, D));
+    t.keep(x, position, token);
+    const auto logits = stepped(t, K + 1, V);
+    const auto laws = t.memory.template take<ms::token_law<T>>(K + 1);
+    ms::token_laws(t.backend, laws, logits, options);
+    const auto law = [&](int n) { return ms::vec<const ms::token_law<T>>(&laws[n], 1); };
+    ms::next_token(t.backend, text, logits.rows(0, 1), law(0), ms::seed{8}, 4);
+    for (int k = 0; k < K; ++k)
+      ms::draft_token(t.backend, text, logits.rows(k + 1, 1), law(k + 1), ms::seed{8}, k);
+    its.show(t);
+  }
+};
+
+/// A draft, given as it is, is judged.
+struct judge_case {
+  ms::sampling options;
+  bool alike = false;  // the draft is the full model
+  template <class B> void operator()(trial<B>& t) const {
+    using T = typename trial<B>::T;
+    const int V = t.between(2, 300), K = t.between(1, 4), n = alike ? V : t.between(1, V);
+    text_of<B> its(t);
+    const auto p = stepped(t, K + 1, V);
+    const auto q = stepped(t, K, n);
+    for (int k = 0; k < K; ++k) {
+      for (int i = 0; i < n; ++i) q(k, i) = alike ? p(k, i) : (q(k, i) + 3 * p(k, i)) / 4;
+      its.text.tokens[3 + k] = int(std::max_element(&q(k, 0), &q(k, 0) + n) - &q(k, 0));
+    }
+    const auto laws = [&](auto logits) {
+      const auto all = t.memory.template take<ms::token_law<T>>(logits.rows());
+      ms::token_laws(t.backend, all, logits, options);
+      return all;
+    };
+    const auto p_law = laws(p), q_law = laws(q);
+    ms::judge_draft(t.backend, its.text, p, p_law, q, q_law, ms::seed{8}, 2, 4);
+    its.show(t);
+  }
+};
+
+template <class B, class Case> auto outcome(const Case& c, std::uint64_t seed) {
+  trial<B> t(seed);
+  c(t);
+  return t.out;
+}
+
+template <class Case> void agrees(const Case& c) {
+  for (int order = 0; order < 3; ++order)
+    for (std::uint64_t seed = 1; seed <= 2; ++seed) {
+      CAPTURE(order);
+      CAPTURE(seed);
+      const emulated e({.order = order});
+      CHECK(difference(outcome<ms::reference<double>>(c, seed), outcome<ms::emulated_cuda<float>>(c, seed)) < 1e-5);
+    }
+}
+
+/// Whether leaving this barrier out shows.
+template <class Case> bool caught(const Case& c, std::string_view phase, int barrier) {
+  for (int order = 0; order < 3; ++order)
+    for (std::uint64_t seed = 1; seed <= 6; ++seed) {
+      const emulated e({.order = order, .without_in = phase, .without = barrier});
+      try {
+        const auto expected = outcome<ms::reference<double>>(c, seed);
+        if (!(difference(expected, outcome<ms::emulated_cuda<float>>(c, seed)) < 1e-3)) return true;
+      } catch (const ms::error&) {
+        return true;
+      }
+    }
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE("laws of tokens agree with plain loops in double: greedy, tempered, cut") {
+  for (const ms::sampling& way : ways) {
+    CAPTURE(way.temperature);
+    CAPTURE(way.top_k);
+    agrees(law_case{way});
+  }
+}
+
+TEST_CASE("tokens that are drawn, drafted and judged are those of plain loops") {
+  for (const int way : {0, 1, 4}) {
+    agrees(draw_case{ways[way]}), agrees(judge_case{ways[way]});
+    agrees(judge_case{ways[way], true});
+  }
+}
+
+TEST_CASE("logits that are no finite numbers stop a text") {
+  using B = ms::emulated_cuda<float>;
+  for (const float bad : {NAN, -infinite<float>, infinite<float>}) {
+    trial<B> t(1);
+    text_of<B> its(t);
+    const auto logits = t.numbers(1, 40);
+    if (bad > 0) logits(0, 3) = bad;
+    else std::fill(logits.begin(), logits.end(), bad);
+    const auto law = t.memory.take<ms::token_law<float>>(1);
+    its.text.now->going = 1;
+    ms::token_laws(t.backend, law, logits, {.temperature = 1, .top_k = 3, .top_p = 0.5f});
+    ms::next_token(t.backend, its.text, logits, law, ms::seed{1}, 4);
+    ms::settle(t.backend);
+    CHECK(its.text.now->damaged == 1);
+    CHECK(its.text.now->going == 0);
+    CHECK(its.text.now->count == 3);
+  }
+}
+
+TEST_CASE("what is judged has the full model's distribution, whatever drafted it") {
+  using B = ms::emulated_cuda<float>;
+  trial<B> t(3);
+  const int V = 5, rounds = 3000;
+  const auto p = t.numbers(2, V), q = t.numbers(1, V);
+  for (auto& x : p) x *= 3;
+  const ms::sampling options{.temperature = 1};
+  const auto p_law = t.memory.take<ms::token_law<float>>(2), q_law = t.memory.take<ms::token_law<float>>(1);
+  ms::token_laws(t.backend, p_law, p, options), ms::token_laws(t.backend, q_law, q, options);
+  ms::settle(t.backend);
+  std::array<int, V> counts{};
+  int accepted = 0;
+  for (int round = 0; round < rounds; ++round) {
+    const auto scope = t.memory.scope();
+    text_of<B> its(t);
+    its.text.now->rounds = round;
+    ms::draft_token(t.backend, its.text, q, q_law, ms::seed{2}, 0);
+    ms::judge_draft(t.backend, its.text, p, p_law, q, q_law, ms::seed{2}, 1, 4);
+    ms::settle(t.backend);
+    ++counts[std::size_t(its.text.tokens[3])], accepted += its.text.drafted[3];
+  }
+  double statistic = 0;
+  for (int v = 0; v < V; ++v) {
+    const double expected = rounds * double(p_law[0].probability(v, p(0, v)));
+    statistic += (counts[std::size_t(v)] - expected) * (counts[std::size_t(v)] - expected) / expected;
+  }
+  CHECK(statistic < 18.47);  // 99.9 % of four degrees of freedom
+  CHECK(accepted > rounds / 10);
+  CHECK(accepted < rounds * 9 / 10);
+}
+
+TEST_CASE("every barrier of the phases of a text is needed") {
+  for (int b = 0; b < ms::phase::token_laws::barriers; ++b) {
+    CAPTURE(b);
+    CHECK(caught(law_case{ways[4]}, "token_laws", b));
+  }
+  for (int b = 0; b < 2; ++b) {
+    CAPTURE(b);
+    CHECK(caught(draw_case{ways[1]}, "next_token", b));
+    CHECK(caught(draw_case{ways[1]}, "draft_token", b));
+    CHECK(caught(judge_case{ways[1]}, "judge_draft", b));
+  }
+}
+
+namespace {
 
 /// With what loops have to reckon: experts of the token before, biases, heads of low rank, a shared expert.
 struct sticky_one : ms::variant {
@@ -27,12 +243,13 @@ template <class S, class Decoder> ms::generated run(S& s, const Decoder& decoder
   return ms::generate(s, prompt, options, decoder, [](const ms::emitted&) {});
 }
 
-template <class V, class W> void same_on_device(int order, const ms::generation& options) {
-  ms::emulation::here() = {.order = order};
+template <class V, class W>
+void same_on_device(ms::emulation how, const ms::generation& options, std::uint64_t prompts = 1) {
+  const emulated e(how);
   auto m = lively_model<V, ms::emulated_cuda<W>>();
   ms::session here(m), there(m);
   const auto alike = [&](const auto& decoder) {
-    for (const std::uint64_t seed : {1u, 2u}) {
+    for (std::uint64_t seed = 1; seed <= prompts; ++seed) {
       CAPTURE(decoder.name);
       CAPTURE(seed);
       const ms::generated expected = run(here, decoder, options, seed);
@@ -43,19 +260,194 @@ template <class V, class W> void same_on_device(int order, const ms::generation&
       CHECK(got.stats.drafted == expected.stats.drafted);
       CHECK(got.stats.accepted == expected.stats.accepted);
       CHECK(got.stats.accepted_at == expected.stats.accepted_at);
-      for (std::size_t i = 0; i < got.tokens.size(); ++i) CHECK(got.tokens[i].exit_layer == expected.tokens[i].exit_layer);
+      CHECK(there.tokens() == here.tokens());
+      for (std::size_t i = 0; i < got.tokens.size(); ++i) {
+        CHECK(got.tokens[i].exit_layer == expected.tokens[i].exit_layer);
+        CHECK(got.tokens[i].drafted == expected.tokens[i].drafted);
+      }
     }
   };
   alike(ms::decoder::autoregressive{});
   alike(ms::decoder::early_exit<>{.rule = {.threshold = 0.3f}});
   alike(ms::decoder::early_exit<ms::exit_rule::patience>{.rule = {.exits = 2}});
+  alike(ms::decoder::early_exit<ms::exit_rule::fixed>{.rule = {.exit_layer = 2}});
   alike(fixed_length{{.exit_layer = 2}, {.num_speculations = 3}});
-  ms::emulation::here() = {};
+  alike(fixed_length{{.exit_layer = 1, .vocabulary = 9}, {.num_speculations = 1}});
 }
 
 }  // namespace
 
-TEST_CASE("loops on the device make the tokens and statistics of the host's") {
-  same_on_device<plain, float>(0, {.max_new_tokens = 12});
-  same_on_device<sticky_one, ms::bf16>(1, {.max_new_tokens = 9});
+TEST_CASE("loops on the device make the tokens and statistics of the host's, greedy and sampled") {
+  same_on_device<plain, float>({.order = 0}, {.max_new_tokens = 9}, 2);
+  same_on_device<plain, ms::bf16>({.order = 2, .grid_blocks = 2, .grid_threads = 128},
+                                  {.max_new_tokens = 9, .sampling = {.temperature = 1.5f, .top_p = 0.9f, .seed = {4}}},
+                                  2);
+  same_on_device<sticky_one, ms::bf16>({.order = 1}, {.max_new_tokens = 8});
+}
+
+TEST_CASE("loops on the device end where the context ends, and where the receiver says") {
+  auto m = lively_model<plain, ms::emulated_cuda<float>>();
+  ms::session here(m), there(m);
+  const fixed_length decoder{{.exit_layer = 1}, {.num_speculations = 4}};
+  const std::vector<int> prompt = random_tokens(tiny_sizes.context - 9, tiny_sizes.vocab, 1);
+  const auto told = [&](auto& s, const auto& d, int stop_at) {
+    int seen = 0;
+    return ms::generate(s, prompt, {}, d, [&](const ms::emitted&) { return ++seen != stop_at; });
+  };
+  for (const int stop_at : {0, 3}) {
+    const auto expected = told(here, decoder, stop_at), got = told(there, on_device<fixed_length>{decoder}, stop_at);
+    CHECK(got.ids() == expected.ids());
+    CHECK(got.reason == expected.reason);
+    CHECK(there.tokens() == here.tokens());
+  }
+}
+
+TEST_CASE("rules say the same of logits and of their law") {
+  using R = ms::reference<double>;
+  R b;
+  const auto one = [&](const auto& rule, bool expect_both) {
+    int yes = 0, all = 0;
+    for (std::uint64_t seed = 1; seed <= 200; ++seed, ++all) {
+      const int V = random_between(2, 30, seed, 0);
+      std::vector<double> logits(static_cast<std::size_t>(V));
+      for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = 3 * random_number(seed, i + 1);
+      ms::token_law<double> l;
+      const ms::mat<const double> row(logits.data(), 1, V);
+      ms::token_laws(b, ms::vec<ms::token_law<double>>(&l, 1), row, {});
+      typename std::decay_t<decltype(rule)>::state here{}, there{};
+      const ms::exit_moment m{l.best,          float(l.highest), float(l.second), float(l.mass), float(l.weighted), V,
+                              2,               5,                3,               10};
+      const bool said = rule.template leaves<double>(
+          {.logits = row.row(0), .exit_layer = 2, .position = 5, .step = 3, .steps = 10}, here);
+      CHECK(rule.leaves(m, there) == said);
+      yes += said;
+    }
+    if (expect_both) CHECK((yes > 10 && yes < all - 10));
+  };
+  one(ms::exit_rule::max_probability{0.5f}, true);
+  one(ms::exit_rule::margin{0.3f}, true);
+  one(ms::exit_rule::entropy{0.4f}, true);
+  one(ms::exit_rule::position_decay<ms::exit_rule::margin>{.base = {0.3f}}, true);
+  one(ms::exit_rule::patience{1}, false);
+  one(ms::exit_rule::fixed{3}, false);
+}
+
+namespace tests {
+
+/// out = in turned around, and one more: who reads needs what another block wrote.
+struct turn_around {
+  static constexpr const char* name = "turn_around";
+  ms::vec<int> out;
+  ms::vec<const int> in;
+  void operator()(ms::index_t i) const { out[i] = in[in.size() - 1 - i] + 1; }
+};
+/// Adds to each number of a block of 32 that of the block's next thread; more blocks than a grid has.
+struct add_neighbour {
+  static constexpr const char* name = "add_neighbour";
+  static constexpr int barriers = 1;
+  ms::vec<int> numbers;
+  template <class Block> void operator()(const Block& b) const {
+    int* shared = reinterpret_cast<int*>(b.shared());
+    int& mine = numbers[b.block() * 128 + b.thread()];
+    shared[b.thread()] = mine;
+    b.sync(0);
+    mine += shared[(b.thread() + 1) % b.threads()];
+  }
+};
+/// Goes on until it has been asked so often.
+struct count_down {
+  static constexpr const char* name = "count_down";
+  ms::vec<int> left;
+  void operator()(ms::index_t) const { --left[0]; }
+};
+struct unknown {
+  static constexpr const char* name = "unknown";
+  void operator()(ms::index_t) const {}
+};
+struct some_phases {
+  using elements = ms::phase_list<turn_around, count_down>;
+  using blocks = ms::phase_list<add_neighbour>;
+};
+
+}  // namespace tests
+
+TEST_CASE("a script: steps in order, jumps, blocks that wait for each other and each for itself") {
+  using B = ms::emulated_cuda<float>;
+  using call = ms::detail::device_call<ms::linear_t, B>;
+  constexpr int n = 128 * 7, times = 3;
+  // Blocks that do not wait for each other would never see a loop's end: `jumps` says whether there is one.
+  const auto followed = [&](const ms::emulation& how, bool jumps) {
+    const emulated e(how);
+    B b;
+    ms::arena memory;
+    const auto x = memory.take<int>(n), y = memory.take<int>(n), left = memory.take<int>(1);
+    for (int i = 0; i < n; ++i) x[i] = i * i % 1000;
+    left[0] = times;
+    ms::script<ms::driver::emulator, some_phases> script;
+    {
+      const auto open = script.write();
+      const auto over = script.jump(nullptr);
+      call::each(n, turn_around{x, y});  // jumped over
+      script.land(over);
+      const auto begin = script.here();
+      for (int time = 0; time < (jumps ? 1 : times); ++time) {
+        call::each(n, turn_around{y, x});
+        call::launch({7, 128, 128}, add_neighbour{y});
+        call::each(n, turn_around{x, y});
+        call::each(1, count_down{left});
+      }
+      if (jumps) script.jump(left.data(), int(begin));
+      CHECK_THROWS_WITH_AS(call::each(1, unknown{}),
+                           "a loop on the device has no unknown: it has what models of the library do for few rows "
+                           "(backend/cuda/program.hpp)",
+                           ms::config_error);
+      CHECK_THROWS_AS(ms::settle(b), ms::config_error);
+      CHECK_THROWS_AS(script.write(), ms::error);
+    }
+    script.run();
+    CHECK(left[0] == times);  // nothing is done yet
+    ms::settle(b);
+    return std::vector<int>(x.begin(), x.end());
+  };
+  std::vector<int> x(n), y(n);
+  for (int i = 0; i < n; ++i) x[std::size_t(i)] = i * i % 1000;
+  for (int time = 0; time < times; ++time) {
+    for (std::size_t i = 0; i < n; ++i) y[i] = x[n - 1 - i] + 1;
+    const auto before = y;
+    for (std::size_t i = 0; i < n; ++i) y[i] += before[i / 128 * 128 + (i + 1) % 128];
+    for (std::size_t i = 0; i < n; ++i) x[i] = y[n - 1 - i] + 1;
+  }
+  for (int order = 0; order < 3; ++order) CHECK(followed({.order = order}, true) == x);
+  for (int barrier = 0; barrier < 2; ++barrier) {
+    CAPTURE(barrier);
+    int wrong = 0;
+    for (int order = 0; order < 3; ++order)
+      wrong += followed({.order = order, .without_in = "follow", .without = barrier}, false) != x;
+    CHECK(wrong > 0);
+  }
+}
+
+namespace {
+struct gated : ms::variant {
+  using layer_skip = ms::layer_skip::gate;
+};
+}  // namespace
+
+TEST_CASE("what cannot run on the device is refused, and the session can go on") {
+  using B = ms::emulated_cuda<float>;
+  {
+    auto m = lively_model<gated, B>();
+    ms::session s(m);
+    CHECK_THROWS_WITH_AS(run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1),
+                         "a loop on the device cannot wait for the host: this model looks at numbers in the middle of a "
+                         "layer",
+                         ms::config_error);
+    CHECK(run(s, ms::decoder::autoregressive{}, {.max_new_tokens = 3}, 1).ids().size() == 3);
+  }
+  auto m = lively_model<plain, B>();
+  ms::session s(m);
+  CHECK_THROWS_WITH_AS(run(s, on_device<ms::decoder::autoregressive>{.tokens_per_call = 0}, {}, 1),
+                       "tokens_per_call must be at least 1, got 0", ms::config_error);
+  for (auto& w : m.block()) w = NAN;
+  CHECK_THROWS_AS(run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1), ms::config_error);
 }

@@ -164,9 +164,10 @@ class emulated_block {
   void sync(int barrier) const {
     if (barrier != without_) team_->wait_for_block(place_, barrier);
   }
-  /// Of all blocks, which run together.
+  /// Of all blocks, which run together; where it is left out, of the block alone.
   void sync_all(int barrier) const {
     if (barrier != without_) team_->wait_for_all(place_);
+    else team_->wait_for_block(place_, barrier);
   }
   /// Whether this block is the last of `blocks` to come here: it sees what the others wrote before. One thread asks; all
   /// of its block have written by then. The counter is zero before and after.

@@ -21,21 +21,21 @@ template <class Elements, class Blocks> struct follow;
 
 template <class... Each, class... Together> struct follow<phase_list<Each...>, phase_list<Together...>> {
   static constexpr const char* name = "follow";
-  static constexpr int threads = 512, blocks_at_once = 1, barriers = 1;
+  static constexpr int threads = 512, blocks_at_once = 1, barriers = 2;
   static constexpr std::size_t largest = std::max({sizeof(Each)..., sizeof(Together)...});
   struct alignas(16) record {
     script_step step;
     alignas(16) std::byte phase[largest];
     template <class Phase> MOESKIP_HD const Phase& as() const { return *reinterpret_cast<const Phase*>(phase); }
   };
-  static constexpr index_t record_floats = sizeof(record) / sizeof(float);
+  static constexpr int record_floats = sizeof(record) / sizeof(float);
 
   const record* records;
-  index_t count;
+  int count;
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     auto* fetched = reinterpret_cast<record*>(b.shared());  // two: that of now, and the next one
-    index_t at = 0;
+    int at = 0;
     fetch(b, fetched[0], at);
     b.sync_all(0);
     for (int turn = 0; at < count; turn ^= 1) {
@@ -52,37 +52,37 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
   }
 
  private:
-  template <class Block> MOESKIP_HD void fetch(const Block& b, record& to, index_t at) const {
-    for (index_t i = b.thread(); at < count && i < record_floats; i += b.threads())
+  template <class Block> MOESKIP_HD void fetch(const Block& b, record& to, int at) const {
+    for (int i = b.thread(); at < count && i < record_floats; i += b.threads())
       reinterpret_cast<int*>(&to)[i] = reinterpret_cast<const int*>(records + at)[i];
   }
 
   template <int Number, class First, class... Others, class Block>
   MOESKIP_HD static void take(const Block& b, const record& r) {
-    if (r.step.phase == Number) elements(b, r.step.count, r.template as<First>());
+    if (r.step.phase == Number) elements<First>(b, r);
     else if constexpr (sizeof...(Others) > 0) take<Number + 1, Others...>(b, r);
     else take_together<Number + 1, Together...>(b, r);
   }
   template <int Number, class First, class... Others, class Block>
   MOESKIP_HD static void take_together(const Block& b, const record& r) {
-    if (r.step.phase == Number) blocks(b, r.step, r.template as<First>());
+    if (r.step.phase == Number) blocks<First>(b, r);
     else if constexpr (sizeof...(Others) > 0) take_together<Number + 1, Others...>(b, r);
   }
 
-  template <class Phase, class Block>
-  MOESKIP_HD static void elements(const Block& b, index_t n, const Phase phase) {
-    for (index_t i = b.block() * b.threads() + b.thread(); i < n; i += b.blocks() * b.threads()) phase(i);
+  // Functions of their own: registers are given out for one phase, not for all of them woven together.
+  template <class Phase, class Block> [[gnu::noinline]] MOESKIP_HD static void elements(const Block& b, const record& r) {
+    const auto phase = r.template as<Phase>();
+    for (index_t i = b.block() * b.threads() + b.thread(); i < r.step.count; i += b.blocks() * b.threads()) phase(i);
   }
-  template <class Phase, class Block>
-  MOESKIP_HD static void blocks(const Block& b, const script_step& step, const Phase phase) {
-    float* const shared = b.shared() + 2 * record_floats;
-    const bool all_at_once = step.over == script_step::kind::grid;
-    const index_t count = all_at_once                             ? b.blocks()
-                          : step.over == script_step::kind::warps ? (step.count + b.warps() - 1) / b.warps()
-                                                                  : step.count;
+  template <class Phase, class Block> [[gnu::noinline]] MOESKIP_HD static void blocks(const Block& b, const record& r) {
+    const auto phase = r.template as<Phase>();
+    const script_step& s = r.step;
+    const index_t count = s.over == script_step::kind::grid    ? b.blocks()
+                          : s.over == script_step::kind::warps ? (s.count + b.warps() - 1) / b.warps()
+                                                               : s.count;
     for (index_t v = b.block(); v < count; v += b.blocks()) {
-      phase(b.as(v, count, shared, Phase::name));
-      b.sync(0);  // what they share is taken again
+      phase(b.as(v, count, b.shared() + 2 * record_floats, Phase::name));
+      b.sync(1);  // what they share is taken again
     }
   }
 };
@@ -111,12 +111,12 @@ template <class Driver, class List> class script : public script_steps {
   /// Where the next step will be.
   index_t here() const { return index_t(records_.size()); }
   /// Goes to a step where *flag, which the device sees, is not 0; always where it is null. Returns the jump.
-  index_t jump(const int* flag, index_t target = 0) {
+  index_t jump(const int* flag, int target = 0) {
     add({script_step::kind::jump, -1, 0, flag, target}, nullptr, 0);
     return here() - 1;
   }
   /// An earlier jump goes to what comes next.
-  void land(index_t jump) { aim(jump, here()); }
+  void land(index_t jump) { aim(jump, int(here())); }
 
   /// From the first step to where the last one leads; settle() waits.
   void run() {
@@ -125,7 +125,7 @@ template <class Driver, class List> class script : public script_steps {
       for (index_t i = 0; i < here(); ++i)
         std::memcpy(&steps_[i], records_[std::size_t(i)].data(), records_[std::size_t(i)].size());
     }
-    Driver::follow(2 * follow::record_floats + shared_, follow{steps_.data(), here()});
+    Driver::follow(2 * follow::record_floats + shared_, follow{steps_.data(), int(here())});
   }
 
  private:

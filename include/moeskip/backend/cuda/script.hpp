@@ -47,7 +47,7 @@ struct script_step {
   int phase;        // its number among those that a script may have
   index_t count;
   const int* flag;  // of a jump: taken where it is not 0; null: always
-  index_t target;
+  int target;
 };
 
 /// The steps of one script, and the memory that they need. Ops of its thread add to the one that is open.
@@ -92,7 +92,7 @@ class script_steps {
     if (bytes) std::memcpy(r.data() + sizeof step, phase, bytes);
   }
   /// Where jump `at` goes.
-  void aim(index_t at, index_t target) {
+  void aim(index_t at, int target) {
     auto& record = records_[std::size_t(at)];
     script_step step;
     std::memcpy(&step, record.data(), sizeof step);

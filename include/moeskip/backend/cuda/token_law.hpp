@@ -43,7 +43,7 @@ MOESKIP_HD inline float of_order_key(std::uint32_t key) {
 
 struct token_laws {
   static constexpr const char* name = "token_laws";
-  static constexpr int barriers = 8, digits = 15;
+  static constexpr int barriers = 7, digits = 15;
   static constexpr index_t shared = 32 * (7 + digits);  // floats, of up to 32 warps
   vec<token_law<float>> laws;
   mat<const float> logits;
@@ -97,13 +97,12 @@ struct token_laws {
     return all;
   }
 
-  /// Σ of the weights that a law gives. Barriers 3 and 4: it may be called again.
+  /// Σ of the weights that a law gives.
   template <class Block>
   MOESKIP_HD static float total_of(const Block& b, const token_law<float>& law, const float* row, index_t V, int place) {
     float sum = 0;
     for (index_t v = b.thread(); law.best >= 0 && v < V; v += b.threads()) sum += law.weight(v, row[v]);
-    b.sync(3);
-    return block_sum(b, sum, place, 4);
+    return block_sum(b, sum, place, 3);
   }
 
   /// Cuts a law to the most likely tokens whose weights reach `goal`.
@@ -115,7 +114,7 @@ struct token_laws {
     float above = 0;
     for (index_t v = b.thread(); v < V; v += b.threads())
       if (order_key(row[v]) > least) above += weight(v);
-    above = block_sum(b, above, 6, 5);
+    above = block_sum(b, above, 6, 4);
     // Among equals: the lower the id, the sooner.
     const std::uint32_t last = ~highest_reaching(
         b, V, goal - above, [&](index_t v) { return order_key(row[v]) == least ? weight(v) : 0.f; },
@@ -140,7 +139,7 @@ struct token_laws {
         const float sum = b.warp_sum(sums[j]);
         if (b.lane() == 0) parts[32 * j + b.warp()] = sum;
       }
-      b.sync(6);
+      b.sync(5);
       std::uint32_t digit = 0;
       for (int j = 0; j < digits; ++j) {
         float sum = 0;
@@ -149,7 +148,7 @@ struct token_laws {
         digit = std::uint32_t(j) + 1;
       }
       base += digit << shift;
-      b.sync(7);
+      b.sync(6);
     }
     return base;
   }
