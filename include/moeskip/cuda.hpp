@@ -14,6 +14,7 @@
 #include "moeskip/backend/cuda/experts.hpp"
 #include "moeskip/backend/cuda/experts_backward.hpp"
 #include "moeskip/backend/cuda/fragments.hpp"
+#include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/backend/cuda/linear.hpp"
 #include "moeskip/backend/cuda/projection.hpp"
 #include "moeskip/backend/cuda/rope.hpp"

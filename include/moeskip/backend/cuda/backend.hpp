@@ -1,6 +1,7 @@
 // cuda<W, Driver, Product>: every op as phases, functors that know neither who runs them nor where.
 //   each(n, phase)         phase(i) for all i in [0, n), in any order: no thread needs another
 //   launch(shape, phase)   phase(block) on every thread of every block: threads of a block share memory and barriers
+//   gemm(call)             a dense product by a library, where has_gemm() (gemm.hpp)
 // Drivers run the same phases:
 //   driver::device, driver::graph   kernels on a GPU, one by one or as a CUDA graph (device.hpp, cuda.cuh)
 //   driver::emulator                fibres on the host (emulator.hpp)
@@ -50,6 +51,8 @@ template <Storage W, class Driver, Storage Product> struct cuda {
     const bool rounds = !std::same_as<Product, W>;
     return text(Driver::name, "<", scalar_name<W>(), rounds ? text(", products in ", scalar_name<Product>()) : "", ">");
   }
+  /// What makes dense products of calls of more than 16 rows.
+  static const char* multiplies_by() { return Driver::has_gemm() ? Driver::blas : "own kernels"; }
   void settle() const { Driver::settle(); }
   void forget() const { Driver::forget(); }
 };
@@ -75,6 +78,8 @@ class counters_of_blocks {
 /// What a kernel of a cuda backend needs beside its arguments. Op names it in messages.
 template <class Op, class B> struct device_call;
 template <class Op, Storage W, class Driver, Storage Product> struct device_call<Op, cuda<W, Driver, Product>> {
+  using driver = Driver;
+  using product = Product;
   static constexpr bool on_tensor_cores = std::same_as<Product, bf16>;
 
   /// v, which must be memory that the device sees.

@@ -8,16 +8,23 @@
 
 #include "moeskip/backend/cuda/backend.hpp"
 
+namespace moeskip {
+struct gemm_call;
+}
+
 namespace moeskip::driver {
 
 struct device {
-  static constexpr const char* name = "cuda";
+  static constexpr const char *name = "cuda", *blas = "cuBLAS";
 
   /// Throws error, in one sentence, where there is no device that can be used. From the first call on, buffers are made
   /// of memory that host and device share.
   static void start();
   template <class Phase> static void each(index_t n, const Phase& phase);
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase);
+  /// Whether cuda.cuh was compiled with cuBLAS. A thread's first call makes cuBLAS ready for it.
+  static bool has_gemm();
+  static void gemm(const gemm_call& call);
   /// Throws error for what went wrong on the device since the last call.
   static void settle();
   /// Waits, and is silent about what went wrong.
@@ -28,13 +35,15 @@ struct device {
 };
 
 struct graph {
-  static constexpr const char* name = "cuda graphs";
+  static constexpr const char *name = "cuda graphs", *blas = device::blas;
 
   static void start() { device::start(); }
   template <class Phase> static void each(index_t n, const Phase& phase) { begin(), device::each(n, phase); }
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase) {
     begin(), device::launch(shape, phase);
   }
+  static bool has_gemm() { return device::has_gemm(); }
+  static void gemm(const gemm_call& call) { begin(), device::gemm(call); }
   static void settle();
   static void forget();
   static const void* list(const void* p, std::size_t bytes) { return begin(), device::list(p, bytes); }

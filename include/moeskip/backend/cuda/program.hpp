@@ -7,6 +7,7 @@
 #include "moeskip/backend/cuda/attend.hpp"
 #include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/experts_backward.hpp"
+#include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/backend/cuda/projection.hpp"
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"
@@ -23,7 +24,8 @@ using each_of_floats =
                phase::sum_of_rows, phase::rope_append, phase::rope_append_backward, phase::balance_loss,
                phase::expert_act, phase::add_experts, phase::dropped_gates, phase::adamw_moments, phase::count_agreeing,
                phase::adamw_weights, phase::column_sums, phase::add_rows, phase::gated_swiglu,
-               phase::group_gain_gradient>;
+               phase::group_gain_gradient, phase::converted<bf16, float>, phase::converted<float, bf16>,
+               phase::converted<float, float>>;
 template <class R> using each_of_router = phase_list<phase::route<R>, phase::route_backward<R>>;
 
 /// Phases of threads that work together.
