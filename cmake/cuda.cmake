@@ -1,5 +1,6 @@
 # The CUDA backend, for -DMOESKIP_CUDA=ON and find_package(moeskip COMPONENTS cuda):
 #   moeskip::cuda                                 the library's kernels
+#   MOESKIP_CUBLAS                                dense products of many rows by cuBLAS: ON where the toolkit has it
 #   moeskip_add_cuda(<target> [<file>.cu ...])    links them to a target, and compiles kernels of its own variants
 # A project with .cu files of its own enables CUDA itself: project(… LANGUAGES CXX CUDA).
 set(MOESKIP_CUDA_ARCHITECTURES 80-real 90 CACHE STRING
@@ -13,6 +14,14 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
+set(moeskip_found_cublas OFF)
+if(TARGET CUDA::cublas)
+  set(moeskip_found_cublas ON)
+endif()
+option(MOESKIP_CUBLAS "On GPUs, dense products of many rows by cuBLAS and not by own kernels" ${moeskip_found_cublas})
+if(MOESKIP_CUBLAS AND NOT TARGET CUDA::cublas)
+  message(FATAL_ERROR "MOESKIP_CUBLAS needs cuBLAS, which the CUDA Toolkit at ${CUDAToolkit_LIBRARY_DIR} does not have.")
+endif()
 
 # -std: CMake 3.25 does not know that nvcc 13 has C++20. Relaxed constexpr: policies may use std's constexpr functions.
 set(moeskip_flags_of_nvcc -std=c++20 --expt-relaxed-constexpr)
@@ -29,6 +38,10 @@ if(NOT TARGET moeskip_cuda) # find_package may be called twice
   add_library(moeskip::cuda ALIAS moeskip_cuda)
   target_link_libraries(moeskip_cuda PUBLIC moeskip::moeskip CUDA::cudart_static)
   target_compile_options(moeskip_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${moeskip_cuda_flags}>")
+  if(MOESKIP_CUBLAS)
+    target_link_libraries(moeskip_cuda PUBLIC CUDA::cublas)
+    target_compile_definitions(moeskip_cuda PUBLIC MOESKIP_CUBLAS) # all units of a program see the same cuda.cuh
+  endif()
   set_target_properties(moeskip_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON
                                                 CUDA_ARCHITECTURES "${MOESKIP_CUDA_ARCHITECTURES}")
 endif()

@@ -38,6 +38,25 @@ template <class B> void check_ops(double limit) {
   each_case([&](const auto& c) { check_op<B>(c, ms::text(c.phase, c.many ? " (many rows)" : " (few rows)"), limit); });
 }
 
+/// The device as it is where there is no cuBLAS.
+struct own_kernels : ms::driver::device {
+  static constexpr const char* name = "cuda_own_kernels";
+  static bool has_gemm() { return false; }
+};
+
+/// Dense products of many rows, which have two ways to be made: by cuBLAS, if it is there, and by own kernels.
+template <class Driver> void check_products() {
+  const auto check = [](const auto& c, const std::string& what) {
+    check_op<ms::cuda<float, Driver>>(c, what, 3e-5);
+    check_op<ms::cuda<ms::bf16, Driver, float>>(c, what, 3e-5);
+    check_op<ms::cuda<ms::bf16, Driver>>(c, what, 0.1);
+  };
+  std::printf("dense products of many rows by %s\n", ms::cuda<ms::bf16, Driver>::multiplies_by());
+  check(linear_case{true}, "linear"), check(norm_case{true}, "norm_linear");
+  check_op<ms::cuda<ms::bf16, Driver>>(rounded_case{}, "numbers of bf16", 3e-6);
+  check_op<ms::cuda<float, Driver, ms::bf16>>(rounded_case{}, "numbers of bf16", 3e-6);
+}
+
 /// Rows of a call and the same rows alone, through a whole model.
 void check_rows() {
   auto m = lively_model<everything, ms::cuda<ms::bf16>>();
@@ -100,7 +119,9 @@ int main(int argc, char** argv) {
   check_ops<ms::cuda<float>>(3e-5);
   check_ops<ms::cuda<ms::bf16, device, float>>(3e-5);
   check_ops<ms::cuda<ms::bf16>>(0.1);  // activations are rounded; what follows has numbers that bf16 holds
-  check_op<ms::cuda<ms::bf16>>(rounded_case{}, "numbers of bf16 on tensor cores", 3e-6);
+  check_products<device>();
+  check_products<ms::driver::graph>();
+  check_products<own_kernels>();
   check_op<ms::cuda<ms::bf16>>(crowded_case{}, "many experts", 5e-2);
   check_op<ms::cuda<float>>(crowded_case{}, "many experts", 3e-5);
   check_op<ms::cuda<ms::bf16>>(long_attend_case{false}, "attend_tiles<64>", 2e-2);

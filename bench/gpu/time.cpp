@@ -1,6 +1,7 @@
 // How fast a GPU is at what models do, beside what its memory allows:
 //   gpu_time [--json FILE] [--model FILE --text FILE]
 //   read      GB/s of a reduction over 1 GiB                         the floor under decoding
+//   product   2048 rows of 2048 numbers to 6144, as a prefill of OLMoE's shape has them: cuBLAS, own tensor cores
 //   decode    one token of a model of OLMoE-1B-7B's shape, 512 tokens of context, random bf16 weights
 //   verify    2, 4 and 8 tokens at once: against one, and against the bytes that they read
 //   prefill   2048 tokens
@@ -48,6 +49,32 @@ double read_rate() {
   const ms::buffer<float> numbers(ms::index_t{1} << 28);
   const double t = median_time(9, [&] { ms::sum_of_squares(b, numbers.view()); });
   return double(numbers.size()) * sizeof(float) / t;
+}
+
+/// The device without cuBLAS.
+struct own_kernels : ms::driver::device {
+  static bool has_gemm() { return false; }
+};
+
+/// A dense product in bf16, with the rounding of its rows.
+template <class Driver> void time_product(std::FILE* json) {
+  using B = ms::cuda<ms::bf16, Driver>;
+  B b;
+  constexpr ms::index_t N = 2048, I = 2048, O = 6144;
+  ms::arena memory;
+  const auto x = memory.take<float>(N, I), y = memory.take<float>(N, O);
+  const auto w = memory.take<ms::bf16>(O, I);
+  // Not zeros: a card that multiplies zeros needs less power, and its clocks rise.
+  const auto some = [](ms::index_t i) { return float(i * 7919 % 1009) / 1009 - 0.5f; };
+  for (ms::index_t i = 0; i < x.size(); ++i) x.data()[i] = some(i);
+  for (ms::index_t i = 0; i < w.size(); ++i) w.data()[i] = ms::bf16(some(i));
+  constexpr int products = 20;
+  const double t = median_time(9, [&] {
+    for (int i = 0; i < products; ++i) ms::linear(b, y, x, w);
+    ms::settle(b);
+  });
+  const double made = 2.0 * N * I * O * products;
+  line(ms::text("product 2048 x 2048 x 6144, ", B::multiplies_by()), made / t / 1e12, "TFLOP/s", json);
 }
 
 /// Driver: kernels one by one, or in graphs.
@@ -158,6 +185,9 @@ int main(int argc, char** argv) {
     MOESKIP_CHECK(ms::file_error, json || !options.contains("--json"), options["--json"], ": cannot be opened");
     const double rate = read_rate();
     line("read", rate / 1e9, "GB/s", json);
+    std::printf("dense products of many rows by %s\n", ms::cuda<ms::bf16>::multiplies_by());
+    time_product<ms::driver::device>(json);
+    time_product<own_kernels>(json);
     time_decoding<ms::driver::device>(rate, json);
     time_decoding<ms::driver::graph>(rate, json);
     time_training(json);

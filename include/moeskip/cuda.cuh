@@ -4,11 +4,14 @@
 //   template struct moeskip::cuda_kernels<>;               // every phase
 //   template struct moeskip::cuda_program<my_variant>;     // what its router does per token, so that it runs on the device
 // The CMake helper moeskip_add_cuda(target) brings the first with routers of the library, and the flags that nvcc
-// needs.
+// needs, and defines MOESKIP_CUBLAS where it links cuBLAS.
 #pragma once
 
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
+#if defined(MOESKIP_CUBLAS)
+  #include <cublas_v2.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -237,6 +240,59 @@ class device_stream {
 
 }  // namespace detail
 
+#if defined(MOESKIP_CUBLAS)
+namespace detail {
+
+inline void expect_success(cublasStatus_t code, const char* call, const char* purpose) {
+  MOESKIP_CHECK(error, code == CUBLAS_STATUS_SUCCESS, "cuda: ", call, " (", purpose, "): expected success, got ",
+                cublasGetStatusName(code), ": ", cublasGetStatusString(code));
+}
+
+/// A thread's cuBLAS, in the thread's stream. With a workspace that no other stream uses it gives the same bits every
+/// time, and asks for no memory while a graph is made.
+class device_blas {
+ public:
+  static device_blas& here() {
+    thread_local device_blas b;
+    return b;
+  }
+  void multiply(const gemm_call& g) {
+    const auto op = [](const gemm_factor& f) { return f.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+    const auto type = g.in_bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const float one = 1, of_c = g.adds ? 1 : 0;
+    expect_success(
+        cublasGemmEx_64(handle_, op(g.a), op(g.b), g.m, g.n, g.k, &one, g.a.data, type, g.a.leading, g.b.data, type,
+                        g.b.leading, &of_c, g.c, CUDA_R_32F, g.m, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+        "cublasGemmEx", "a dense product");
+  }
+  ~device_blas() { cublasDestroy(handle_), cudaFree(workspace_); }
+
+ private:
+  static constexpr std::size_t room = std::size_t{32} << 20;  // bytes: what cuBLAS itself takes on Hopper
+  device_blas() {
+    expect_success(cudaMalloc(&workspace_, room), "cudaMalloc", "cuBLAS's workspace");
+    expect_success(cublasCreate(&handle_), "cublasCreate", "start");
+    expect_success(cublasSetStream(handle_, cudaStreamPerThread), "cublasSetStream", "start");
+    // After the stream, which resets it.
+    expect_success(cublasSetWorkspace(handle_, workspace_, room), "cublasSetWorkspace", "start");
+    expect_success(cublasSetAtomicsMode(handle_, CUBLAS_ATOMICS_NOT_ALLOWED), "cublasSetAtomicsMode", "start");
+  }
+  void* workspace_ = nullptr;
+  cublasHandle_t handle_ = nullptr;
+};
+
+}  // namespace detail
+
+inline bool driver::device::has_gemm() { return detail::device_blas::here(), true; }
+inline void driver::device::gemm(const gemm_call& call) {
+  detail::device_stream::here().last = "gemm";
+  detail::device_blas::here().multiply(call);
+}
+#else
+inline bool driver::device::has_gemm() { return false; }
+inline void driver::device::gemm(const gemm_call&) { fail("gemm: cuda.cuh was compiled without cuBLAS"); }
+#endif
+
 namespace driver {
 
 inline void device::start() {
@@ -299,10 +355,9 @@ template <class Follow> void device::follow(index_t shared, const Follow& phase)
   Follow argument = phase;
   void* arguments[] = {&argument};
   // Together: they wait for each other. One on each multiprocessor: all its registers are theirs.
-  detail::expect_success(
-      cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(processors)),
-                                  dim3(Follow::threads), arguments, bytes, cudaStreamPerThread),
-      "cudaLaunchCooperativeKernel", Follow::name);
+  detail::expect_success(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(processors)),
+                                                     dim3(Follow::threads), arguments, bytes, cudaStreamPerThread),
+                         "cudaLaunchCooperativeKernel", Follow::name);
 }
 
 inline void device::settle() { detail::device_stream::here().settle(); }
@@ -311,7 +366,10 @@ inline void device::forget() {
   detail::device_stream::here().counters.clear();
 }
 
-inline void graph::begin() { detail::device_stream::here().begin_graph(); }
+inline void graph::begin() {
+  device::has_gemm();  // cuBLAS cannot be made ready while the stream is captured
+  detail::device_stream::here().begin_graph();
+}
 inline void graph::settle() {
   try {
     detail::device_stream::here().start_graph();
@@ -353,12 +411,17 @@ template <class... P> int keep_blocks(phase_list<P...>) {
 template <class... None> struct cuda_kernels {
   static int keep() {
     using namespace detail;
-    static volatile const void* kept[] = {
-        reinterpret_cast<const void*>(&driver::device::start), reinterpret_cast<const void*>(&driver::device::settle),
-        reinterpret_cast<const void*>(&driver::graph::settle), reinterpret_cast<const void*>(&driver::graph::begin),
-        reinterpret_cast<const void*>(&driver::graph::forget), reinterpret_cast<const void*>(&driver::device::forget),
-        reinterpret_cast<const void*>(&driver::device::list),  reinterpret_cast<const void*>(&driver::device::scratch),
-        reinterpret_cast<const void*>(&driver::device::counters)};
+    static volatile const void* kept[] = {reinterpret_cast<const void*>(&driver::device::start),
+                                          reinterpret_cast<const void*>(&driver::device::settle),
+                                          reinterpret_cast<const void*>(&driver::graph::settle),
+                                          reinterpret_cast<const void*>(&driver::graph::begin),
+                                          reinterpret_cast<const void*>(&driver::graph::forget),
+                                          reinterpret_cast<const void*>(&driver::device::forget),
+                                          reinterpret_cast<const void*>(&driver::device::list),
+                                          reinterpret_cast<const void*>(&driver::device::scratch),
+                                          reinterpret_cast<const void*>(&driver::device::counters),
+                                          reinterpret_cast<const void*>(&driver::device::has_gemm),
+                                          reinterpret_cast<const void*>(&driver::device::gemm)};
     return (kept[0] != nullptr) + keep_each(each_of_floats{}) + keep_blocks(blocks_of_floats{}) +
            keep_each(each_of_weights<float>{}) + keep_blocks(blocks_of_weights<float>{}) +
            keep_each(each_of_weights<bf16>{}) + keep_blocks(blocks_of_weights<bf16>{});

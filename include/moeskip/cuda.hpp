@@ -15,6 +15,7 @@
 #include "moeskip/backend/cuda/experts_backward.hpp"
 #include "moeskip/backend/cuda/follow.hpp"
 #include "moeskip/backend/cuda/fragments.hpp"
+#include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/backend/cuda/growing_text.hpp"
 #include "moeskip/backend/cuda/linear.hpp"
 #include "moeskip/backend/cuda/program.hpp"

@@ -22,9 +22,12 @@ struct emulated {
   ~emulated() { ms::emulation::here() = {}; }
 };
 
-const ms::sampling ways[] = {
-    {}, {.temperature = 0.7f}, {.temperature = 1.3f, .top_k = 5}, {.temperature = 1, .top_p = 0.6f},
-    {.temperature = 0.5f, .top_k = 40, .top_p = 0.9f}, {.temperature = 2, .top_k = 1000}};
+const ms::sampling ways[] = {{},
+                             {.temperature = 0.7f},
+                             {.temperature = 1.3f, .top_k = 5},
+                             {.temperature = 1, .top_p = 0.6f},
+                             {.temperature = 0.5f, .top_k = 40, .top_p = 0.9f},
+                             {.temperature = 2, .top_k = 1000}};
 
 /// Logits with equals among them.
 template <class B> ms::mat<typename trial<B>::T> stepped(trial<B>& t, ms::index_t rows, ms::index_t cols) {
@@ -85,8 +88,7 @@ struct draw_case {
     ms::token_laws(t.backend, laws, logits, options);
     const auto law = [&](int n) { return ms::vec<const ms::token_law<T>>(&laws[n], 1); };
     ms::next_token(t.backend, text, logits.rows(0, 1), law(0), ms::seed{8}, 4);
-    for (int k = 0; k < K; ++k)
-      ms::draft_token(t.backend, text, logits.rows(k + 1, 1), law(k + 1), ms::seed{8}, k);
+    for (int k = 0; k < K; ++k) ms::draft_token(t.backend, text, logits.rows(k + 1, 1), law(k + 1), ms::seed{8}, k);
     its.show(t);
   }
 };
@@ -237,8 +239,8 @@ struct sticky_one : ms::variant {
   using projection = ms::projection::normed_heads;
 };
 
-template <class S, class Decoder> ms::generated run(S& s, const Decoder& decoder, const ms::generation& options,
-                                                    std::uint64_t seed) {
+template <class S, class Decoder>
+ms::generated run(S& s, const Decoder& decoder, const ms::generation& options, std::uint64_t seed) {
   const std::vector<int> prompt = random_tokens(int(seed) + 3, tiny_sizes.vocab, seed);
   return ms::generate(s, prompt, options, decoder, [](const ms::emitted&) {});
 }
@@ -315,8 +317,8 @@ TEST_CASE("rules say the same of logits and of their law") {
       const ms::mat<const double> row(logits.data(), 1, V);
       ms::token_laws(b, ms::vec<ms::token_law<double>>(&l, 1), row, {});
       typename std::decay_t<decltype(rule)>::state here{}, there{};
-      const ms::exit_moment m{l.best,          float(l.highest), float(l.second), float(l.mass), float(l.weighted), V,
-                              2,               5,                3,               10};
+      const ms::exit_moment m{l.best, float(l.highest), float(l.second), float(l.mass), float(l.weighted), V, 2, 5, 3,
+                              10};
       const bool said = rule.template leaves<double>(
           {.logits = row.row(0), .exit_layer = 2, .position = 5, .step = 3, .steps = 10}, here);
       CHECK(rule.leaves(m, there) == said);
@@ -438,10 +440,11 @@ TEST_CASE("what cannot run on the device is refused, and the session can go on")
   {
     auto m = lively_model<gated, B>();
     ms::session s(m);
-    CHECK_THROWS_WITH_AS(run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1),
-                         "a loop on the device cannot wait for the host: this model looks at numbers in the middle of a "
-                         "layer",
-                         ms::config_error);
+    CHECK_THROWS_WITH_AS(
+        run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1),
+        "a loop on the device cannot wait for the host: this model looks at numbers in the middle of a "
+        "layer",
+        ms::config_error);
     CHECK(run(s, ms::decoder::autoregressive{}, {.max_new_tokens = 3}, 1).ids().size() == 3);
   }
   auto m = lively_model<plain, B>();

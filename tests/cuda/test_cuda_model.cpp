@@ -138,6 +138,14 @@ TEST_CASE("training steps with every policy on agree with the CPU's") {
   CHECK(training_difference<plain, B>(ms::muon{.lr = 1e-2, .iterations = 2}, 2) < 1e-4f);
 }
 
+TEST_CASE("training whose dense products a BLAS makes agrees with the CPU's") {
+  using B = ms::emulated_cuda<float>;
+  ms::emulation::here().gemm = true;
+  CHECK(training_difference<everything, B>(ms::adamw{.lr = 1e-2, .cautious = true}, 2, 12) < 1e-4f);
+  CHECK(ms::emulation::here().gemms > 100);
+  ms::emulation::here() = {};
+}
+
 TEST_CASE("training on tensor cores has the losses and gradients of training in f32, but for rounding") {
   const auto losses = [](const std::vector<float>& all) { return std::vector<double>(all.begin(), all.begin() + 12); };
   const ms::adamw optimizer{.lr = 1e-3};
@@ -150,7 +158,10 @@ TEST_CASE("training on tensor cores has the losses and gradients of training in 
   CHECK(got != expected);
 }
 
-TEST_CASE("a long prompt leaves the same keys on tensor cores, but for rounding") {
+TEST_CASE("a long prompt leaves the same keys where products are rounded, but for rounding") {
+  bool by_blas = false;
+  SUBCASE("by own kernels") {}
+  SUBCASE("by a BLAS") { by_blas = true; }
   const std::vector<int> prompt = random_tokens(30, tiny_sizes.vocab, 2);
   const auto keys = [&]<class B>(B) {  // (29, G·d) of the second layer
     auto m = lively_model<plain, B>();
@@ -159,7 +170,10 @@ TEST_CASE("a long prompt leaves the same keys on tensor cores, but for rounding"
     const auto all = s.keys_values(1).keys.plane(0);
     return std::vector<double>(all.data(), all.data() + 29 * all.cols());
   };
+  ms::emulation::here().gemm = by_blas;
   const auto exact = keys(ms::emulated_cuda<ms::bf16, float>{}), rounded = keys(ms::emulated_cuda<ms::bf16>{});
+  CHECK((ms::emulation::here().gemms > 0) == by_blas);
+  ms::emulation::here() = {};
   const std::size_t width = exact.size() / 29;
   int close = 0;  // a token whose experts are as good as equal may take others
   for (std::size_t n = 0; n < exact.size(); n += width) {

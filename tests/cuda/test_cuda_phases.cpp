@@ -80,6 +80,83 @@ TEST_CASE("every op of the emulated CUDA backend agrees with plain loops in doub
   });
 }
 
+TEST_CASE("dense products handed to a BLAS agree with plain loops in double") {
+  const emulated e(0);
+  ms::emulation::here().gemm = true;
+  each_case([](const auto& c) {
+    for (const std::uint64_t seed : {1u, 2u}) {
+      CAPTURE(c.phase);
+      CAPTURE(c.many);
+      CAPTURE(seed);
+      const auto expected = run<ms::reference<double>>(c, seed);
+      CHECK(difference(expected, run<ms::emulated_cuda<float>>(c, seed)) < 3e-5);
+      CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16, float>>(c, seed)) < 3e-5);
+      CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, seed)) < 0.1);
+    }
+  });
+  for (const std::uint64_t seed : {1u, 2u, 3u}) {
+    CAPTURE(seed);
+    const auto expected = run<ms::reference<double>>(rounded_case{}, seed);
+    CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(rounded_case{}, seed)) < 3e-6);
+    CHECK(difference(expected, run<ms::emulated_cuda<float, ms::bf16>>(rounded_case{}, seed)) < 3e-6);
+  }
+}
+
+TEST_CASE("matrices of one row or column, and a residual beside the result, are handed to a BLAS as what they are") {
+  const emulated e(0);
+  ms::emulation::here().gemm = true;
+  for (const ms::index_t I : {1, 5})
+    for (const ms::index_t O : {1, 7}) {
+      CAPTURE(I);
+      CAPTURE(O);
+      const auto c = [&](auto& t) {
+        const ms::index_t N = 19;
+        const auto x = t.rounded(N, I), y = t.numbers(N, O), residual = t.numbers(N, O), dx = t.numbers(N, I);
+        const auto w = t.weights(O, I);
+        const auto dw = t.numbers(O, I), dy = t.rounded(N, O);
+        ms::linear(t.backend, y, x, w, residual);
+        ms::linear_backward(t.backend, dx, dw, dy, x, w);
+        t.keep(y, residual, dx, dw);
+      };
+      const long long before = ms::emulation::here().gemms;
+      const auto expected = run<ms::reference<double>>(c, 1);
+      CHECK(difference(expected, run<ms::emulated_cuda<float>>(c, 1)) < 3e-6);
+      CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, 1)) < 3e-6);
+      CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16, float>>(c, 1)) < 3e-6);
+      CHECK(ms::emulation::here().gemms == before + 9);
+    }
+}
+
+TEST_CASE("what is handed to a BLAS: dense products of calls of more than 16 rows, where there is one") {
+  using B = ms::emulated_cuda<ms::bf16>;
+  const auto gemms = [](ms::index_t N) {
+    trial<B> t(1);
+    const ms::index_t I = 24, O = 9;
+    const auto x = t.numbers(N, I), y = t.numbers(N, O), dx = t.numbers(N, I), dw = t.numbers(O, I);
+    const auto w = t.weights(O, I);
+    const long long before = ms::emulation::here().gemms;
+    ms::linear(t.backend, y, x, w);
+    ms::linear_backward(t.backend, dx, dw, y, x, w);
+    ms::settle(t.backend);
+    return ms::emulation::here().gemms - before;
+  };
+  const emulated e(0);
+  CHECK(B::multiplies_by() == std::string("own kernels"));
+  CHECK(gemms(17) == 0);
+  ms::emulation::here().gemm = true;
+  CHECK(B::multiplies_by() == std::string("plain loops"));
+  CHECK(gemms(16) == 0);
+  CHECK(gemms(17) == 3);
+  const long long before = ms::emulation::here().gemms;
+  run<B>(crowded_case{}, 1);  // of experts
+  CHECK(ms::emulation::here().gemms == before);
+
+  float c = 0;  // of 2 × 1 and 1 × 1
+  CHECK_THROWS_WITH_AS(
+      ms::driver::emulator::gemm({.a = {&c, 1, false}, .b = {&c, 1, false}, .c = &c, .m = 2, .n = 1, .k = 1}),
+      "gemm of 2, 1, 1: a leading dimension is too small, got 1 and 1", ms::error);
+}
+
 TEST_CASE("tensor cores are exact but for rounding: numbers of bf16 give sums of double") {
   for (int order = 0; order < orders; ++order) {
     CAPTURE(order);

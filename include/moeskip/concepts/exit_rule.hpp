@@ -35,7 +35,7 @@ concept ExitRule = requires(const P& r, const exit_evidence<float>& seen, typena
 
 /// What a rule that runs on a device knows: the logits in a few numbers.
 struct exit_moment {
-  int token;             // the most likely one
+  int token;              // the most likely one
   float highest, second;  // its logit, and the next one's
   float mass, weighted;   // Σ e^d and Σ d e^d over the vocabulary, d = logit − highest
   index_t vocabulary;

@@ -35,7 +35,8 @@ template <class Base> struct on_device {
     /// Throws config_error for options that Base refuses, fewer than one token per call, and a session of a batch.
     on(const on_device& o, Session& s) : host_(o.base, s), loop_(o.base, s), per_call_(o.tokens_per_call) {
       MOESKIP_CHECK(config_error, per_call_ >= 1, "tokens_per_call must be at least 1, got ", per_call_);
-      MOESKIP_CHECK(config_error, !s.lanes(), "a loop on the device decodes one sequence: expected a session of its own, "
+      MOESKIP_CHECK(config_error, !s.lanes(),
+                    "a loop on the device decodes one sequence: expected a session of its own, "
                     "got one of a batch");
     }
 

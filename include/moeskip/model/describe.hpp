@@ -34,8 +34,8 @@ inline std::string grouped(index_t n) {
   return digits;
 }
 
-/// Variant, sizes, exits, footprint, bytes that stand in files, backend, the ops that it leaves to plain loops; a
-/// warning where the CPU offers more than was compiled for.
+/// Variant, sizes, exits, footprint, bytes that stand in files, backend, what multiplies many rows on a GPU, the
+/// ops that it leaves to plain loops; a warning where the CPU offers more than was compiled for.
 template <class V, class B> std::string describe(const model<V, B>& m) {
   const sizes& s = m.sizes();
   const model_footprint f = footprint(m);
@@ -55,6 +55,7 @@ template <class V, class B> std::string describe(const model<V, B>& m) {
   if (m.bytes_in_files() > 0)
     out += text("in files   ", grouped(index_t(m.bytes_in_files())), " bytes of weights, read where they stand\n");
   out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");
+  if constexpr (requires { B::multiplies_by(); }) out += text("products   of many rows: ", B::multiplies_by(), "\n");
   if (const std::string slow = fallbacks<B>(); !slow.empty()) out += text("plain      ops without SIMD: ", slow, "\n");
   if constexpr (requires { typename B::isa; }) {
     if (isa::offered().rank > B::isa::rank)

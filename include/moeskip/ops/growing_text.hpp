@@ -92,9 +92,9 @@ inline constexpr judge_draft_t judge_draft{};
 /// state (1): the rule's memory of the token, fresh at the first exit.
 struct ask_exit_t {
   static constexpr const char* name = "ask_exit";
-  template <class B, class Rule>
-  void operator()(B& b, const growing_text& text, vec<const token_law<scalar_t<B>>> law, vec<typename Rule::state> state,
-                  const Rule& rule, index_t vocabulary, int exit_layer, bool first) const {
+  template <class B, class Rule> void operator()(B& b, const growing_text& text, vec<const token_law<scalar_t<B>>> law,
+                                                 vec<typename Rule::state> state, const Rule& rule, index_t vocabulary,
+                                                 int exit_layer, bool first) const {
     expect_shape(name, "law", law, 1), expect_shape(name, "state", state, 1);
     run_kernel<ask_exit_t>(b, text, law, state, rule, vocabulary, exit_layer, first);
   }
@@ -104,7 +104,8 @@ inline constexpr ask_exit_t ask_exit{};
 namespace detail {
 
 MOESKIP_HD inline double roll(seed from, stream purpose, const growing_text& text, int i) {
-  return draws{from, purpose}.uniform_double(std::uint64_t(text.now->count - 1 + i), 0, std::uint64_t(text.now->rounds));
+  return draws{from, purpose}.uniform_double(std::uint64_t(text.now->count - 1 + i), 0,
+                                             std::uint64_t(text.now->rounds));
 }
 
 /// The full model's p, or what is left of it where q has been.
@@ -120,8 +121,9 @@ template <class T> struct left_of {
   }
 };
 
-template <class T> MOESKIP_HD bool stands(const growing_text& text, int k, mat<const T> p, vec<const token_law<T>> p_law,
-                                          mat<const T> q, vec<const token_law<T>> q_law, seed from) {
+template <class T> MOESKIP_HD bool stands(const growing_text& text, int k, mat<const T> p,
+                                          vec<const token_law<T>> p_law, mat<const T> q, vec<const token_law<T>> q_law,
+                                          seed from) {
   const int token = text.tokens[text.at(k + 1)];
   const double chance = double(p_law[k].probability(token, p(k, token)));
   return roll(from, stream::acceptance, text, k) * double(q_law[k].probability(token, q(k, token))) < chance;
@@ -142,7 +144,8 @@ template <class T> MOESKIP_HD bool damaged(vec<const token_law<T>> laws) {
 }
 
 /// The end of a round: `kept` drafted tokens stand, and `token` comes behind them.
-MOESKIP_HD inline void end_round(const growing_text& text, int kept, int longest, int token, int exit_layer, int layers) {
+MOESKIP_HD inline void end_round(const growing_text& text, int kept, int longest, int token, int exit_layer,
+                                 int layers) {
   growth& now = *text.now;
   for (int k = 0; k < kept; ++k) text.push(text.tokens[now.count], exit_layer, true);
   text.push(token, layers, false);
@@ -189,8 +192,8 @@ template <> struct kernel<next_token_t, on_reference> {
 };
 
 template <> struct kernel<draft_token_t, on_reference> {
-  template <class B, class T> static void run(B&, const growing_text& text, mat<const T> logits,
-                                              vec<const token_law<T>> law, seed from, int i) {
+  template <class B, class T>
+  static void run(B&, const growing_text& text, mat<const T> logits, vec<const token_law<T>> law, seed from, int i) {
     if (detail::damaged(law)) return detail::stop_damaged(text);
     const double u = detail::roll(from, stream::draft, text, i);
     text.tokens[text.at(i + 1)] =
@@ -199,9 +202,9 @@ template <> struct kernel<draft_token_t, on_reference> {
 };
 
 template <> struct kernel<judge_draft_t, on_reference> {
-  template <class B, class T> static void run(B&, const growing_text& text, mat<const T> p, vec<const token_law<T>> p_law,
-                                              mat<const T> q, vec<const token_law<T>> q_law, seed from, int exit_layer,
-                                              int layers) {
+  template <class B, class T> static void run(B&, const growing_text& text, mat<const T> p,
+                                              vec<const token_law<T>> p_law, mat<const T> q,
+                                              vec<const token_law<T>> q_law, seed from, int exit_layer, int layers) {
     if (text.now->damaged || detail::damaged(p_law)) return detail::stop_damaged(text);
     const int kept = detail::standing(text, p, p_law, q, q_law, from), K = int(q.rows());
     detail::left_of<T> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, p_law[kept], q_law[std::min(kept, K - 1)],
@@ -215,23 +218,24 @@ template <> struct kernel<judge_draft_t, on_reference> {
 };
 
 namespace detail {
-template <class Rule>
-MOESKIP_HD void ask(const growing_text& text, const token_law<float>& law, typename Rule::state& state,
-                    const Rule& rule, index_t vocabulary, int exit_layer, bool first) {
+template <class Rule> MOESKIP_HD void ask(const growing_text& text, const token_law<float>& law,
+                                          typename Rule::state& state, const Rule& rule, index_t vocabulary,
+                                          int exit_layer, bool first) {
   growth& now = *text.now;
   if (first) state = {};
   if (law.best < 0) return stop_damaged(text), void(now.leaves = 1);
-  const exit_moment seen{law.best,   law.highest,   law.second,         law.mass,  law.weighted, vocabulary,
-                         exit_layer, now.count - 1, now.count - now.first, now.steps};
+  const exit_moment seen{
+      law.best,      law.highest,           law.second, law.mass, law.weighted, vocabulary, exit_layer,
+      now.count - 1, now.count - now.first, now.steps};
   now.leaves = rule.leaves(seen, state) ? 1 : 0;
   now.exit_layer = exit_layer;
 }
 }  // namespace detail
 
 template <> struct kernel<ask_exit_t, on_reference> {
-  template <class B, class Rule>
-  static void run(B&, const growing_text& text, vec<const token_law<float>> law, vec<typename Rule::state> state,
-                  const Rule& rule, index_t vocabulary, int exit_layer, bool first) {
+  template <class B, class Rule> static void run(B&, const growing_text& text, vec<const token_law<float>> law,
+                                                 vec<typename Rule::state> state, const Rule& rule, index_t vocabulary,
+                                                 int exit_layer, bool first) {
     detail::ask(text, law[0], state[0], rule, vocabulary, exit_layer, first);
   }
 };

@@ -28,12 +28,12 @@ struct sampling {
 };
 
 template <class T> struct token_law {
-  int best = -1;            // the most likely token, the lowest id among equals; -1: no logit is a finite number
-  T highest{}, second{};    // its logit, and the highest of the others
-  T mass{}, weighted{};     // Σ e^d and Σ d e^d over all tokens, d = logit − highest: before temperature, for exit rules
-  T slope{};                // 1 / temperature; 0: greedy
-  T total{};                // Σ e^(slope d) over the tokens that are kept
-  T least{};                // kept: logits above it, and as high as it up to the id `last`
+  int best = -1;          // the most likely token, the lowest id among equals; -1: no logit is a finite number
+  T highest{}, second{};  // its logit, and the highest of the others
+  T mass{}, weighted{};  // Σ e^d and Σ d e^d over all tokens, d = logit − highest: before temperature, for exit rules
+  T slope{};             // 1 / temperature; 0: greedy
+  T total{};             // Σ e^(slope d) over the tokens that are kept
+  T least{};             // kept: logits above it, and as high as it up to the id `last`
   int last = 0;
 
   MOESKIP_HD bool keeps(index_t i, T logit) const { return logit > least || (logit == least && i <= last); }
@@ -48,8 +48,8 @@ template <class T> struct token_law {
 /// laws (N) of logits (N, V). NaN never wins and is never kept. Throws shape_error.
 struct token_laws_t {
   static constexpr const char* name = "token_laws";
-  template <class B> void operator()(B& b, vec<token_law<scalar_t<B>>> laws, mat<const scalar_t<B>> logits,
-                                     const sampling& s) const {
+  template <class B>
+  void operator()(B& b, vec<token_law<scalar_t<B>>> laws, mat<const scalar_t<B>> logits, const sampling& s) const {
     expect_shape(name, "laws", laws, logits.rows());
     run_kernel<token_laws_t>(b, laws, logits, s);
   }
@@ -57,8 +57,7 @@ struct token_laws_t {
 inline constexpr token_laws_t token_laws{};
 
 template <> struct kernel<token_laws_t, on_reference> {
-  template <class B, class T>
-  static void run(B&, vec<token_law<T>> laws, mat<const T> logits, const sampling& s) {
+  template <class B, class T> static void run(B&, vec<token_law<T>> laws, mat<const T> logits, const sampling& s) {
     for (index_t n = 0; n < logits.rows(); ++n) laws[n] = of(logits.row(n), s);
   }
 

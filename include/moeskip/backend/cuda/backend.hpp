@@ -1,6 +1,7 @@
 // cuda<W, Driver, Product>: every op as phases, functors that know neither who runs them nor where.
 //   each(n, phase)         phase(i) for all i in [0, n), in any order: no thread needs another
 //   launch(shape, phase)   phase(block) on every thread of every block: threads of a block share memory and barriers
+//   gemm(call)             a dense product by a library, where has_gemm() (gemm.hpp)
 // Drivers run the same phases:
 //   driver::device, driver::graph   kernels on a GPU, one by one or as a CUDA graph (device.hpp, cuda.cuh)
 //   driver::emulator                fibres on the host (emulator.hpp)
@@ -30,7 +31,7 @@ inline void expect_no_script() {
 }
 }  // namespace detail
 
-template <class Driver, class List> class script;                  // backend/cuda/follow.hpp
+template <class Driver, class List> class script;                       // backend/cuda/follow.hpp
 template <class W, class Router, class ExitRule> struct script_phases;  // backend/cuda/program.hpp
 
 /// W: how weights are stored; Product: what calls of more than 16 rows, and backward, round the factors of linear maps
@@ -54,6 +55,8 @@ template <Storage W, class Driver, Storage Product> struct cuda {
     return text(Driver::name, "<", scalar_name<W>(), rounds ? text(", products in ", scalar_name<Product>()) : "", ">");
   }
   void settle() const { detail::expect_no_script(), Driver::settle(); }
+  /// What makes dense products of calls of more than 16 rows.
+  static const char* multiplies_by() { return Driver::has_gemm() ? Driver::blas : "own kernels"; }
   void forget() const { Driver::forget(); }
   /// What is asked for on this thread is kept, to be done later.
   static bool keeps() { return script_steps::open() != nullptr; }
@@ -66,6 +69,8 @@ namespace detail {
 /// What a kernel of a cuda backend needs beside its arguments. Op names it in messages.
 template <class Op, class B> struct device_call;
 template <class Op, Storage W, class Driver, Storage Product> struct device_call<Op, cuda<W, Driver, Product>> {
+  using driver = Driver;
+  using product = Product;
   static constexpr bool on_tensor_cores = std::same_as<Product, bf16>;
 
   /// v, which must be memory that the device sees.
@@ -86,7 +91,8 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
   template <class T> static vec<const T> listed(vec<const T> list) {
     const std::size_t bytes = std::size_t(list.size()) * sizeof(T);
     const void* there = nullptr;
-    if (script_steps* s = script_steps::open()) there = s->list(list.data(), bytes, reached_memory::has(list.data(), bytes));
+    if (script_steps* s = script_steps::open())
+      there = s->list(list.data(), bytes, reached_memory::has(list.data(), bytes));
     else there = Driver::list(list.data(), bytes);
     return {static_cast<const T*>(there), list.size()};
   }

@@ -43,6 +43,17 @@ template <class W> MOESKIP_HD void load_pack(float (&out)[pack], const W* w, ind
   }
 }
 
+/// to[i] … to[i + 7] = value, as far as n; stores as a pack where `to` allows it.
+template <class T> MOESKIP_HD void store_pack(T* to, index_t i, index_t n, const float (&value)[pack]) {
+  if (i + pack <= n && reinterpret_cast<std::uintptr_t>(to + i) % alignof(packed<T>) == 0) {
+    packed<T> p;
+    for (int j = 0; j < pack; ++j) p.value[j] = T(value[j]);
+    *reinterpret_cast<packed<T>*>(to + i) = p;
+  } else {
+    for (int j = 0; j < pack && i + j < n; ++j) to[i + j] = T(value[j]);
+  }
+}
+
 /// Rows of x that share one reading of a row of weights.
 inline constexpr int rows_at_once = 8;
 

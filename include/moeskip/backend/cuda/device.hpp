@@ -8,10 +8,14 @@
 
 #include "moeskip/backend/cuda/backend.hpp"
 
+namespace moeskip {
+struct gemm_call;
+}
+
 namespace moeskip::driver {
 
 struct device {
-  static constexpr const char* name = "cuda";
+  static constexpr const char *name = "cuda", *blas = "cuBLAS";
 
   /// Throws error, in one sentence, where there is no device that can be used. From the first call on, buffers are made
   /// of memory that host and device share.
@@ -20,6 +24,9 @@ struct device {
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase);
   /// A script, by as many blocks as the device holds at once.
   template <class Follow> static void follow(index_t shared, const Follow& phase);
+  /// Whether cuda.cuh was compiled with cuBLAS. A thread's first call makes cuBLAS ready for it.
+  static bool has_gemm();
+  static void gemm(const gemm_call& call);
   /// Throws error for what went wrong on the device since the last call.
   static void settle();
   /// Waits, and is silent about what went wrong.
@@ -30,7 +37,7 @@ struct device {
 };
 
 struct graph {
-  static constexpr const char* name = "cuda graphs";
+  static constexpr const char *name = "cuda graphs", *blas = device::blas;
 
   static void start() { device::start(); }
   template <class Phase> static void each(index_t n, const Phase& phase) { begin(), device::each(n, phase); }
@@ -40,6 +47,8 @@ struct graph {
   template <class Follow> static void follow(index_t shared, const Follow& phase) {
     settle(), device::follow(shared, phase);
   }
+  static bool has_gemm() { return device::has_gemm(); }
+  static void gemm(const gemm_call& call) { begin(), device::gemm(call); }
   static void settle();
   static void forget();
   static const void* list(const void* p, std::size_t bytes) { return begin(), device::list(p, bytes); }

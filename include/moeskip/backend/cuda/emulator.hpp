@@ -2,6 +2,7 @@
 //   * threads of a block are fibres; each runs until a barrier, in one of three orders
 //   * shared memory starts as NaN in every block; a barrier that not all threads reach is an error
 //   * nothing is done before settle(): who reads too early reads what was there before
+//   * a BLAS, where asked for, refuses leading dimensions that are too small
 //   * lists of the host are copied, and given back as soon as they are no longer promised
 // For tests of the tests, one barrier of one phase can be left out. It shows errors of logic and of synchronisation
 // inside a block; races between blocks and timing it does not show.
@@ -21,7 +22,7 @@
 #include <utility>
 #include <vector>
 
-#include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/base/fibre.hpp"
 
 namespace moeskip {
@@ -31,9 +32,11 @@ struct emulation {
   int order = 0;                  // of threads and elements: 0 rising, 1 falling, 2 mixed
   std::string_view without_in{};  // a phase's name: its barrier `without` is left out
   int without = -1;
-  index_t grid_blocks = 3;        // that follow a script
+  index_t grid_blocks = 3;  // that follow a script
   int grid_threads = 128;
-  long long launches = 0;  // of phases so far
+  bool gemm = false;       // dense products of many rows by what stands for a BLAS
+  long long gemms = 0;     // those asked for so far
+  long long launches = 0;  // of phases, and gemms, so far
   long long waits = 0;     // settle() so far
   static emulation& here() {
     thread_local emulation e;
@@ -289,8 +292,7 @@ template <class Phase> void team::run_together(const launch_shape& shape, const 
 inline void team::run_block(int first, int threads, const char* phase) {
   const int warps = threads / warp_size;
   for (;;) {
-    for (int w = 0; w < warps; ++w)
-      run_warp(first + int(in_order(w, warps, emulation::here().order)) * warp_size);
+    for (int w = 0; w < warps; ++w) run_warp(first + int(in_order(w, warps, emulation::here().order)) * warp_size);
     if (all_are(first, threads, state::done) || all_are(first, threads, state::at_grid)) return;
     if (!release(first, threads, state::at_barrier))
       fail("the threads of a block of ", phase, " wait at different barriers, or some have ended");
@@ -339,12 +341,26 @@ struct emulated_stream {
   }
 };
 
+/// A product in the order of its definition, with factors of X.
+template <class X> void multiply_by_columns(const gemm_call& g) {
+  const auto at = [](const gemm_factor& f, index_t i, index_t j) {
+    return to<float>(static_cast<const X*>(f.data)[f.transposed ? j + i * f.leading : i + j * f.leading]);
+  };
+  for (index_t j = 0; j < g.n; ++j)
+    for (index_t i = 0; i < g.m; ++i) {
+      float sum = 0;
+      for (index_t k = 0; k < g.k; ++k) sum += at(g.a, i, k) * at(g.b, k, j);
+      float& c = g.c[i + j * g.m];
+      c = g.adds ? c + sum : sum;
+    }
+}
+
 }  // namespace detail
 
 namespace driver {
 
 struct emulator {
-  static constexpr const char* name = "emulated_cuda";
+  static constexpr const char *name = "emulated_cuda", *blas = "plain loops";
 
   static void start() {
     buffers_from = {[](std::size_t bytes, std::size_t align) {
@@ -372,6 +388,15 @@ struct emulator {
     auto& stream = detail::emulated_stream::here();
     const launch_shape shape{emulation::here().grid_blocks, emulation::here().grid_threads, shared};
     stream.asked.push_back([&stream, shape, phase] { stream.threads.run_together(shape, phase); });
+  }
+  static bool has_gemm() { return emulation::here().gemm; }
+  static void gemm(const gemm_call& g) {
+    MOESKIP_CHECK(error, g.a.leading >= (g.a.transposed ? g.k : g.m) && g.b.leading >= (g.b.transposed ? g.n : g.k),
+                  "gemm of ", g.m, ", ", g.n, ", ", g.k, ": a leading dimension is too small, got ", g.a.leading,
+                  " and ", g.b.leading);
+    ++emulation::here().gemms;
+    detail::emulated_stream::here().asked.push_back(
+        [g] { g.in_bf16 ? detail::multiply_by_columns<bf16>(g) : detail::multiply_by_columns<float>(g); });
   }
   /// Throws what a phase threw; what was asked for after it is forgotten.
   static void settle() {

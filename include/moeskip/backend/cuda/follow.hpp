@@ -70,7 +70,8 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
   }
 
   // Functions of their own: registers are given out for one phase, not for all of them woven together.
-  template <class Phase, class Block> [[gnu::noinline]] MOESKIP_HD static void elements(const Block& b, const record& r) {
+  template <class Phase, class Block>
+  [[gnu::noinline]] MOESKIP_HD static void elements(const Block& b, const record& r) {
     const auto phase = r.template as<Phase>();
     for (index_t i = b.block() * b.threads() + b.thread(); i < r.step.count; i += b.blocks() * b.threads()) phase(i);
   }

@@ -87,7 +87,8 @@ struct next_token {
     const token_law<float> p = law[0];
     const float* row = logits.data();
     const double u = draws{from, stream::sampling}.uniform_double(std::uint64_t(text.at(0)));
-    const int token = block_pick(b, p.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return p.weight(v, row[v]); }, 0);
+    const int token = block_pick(
+        b, p.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return p.weight(v, row[v]); }, 0);
     if (b.thread() != 0) return;
     if (token < 0) detail::stop_damaged(text);
     else detail::end_round(text, 0, 0, token, 0, exit_layer ? exit_layer : text.now->exit_layer);
@@ -106,7 +107,8 @@ struct draft_token {
     const token_law<float> q = law[0];
     const float* row = logits.data();
     const double u = detail::roll(from, stream::draft, text, i);
-    const int token = block_pick(b, q.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return q.weight(v, row[v]); }, 0);
+    const int token = block_pick(
+        b, q.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return q.weight(v, row[v]); }, 0);
     if (b.thread() != 0) return;
     if (token < 0) detail::stop_damaged(text);
     else text.tokens[text.at(i + 1)] = token;
@@ -201,9 +203,9 @@ template <> struct kernel<judge_draft_t, on_cuda> {
 };
 
 template <> struct kernel<ask_exit_t, on_cuda> {
-  template <class B, class Rule>
-  static void run(B&, const growing_text& text, vec<const token_law<float>> law, vec<typename Rule::state> state,
-                  const Rule& rule, index_t vocabulary, int exit_layer, bool first) {
+  template <class B, class Rule> static void run(B&, const growing_text& text, vec<const token_law<float>> law,
+                                                 vec<typename Rule::state> state, const Rule& rule, index_t vocabulary,
+                                                 int exit_layer, bool first) {
     using call = detail::device_call<ask_exit_t, B>;
     call::each(1, phase::ask_exit<Rule>{detail::seen_text<call>(text), call::seen(law), call::seen(state), rule,
                                         vocabulary, exit_layer, first});

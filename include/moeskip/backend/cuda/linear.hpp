@@ -1,8 +1,8 @@
 // Linear maps. Up to 16 rows: a warp makes one output of all rows, reading its weights once; a row's sum is made alike
-// whatever the other rows are. More rows: the tiled product, in f32 or on tensor cores.
+// whatever the other rows are. More rows: gemm.hpp.
 #pragma once
 
-#include "moeskip/backend/cuda/tensor_product.hpp"
+#include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/ops/norm_linear.hpp"
 
 namespace moeskip {
@@ -94,7 +94,7 @@ template <> struct kernel<linear_t, on_cuda> {
                                                     .rows = y.rows(),
                                                     .cols = y.cols(),
                                                     .depth = x.cols()},
-                             y.rows());
+                             x.rows());
     }
   }
 };
@@ -137,7 +137,7 @@ template <> struct kernel<linear_backward_t, on_cuda> {
                                                         .rows = w.rows(),
                                                         .cols = w.cols(),
                                                         .depth = x.rows()},
-                             w.rows());
+                             x.rows());
   }
 };
 

@@ -44,7 +44,7 @@ class counters_of_blocks {
 struct script_step {
   enum class kind : int { elements, warps, blocks, grid, jump };  // what is counted; grid: each block once
   kind over;
-  int phase;        // its number among those that a script may have
+  int phase;  // its number among those that a script may have
   index_t count;
   const int* flag;  // of a jump: taken where it is not 0; null: always
   int target;

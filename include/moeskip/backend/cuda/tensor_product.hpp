@@ -121,9 +121,6 @@ void multiply_tiles(const phase::product_call<W>& made, const Tiles& row_tiles) 
   using P = std::conditional_t<Call::on_tensor_cores, phase::tensor_product<W>, phase::product<W>>;
   Call::launch({row_tiles(P::tile) * ceiling(made.cols, P::tile), P::threads, P::shared}, P{made});
 }
-template <class Call, class W> void multiply(const phase::product_call<W>& made, index_t rows) {
-  multiply_tiles<Call>(made, [&](index_t tile) { return ceiling(rows, tile); });
-}
 
 }  // namespace detail
 

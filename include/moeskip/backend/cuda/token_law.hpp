@@ -98,8 +98,8 @@ struct token_laws {
   }
 
   /// Σ of the weights that a law gives.
-  template <class Block>
-  MOESKIP_HD static float total_of(const Block& b, const token_law<float>& law, const float* row, index_t V, int place) {
+  template <class Block> MOESKIP_HD static float total_of(const Block& b, const token_law<float>& law, const float* row,
+                                                          index_t V, int place) {
     float sum = 0;
     for (index_t v = b.thread(); law.best >= 0 && v < V; v += b.threads()) sum += law.weight(v, row[v]);
     return block_sum(b, sum, place, 3);
@@ -109,8 +109,7 @@ struct token_laws {
   template <class Block, class Weight> MOESKIP_HD static void keep(const Block& b, token_law<float>& law,
                                                                    const float* row, index_t V, float goal,
                                                                    const Weight& weight) {
-    const std::uint32_t least = highest_reaching(
-        b, V, goal, weight, [&](index_t v) { return order_key(row[v]); });
+    const std::uint32_t least = highest_reaching(b, V, goal, weight, [&](index_t v) { return order_key(row[v]); });
     float above = 0;
     for (index_t v = b.thread(); v < V; v += b.threads())
       if (order_key(row[v]) > least) above += weight(v);
@@ -157,8 +156,7 @@ struct token_laws {
 }  // namespace phase
 
 template <> struct kernel<token_laws_t, on_cuda> {
-  template <class B>
-  static void run(B&, vec<token_law<float>> laws, mat<const float> logits, const sampling& s) {
+  template <class B> static void run(B&, vec<token_law<float>> laws, mat<const float> logits, const sampling& s) {
     using call = detail::device_call<token_laws_t, B>;
     MOESKIP_CHECK(config_error, logits.cols() <= index_t{1} << 24, token_laws_t::name,
                   " on cuda: expected a vocabulary of at most 2^24 ids, got ", logits.cols());

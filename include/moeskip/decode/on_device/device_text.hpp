@@ -49,9 +49,7 @@ template <class Session, class Rule> class device_text {
     token_laws(backend(), laws, logits, options);
   }
   /// What the skipped layers remember of x (1, D).
-  void propagate(int from, mat<T> x) {
-    model().propagate(from, model().layers(), x, cache_, rows(0, x), memory_);
-  }
+  void propagate(int from, mat<T> x) { model().propagate(from, model().layers(), x, cache_, rows(0, x), memory_); }
 
   /// Follows the loop until there are `end` tokens or fewer are left than a round may make; hands over what was made.
   /// Throws config_error where logits were not finite.

@@ -20,11 +20,12 @@
 namespace moeskip::detail {
 
 template <class Decoder, class Session> struct device_loop {
-  static_assert(sizeof(Session) == 0,
-                "moeskip: decoder::on_device runs decoder::autoregressive, decoder::early_exit with a rule that has "
-                "`MOESKIP_HD bool leaves(const exit_moment&, state&) const` and missing_kv::propagate, and "
-                "speculative_decoder::compose<draft::self, acceptance::exact, draft_length::fixed>: other policies look "
-                "at clocks or numbers that the host has. See moeskip/decode/on_device.hpp");
+  static_assert(
+      sizeof(Session) == 0,
+      "moeskip: decoder::on_device runs decoder::autoregressive, decoder::early_exit with a rule that has "
+      "`MOESKIP_HD bool leaves(const exit_moment&, state&) const` and missing_kv::propagate, and "
+      "speculative_decoder::compose<draft::self, acceptance::exact, draft_length::fixed>: other policies look "
+      "at clocks or numbers that the host has. See moeskip/decode/on_device.hpp");
 };
 
 template <class Session> struct device_loop<decoder::autoregressive, Session> {
@@ -53,9 +54,10 @@ template <class Session> struct device_loop<decoder::autoregressive, Session> {
 };
 
 template <class Rule, class Session> struct device_loop<decoder::early_exit<Rule, missing_kv::propagate>, Session> {
-  static_assert(DeviceExitRule<Rule>,
-                "moeskip: on a device an exit rule needs `MOESKIP_HD bool leaves(const exit_moment&, state&) const`. See "
-                "moeskip/concepts/exit_rule.hpp");
+  static_assert(
+      DeviceExitRule<Rule>,
+      "moeskip: on a device an exit rule needs `MOESKIP_HD bool leaves(const exit_moment&, state&) const`. See "
+      "moeskip/concepts/exit_rule.hpp");
   using rule = Rule;
   using text_type = device_text<Session, rule>;
   using T = typename Session::T;
