@@ -1,5 +1,5 @@
 // What must hold on a GPU before anything is timed: every op against plain loops in double, rows that keep their bits,
-// the tokens of every decoder, and training steps against the CPU's.
+// the tokens of every decoder, by the host and on the device, and training steps against the CPU's.
 //   gpu_check [ops]        ops: the first of these alone, for compute-sanitizer
 // Exit status 0: all of it held; 1: something did not; 77: there is no GPU, which it says in one sentence.
 #include <bit>
@@ -98,6 +98,34 @@ template <class B> void check_tokens() {
   expect(same >= prompts - 2, ms::text("the CPU's tokens for ", same, " of ", prompts, " prompts, ", B::name()));
 }
 
+/// Loops on the device beside the host's, which asks for the same phases one by one.
+template <class W> void check_loops() {
+  using B = ms::cuda<W>;
+  auto m = lively_model<plain, B>();
+  ms::session s(m);
+  constexpr int prompts = 20;
+  const auto check = [&](const auto& decoder, float temperature) {
+    int same = 0;
+    for (std::uint64_t p = 0; p < prompts; ++p) {
+      const std::vector<int> prompt = random_tokens(int(p % 5) + 2, tiny_sizes.vocab, p);
+      const auto ids = [&](const auto& d) {
+        const ms::generation options{.max_new_tokens = 16, .sampling = {.temperature = temperature, .top_p = 0.9f}};
+        return ms::generate(s, prompt, options, d, [](const ms::emitted&) {}).ids();
+      };
+      same += ids(decoder) == ids(ms::decoder::on_device<std::decay_t<decltype(decoder)>>{decoder});
+    }
+    // Another number of threads adds up a law in another order, so a sampled token may be its neighbour.
+    expect(same >= (temperature > 0 ? prompts - 2 : prompts),
+           ms::text("a loop on the device: the host's tokens for ", same, " of ", prompts, " prompts, ", decoder.name,
+                    temperature > 0 ? ", sampled, " : ", ", B::name()));
+  };
+  for (const float temperature : {0.f, 1.5f}) {
+    check(ms::decoder::autoregressive{}, temperature);
+    check(ms::decoder::early_exit<>{.rule = {.threshold = 0.3f}}, temperature);
+    check(fixed_length{{.exit_layer = 2}, {.num_speculations = 4}}, temperature);
+  }
+}
+
 void check_training() {
   using B = ms::cuda<float>;
   const float all = training_difference<everything, B>(ms::adamw{.lr = 1e-3}, 10);
@@ -132,6 +160,8 @@ int main(int argc, char** argv) {
   check_tokens<ms::cuda<float>>();
   check_tokens<ms::cuda<ms::bf16>>();
   check_tokens<ms::cuda<ms::bf16, ms::driver::graph>>();
+  check_loops<float>();
+  check_loops<ms::bf16>();
   check_training();
   return failures != 0;
 }

@@ -2,11 +2,13 @@
 //   gpu_time [--json FILE] [--model FILE --text FILE]
 //   read      GB/s of a reduction over 1 GiB                         the floor under decoding
 //   product   2048 rows of 2048 numbers to 6144, as a prefill of OLMoE's shape has them: cuBLAS, own tensor cores
-//   decode    one token of a model of OLMoE-1B-7B's shape, 512 tokens of context, random bf16 weights
+//   decode    one token of a model of OLMoE-1B-7B's shape, 512 tokens of context, random bf16 weights; by kernels that
+//             the host starts, by graphs of them, and by a kernel that stays on the device
 //   verify    2, 4 and 8 tokens at once: against one, and against the bytes that they read
 //   prefill   2048 tokens
 //   train     12 layers, dim 768, 16 experts top-2 of 512, sequences of 1024
-//   skipping  the decoders on a trained model of examples/models, with prompts from a text
+//   skipping  the decoders on a trained model of examples/models, with prompts from a text: their loops by the host, and
+//             on the device
 // Medians of several runs. Exit status 77: there is no GPU.
 #include <cstdio>
 
@@ -77,6 +79,18 @@ template <class Driver> void time_product(std::FILE* json) {
   line(ms::text("product 2048 x 2048 x 6144, ", B::multiplies_by()), made / t / 1e12, "TFLOP/s", json);
 }
 
+/// Tokens a second of a decoder whose loop runs on the device.
+template <class Session, class Decoder>
+double loop_rate(Session& s, std::span<const int> prompt, const Decoder& decoder, int tokens) {
+  std::vector<double> rates;
+  for (int i = 0; i < 4; ++i) {
+    const auto made = ms::generate(s, prompt, {.max_new_tokens = tokens},
+                                   ms::decoder::on_device<Decoder>{decoder, tokens}, [](const ms::emitted&) {});
+    if (i > 0) rates.push_back(made.stats.tokens_per_second());  // the first has pages go to the device
+  }
+  return bench::median(rates);
+}
+
 /// Driver: kernels one by one, or in graphs.
 template <class Driver> void time_decoding(double bytes_per_second, std::FILE* json) {
   using B = ms::cuda<ms::bf16, Driver>;
@@ -129,6 +143,11 @@ template <class Driver> void time_decoding(double bytes_per_second, std::FILE* j
   const double roofline = bytes_per_second / bytes_of_one;
   line(by + "decode: what reading allows", roofline, "tokens/s", json);
   line(by + "decode: share of it", 1 / one / roofline, "", json);
+  if constexpr (std::same_as<Driver, ms::driver::device>) {
+    const double rate = loop_rate(s, context, ms::decoder::autoregressive{}, 64);
+    line("on the device: decode, from context 512", rate, "tokens/s", json);
+    line("on the device: decode, share of what reading allows", rate / roofline, "", json);
+  }
 }
 
 void time_training(std::FILE* json) {
@@ -161,6 +180,19 @@ void time_skipping(const std::string& model, const std::string& text, std::FILE*
   const ms::decoder::early_exit<> leaves{.rule = {.threshold = 0.9f}};
   const double layers = time("early exit", leaves);
   line("early exit: layers allow", m.layers() / layers, "times plain", json);
+
+  // The same with loops on the device, against plain decoding there.
+  ms::session s(m);
+  std::vector<double> exits, drafts, rates;
+  for (const std::vector<int>& prompt : prompts) {
+    const double plain = loop_rate(s, prompt, ms::decoder::autoregressive{}, 150);
+    rates.push_back(plain);
+    exits.push_back(loop_rate(s, prompt, leaves, 150) / plain);
+    drafts.push_back(loop_rate(s, prompt, two_tokens{{.exit_layer = 2}, {.num_speculations = 2}}, 150) / plain);
+  }
+  line("on the device: plain decoding", bench::median(rates), "tokens/s", json);
+  line("on the device: early exit", bench::median(exits), "times plain", json);
+  line("on the device: self-speculation: exit 2, 2 tokens", bench::median(drafts), "times plain", json);
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
-// A router that the library does not know: the second best expert alone.
+// Policies that the library does not know: a router that takes the second best expert alone, and an exit rule.
 #pragma once
 
 #include <string_view>
 
+#include "moeskip/concepts/exit_rule.hpp"
 #include "moeskip/model/variant.hpp"
 
 struct second_best {
@@ -31,6 +32,24 @@ struct second_best {
   }
   friend constexpr bool operator==(const second_best&, const second_best&) = default;
 };
+
+/// Leaves where the most likely token's logit leads by so much.
+struct leads {
+  static constexpr std::string_view name = "leads";
+  static constexpr bool reads_logits = true, reads_streams = false;
+  struct state {};
+  float by = 0.5f;
+
+  MOESKIP_HD bool leaves(const moeskip::exit_moment& seen, state&) const { return seen.highest - seen.second >= by; }
+  template <class T> bool leaves(const moeskip::exit_evidence<T>& seen, state&) const {
+    T highest = -1e30f, second = -1e30f;
+    for (const T logit : seen.logits)
+      if (logit > highest) second = highest, highest = logit;
+      else if (logit > second) second = logit;
+    return highest - second >= T(by);
+  }
+};
+static_assert(moeskip::ExitRule<leads> && moeskip::DeviceExitRule<leads>);
 
 struct mine : moeskip::variant {
   using router = second_best;
