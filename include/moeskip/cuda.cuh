@@ -44,8 +44,11 @@ class device_block {
   __device__ int warps() const { return int(blockDim.x) / 32; }
   __device__ float* shared() const { return shared_; }
   __device__ void sync(int) const { __syncthreads(); }
-  /// Of all blocks, which were launched together.
-  __device__ void sync_all(int) const { cooperative_groups::this_grid().sync(); }
+  /// Of all blocks, which were launched together: a block says that its work is done, and later waits for the others.
+  __device__ auto arrive_all() const { return cooperative_groups::this_grid().barrier_arrive(); }
+  template <class Arrived> __device__ void wait_all(Arrived arrived, int) const {
+    cooperative_groups::this_grid().barrier_wait(std::move(arrived));
+  }
   /// Whether this block is the last of `blocks` to come here: it sees what the others wrote before. One thread asks; all
   /// of its block have written by then. The counter is zero before and after.
   __device__ bool last_of(index_t blocks, int* counter) const {

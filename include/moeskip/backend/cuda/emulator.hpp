@@ -167,8 +167,10 @@ class emulated_block {
   void sync(int barrier) const {
     if (barrier != without_) team_->wait_for_block(place_, barrier);
   }
-  /// Of all blocks, which run together; where it is left out, of the block alone.
-  void sync_all(int barrier) const {
+  /// Of all blocks, which run together: a block says that its work is done, and later waits for the others; where that is
+  /// left out, for its own threads alone.
+  int arrive_all() const { return 0; }
+  void wait_all(int, int barrier) const {
     if (barrier != without_) team_->wait_for_all(place_);
     else team_->wait_for_block(place_, barrier);
   }

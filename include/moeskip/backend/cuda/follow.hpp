@@ -1,6 +1,6 @@
 // The kernel that follows a script (script.hpp): all blocks take its steps together. A step stands in for the launch of
 // its phase; the blocks that it would have had are done by those that there are. The next step is fetched into shared
-// memory before the blocks wait, so that its arguments are at hand when they go on.
+// memory while a block waits for the others, so that its arguments are at hand when they go on.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ template <class Elements, class Blocks> struct follow;
 
 template <class... Each, class... Together> struct follow<phase_list<Each...>, phase_list<Together...>> {
   static constexpr const char* name = "follow";
-  static constexpr int threads = 512, blocks_at_once = 1, barriers = 2;
+  static constexpr int threads = 512, blocks_at_once = 1, barriers = 3;
   static constexpr std::size_t largest = std::max({sizeof(Each)..., sizeof(Together)...});
   struct alignas(16) record {
     script_step step;
@@ -37,7 +37,7 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
     auto* fetched = reinterpret_cast<record*>(b.shared());  // two: that of now, and the next one
     int at = 0;
     fetch(b, fetched[0], at);
-    b.sync_all(0);
+    b.sync(0);
     for (int turn = 0; at < count; turn ^= 1) {
       const record& now = fetched[turn];
       if (now.step.over == script_step::kind::jump) {
@@ -46,8 +46,9 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
         take<0, Each...>(b, now);
         ++at;
       }
-      fetch(b, fetched[turn ^ 1], at);
-      b.sync_all(0);
+      const auto arrived = b.arrive_all();
+      fetch(b, fetched[turn ^ 1], at);  // while others are still at work
+      b.wait_all(arrived, 1);
     }
   }
 
@@ -83,7 +84,7 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
                                                                : s.count;
     for (index_t v = b.block(); v < count; v += b.blocks()) {
       phase(b.as(v, count, b.shared() + 2 * record_floats, Phase::name));
-      b.sync(1);  // what they share is taken again
+      b.sync(2);  // what they share is taken again
     }
   }
 };
