@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "moeskip/backend/cuda/adamw.hpp"
+#include "moeskip/backend/cuda/append_attend.hpp"
 #include "moeskip/backend/cuda/attend.hpp"
 #include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/experts_backward.hpp"
@@ -30,7 +31,7 @@ template <class R> using each_of_router = phase_list<phase::route<R>, phase::rou
 template <class W> using blocks_of_weights =
     phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,
-               phase::norm_groups<W>, phase::norm_groups_backward<W>>;
+               phase::norm_groups<W>, phase::norm_groups_backward<W>, phase::append_attend<W>>;
 using blocks_of_floats =
     phase_list<phase::gate_rows_backward, phase::note_choices, phase::sort_choices, phase::cross_entropy,
                phase::distillation, phase::attend, phase::attend_tiles<64>, phase::attend_tiles<128>,
