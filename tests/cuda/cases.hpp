@@ -163,9 +163,9 @@ struct append_attend_case {
   template <class B> void operator()(trial<B>& t) const {
     using T = ms::scalar_t<B>;
     const int G = t.between(1, 2), H = G * t.between(1, many ? 5 : 3), d = 2 * t.between(1, many ? 70 : 12);
-    const int past = before >= 0 ? before : many ? t.between(60, 200) : t.between(0, 3);
+    const int past = before >= 0 ? before : many ? t.between(60, 140) : t.between(0, 3);
     const ms::attention_shape s{H, G, d, 10000.f, 2.f / std::sqrt(float(d)), {}, 2 * t.between(0, d / 2)};
-    const two_sequences rows(t.between(1, many ? 3 : 8), t.between(0, many ? 3 : 8), past);
+    const two_sequences rows(t.between(1, many ? 3 : 8), t.between(0, many ? 1 : 8), past);
     const auto N = ms::index_t(rows.slot.size());
     const auto qkv = t.numbers(N, (H + 2 * G) * d), out = t.numbers(N, H * d);
     const ms::kv_layer<T> kv{t.numbers(2, past + 9, G * d), t.numbers(2, past + 9, G * d)};

@@ -172,7 +172,7 @@ namespace {
 struct decoded {
   using B = ms::emulated_cuda<ms::bf16>;
   trial<B> t;
-  int G = t.between(1, 2), H = G * t.between(1, 5), d = 2 * t.between(1, 80), past = t.between(50, 300);
+  int G = t.between(1, 2), H = G * t.between(1, 5), d = 2 * t.between(1, 40), past = t.between(70, 140);
   ms::attention_shape s{H, G, d, 10000.f, 2.f / std::sqrt(float(d)), {}, 2 * t.between(0, d / 2)};
   two_sequences rows{t.between(1, 4), t.between(1, 4), past};
   ms::mat<float> qkv = t.numbers(ms::index_t(rows.slot.size()), (H + 2 * G) * d);
@@ -210,7 +210,7 @@ struct decoded {
 }  // namespace
 
 TEST_CASE("rows that see each other in one call have the bits of calls of their own") {
-  for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
     CAPTURE(seed);
     decoded c(seed);
     const emulated e(int(seed % 3));
@@ -226,7 +226,7 @@ TEST_CASE("rows that see each other in one call have the bits of calls of their 
 
 TEST_CASE("bits of attention depend on no number of threads or blocks, nor on their order") {
   using phase = ms::phase::append_attend<ms::bf16>;
-  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 2; ++seed) {
     decoded c(seed);
     const ms::index_t N = c.qkv.rows();
     const auto usual = c.fresh();
@@ -237,18 +237,22 @@ TEST_CASE("bits of attention depend on no number of threads or blocks, nor on th
     const auto parts = c.t.memory.take<float>(N * c.H * splits, c.d + 2);
     const auto finished = c.t.memory.take_zeroed<int>(N * c.G);
     const ms::index_t items = N * c.G * splits;
-    for (const int threads : {32, 64, 128, 256, 512})
-      for (const ms::index_t blocks : {ms::index_t(1), items / 2 + 1, items, items + 3}) {
-        CAPTURE(seed);
-        CAPTURE(threads);
-        CAPTURE(blocks);
-        const emulated e((threads / 32 + int(blocks)) % 3);
-        const auto got = c.fresh();
-        const phase p{got.out, c.qkv, got.kv, c.a, c.rows.rows(), c.s, splits, parts, finished.data()};
-        ms::detail::device_call<ms::append_attend_t, decoded::B>::launch({blocks, threads, phase::shared(N, c.s)}, p);
-        ms::settle(c.t.backend);
-        CHECK(decoded::same_bits(got, usual));
-      }
+    int order = int(seed);
+    const ms::index_t shared = phase::shared(N, c.s);
+    for (const ms::launch_shape& shape : {ms::launch_shape{items + 3, 32, shared},
+                                          {items / 2 + 1, 64, shared},
+                                          {1, 128, shared},
+                                          {items / 3 + 1, 256, shared},
+                                          {items, 512, shared}}) {
+      CAPTURE(seed);
+      CAPTURE(shape.threads);
+      const emulated e(order++ % 3);
+      const auto got = c.fresh();
+      const phase p{got.out, c.qkv, got.kv, c.a, c.rows.rows(), c.s, splits, parts, finished.data()};
+      ms::detail::device_call<ms::append_attend_t, decoded::B>::launch(shape, p);
+      ms::settle(c.t.backend);
+      CHECK(decoded::same_bits(got, usual));
+    }
   }
 }
 

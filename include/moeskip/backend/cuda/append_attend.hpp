@@ -127,8 +127,8 @@ template <class W> struct append_attend {
       for (int m = 0; m < a.rows.size(); ++m)
         if (a.rows.slot[m] == slot && a.rows.position[m] < oldest) oldest = a.rows.position[m];
     }
-    MOESKIP_HD bool sees(const token_rows& rows, int m) const {
-      return rows.slot[m] == slot && rows.position[m] >= begin && rows.position[m] < end;
+    MOESKIP_HD bool sees(const token_rows& of, int m) const {
+      return of.slot[m] == slot && of.position[m] >= begin && of.position[m] < end;
     }
   };
 
