@@ -7,6 +7,7 @@
 // its position, and not on the number of threads either.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
