@@ -25,7 +25,9 @@ struct attention_call {
   std::vector<int> slot{0, 1}, position{3, 4};
   ms::mat<float> q = z(2, 8), out = z(2, 8), qkv = z(2, 16);
 
-  /// One of the four ops.
+  ms::qkv_adjustment<float> adjustment{};
+
+  /// One of the five ops.
   template <class B> void run(int which) {
     B b;
     const ms::token_rows rows{{slot.data(), slot.size()}, {position.data(), position.size()}};
@@ -33,14 +35,16 @@ struct attention_call {
     if (which == 1) ms::attend_backward(b, out, dkv, q, q, kv, rows, shape, z.memory);
     if (which == 2) ms::rope_append(b, q, kv, qkv, rows, shape);
     if (which == 3) ms::rope_append_backward(b, qkv, q, dkv, rows, shape);
+    if (which == 4) ms::append_attend(b, out, qkv, kv, rows, adjustment, shape, z.memory);
   }
 };
-constexpr const char* attention_ops[] = {"attend", "attend_backward", "rope_append", "rope_append_backward"};
+constexpr const char* attention_ops[] = {"attend", "attend_backward", "rope_append", "rope_append_backward",
+                                         "append_attend"};
 
 }  // namespace
 
 TEST_CASE_TEMPLATE("attention: rows outside the cache, heads that share unevenly", B, cpu, plain) {
-  for (int which = 0; which < 4; ++which) {
+  for (int which = 0; which < 5; ++which) {
     const auto refused = [&](auto change, const std::string& message) {
       attention_call call;
       change(call);
@@ -67,7 +71,7 @@ TEST_CASE_TEMPLATE("attention: caches of other shapes", B, cpu, plain) {
     change(call);
     CHECK_THROWS_WITH_AS(call.run<B>(which), ms::text(attention_ops[which], ": ", message).c_str(), ms::shape_error);
   };
-  for (int which = 0; which < 4; ++which) {
+  for (int which = 0; which < 5; ++which) {
     const auto each = [&](auto change, const char* message) {
       refused(
           which, [&](auto& c) { change(c, which == 3 ? c.dkv : c.kv); }, message);
@@ -76,6 +80,12 @@ TEST_CASE_TEMPLATE("attention: caches of other shapes", B, cpu, plain) {
     each([](auto& c, auto& kv) { kv.values = c.z(2, 4, 4); }, "values must be (2, 5, 4), got (2, 4, 4)");
     each([](auto& c, auto&) { c.slot.pop_back(); }, "rows.slot must be (2), got (1)");
   }
+  refused(
+      4, [](auto& c) { c.adjustment.bias = c.z(8); }, "bias must be (16), got (8)");
+  refused(
+      4, [](auto& c) { c.adjustment.q_gain = c.z(6); }, "q_gain must be (4) or (8), got (6)");
+  refused(
+      4, [](auto& c) { c.adjustment.k_gain = c.z(8); }, "k_gain must be (4) or (4), got (8)");
   refused(
       1, [](auto& c) { c.dkv.keys = c.z(1, 5, 4); }, "dkeys must be (2, 5, 4), got (1, 5, 4)");
   refused(

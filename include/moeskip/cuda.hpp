@@ -4,6 +4,7 @@
 #pragma once
 
 #include "moeskip/backend/cuda/adamw.hpp"
+#include "moeskip/backend/cuda/append_attend.hpp"
 #include "moeskip/backend/cuda/attend.hpp"
 #include "moeskip/backend/cuda/attend_tiles.hpp"
 #include "moeskip/backend/cuda/backend.hpp"

@@ -154,6 +154,30 @@ struct attend_case {
   }
 };
 
+/// Attention of a few rows of two sequences that see each other, or of one, with all that a projection may ask for; many:
+/// behind enough tokens for several splits of the keys.
+struct append_attend_case {
+  static constexpr const char* phase = "append_attend";
+  bool many;
+  int before = -1;  // tokens; default: some
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    const int G = t.between(1, 2), H = G * t.between(1, many ? 5 : 3), d = 2 * t.between(1, many ? 70 : 12);
+    const int past = before >= 0 ? before : many ? t.between(60, 140) : t.between(0, 3);
+    const ms::attention_shape s{H, G, d, 10000.f, 2.f / std::sqrt(float(d)), {}, 2 * t.between(0, d / 2)};
+    const two_sequences rows(t.between(1, many ? 3 : 8), t.between(0, many ? 1 : 8), past);
+    const auto N = ms::index_t(rows.slot.size());
+    const auto qkv = t.numbers(N, (H + 2 * G) * d), out = t.numbers(N, H * d);
+    const ms::kv_layer<T> kv{t.numbers(2, past + 9, G * d), t.numbers(2, past + 9, G * d)};
+    ms::qkv_adjustment<ms::weight_t<B>> a{.eps = 1e-5f};
+    if (t.between(0, 1)) a.bias = t.weights(qkv.cols());
+    if (const int norm = t.between(0, 2); norm > 0)
+      a.q_gain = t.weights(norm == 1 ? d : H * d), a.k_gain = t.weights(norm == 1 ? d : G * d);
+    ms::append_attend(t.backend, out, qkv, kv, rows.rows(), a, s, t.memory);
+    t.keep(out, kv.keys, kv.values);
+  }
+};
+
 /// Attention of more rows than a tile has, behind earlier tokens, of numbers that bf16 holds; `many`: heads of more than
 /// 64 numbers. Not among each_case: slow where a warp makes a row.
 struct long_attend_case {
@@ -340,7 +364,8 @@ struct projection_case {
 /// Calls f(case) for all of them.
 template <class F> void each_case(F&& f) {
   for (const bool many : {false, true}) {
-    f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(loss_case{many}), f(distillation_case{many});
+    f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(append_attend_case{many}), f(loss_case{many}),
+        f(distillation_case{many});
     f(elementwise_case{many}), f(projection_case{many});
     f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<sticky_router>{many});
   }

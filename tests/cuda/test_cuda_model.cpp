@@ -44,6 +44,7 @@ TEST_CASE("every decoder's tokens are the CPU's") {
   same_tokens<everything, ms::bf16>(1);
   ms::emulation::here().order = 1;
   same_tokens<four_matrices, float>(1);
+  same_tokens<wide_norms, float>(1);
   ms::emulation::here() = {};
 }
 
@@ -75,6 +76,41 @@ struct badly_routed : ms::variant {
 };
 
 }  // namespace tests
+
+namespace tests {
+
+/// A user's projection that only knows how to do it: the library's biases.
+struct only_does {
+  static constexpr std::string_view name = "only_does";
+  static constexpr bool keeps_input = false;
+  static constexpr ms::index_t active_weights(const ms::sizes& s) { return ms::projection::biased::active_weights(s); }
+  template <class W> struct weights {
+    ms::projection::biased::weights<W> all;
+    template <class Tensor> void tensors(const ms::sizes& s, Tensor&& tensor) { all.tensors(s, tensor); }
+    template <class B> void forward(B& b, ms::mat<ms::scalar_t<B>> qkv, const ms::sizes& s) const {
+      all.forward(b, qkv, s);
+    }
+  };
+};
+struct users : ms::variant {
+  using projection = only_does;
+};
+
+}  // namespace tests
+
+TEST_CASE_TEMPLATE("a projection that only has forward() gets the bits of one that describes itself", B, ms::cpu<float>,
+                   ms::emulated_cuda<float>) {
+  const auto made = []<class V>(V) {
+    auto m = lively_model<V, B>();
+    ms::session<V, B> s(m);
+    const std::vector<int> tokens = random_tokens(3, tiny_sizes.vocab, 3);
+    const auto x = s.memory().template take<float>(3, tiny_sizes.dim);
+    s.embed(x, {tokens.data(), 3}, 0);
+    s.run(0, m.layers(), x, 0);
+    return std::vector<float>(x.begin(), x.end());
+  };
+  CHECK(made(users{}) == made(plain{}));
+}
 
 TEST_CASE("choices that are none are found when a call ends, and touch no memory before") {
   for (const auto& [bad, complaint] :

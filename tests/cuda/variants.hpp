@@ -33,6 +33,10 @@ struct everything : ms::variant {
 struct plain : ms::variant {
   using projection = ms::projection::biased;
 };
+/// OLMoE's norms of queries and keys.
+struct wide_norms : ms::variant {
+  using projection = ms::projection::normed_width;
+};
 /// OpenMoE's blocks, which have no backward.
 struct four_matrices : ms::variant {
   using mlp = ms::mlp::gated_swiglu;

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "moeskip/memory/tape.hpp"
-#include "moeskip/ops/attend.hpp"
+#include "moeskip/ops/append_attend.hpp"
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/parts/sizes.hpp"
 
@@ -48,19 +48,23 @@ template <class V, class B> struct attention {
     arena& memory = tape.memory();
     const attention_shape shape = size.attention();
     const index_t N = x.rows();
-    mat<T> h = memory.take<T>(N, size.dim), q = memory.take<T>(N, shape.q_dim()), o = memory.take<T>(N, shape.q_dim());
-    mat<T> input;
+    mat<T> h = memory.take<T>(N, size.dim), o = memory.take<T>(N, shape.q_dim()), q, input;
+    if constexpr (Tape::records) q = memory.take<T>(N, shape.q_dim());
     if constexpr (Tape::records && V::projection::keeps_input)
       input = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
     {
       const auto scope = memory.scope();
       mat<T> qkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
       norm_linear(b, qkv, h, x, w.norm, w.qkv(), size.norm_eps);
-      if (input.data()) settle(b), std::copy(qkv.begin(), qkv.end(), input.begin());
-      w.projected.forward(b, qkv, size);
-      rope_append(b, q, kv, qkv, rows, shape);
+      if constexpr (Tape::records) {
+        if (input.data()) settle(b), std::copy(qkv.begin(), qkv.end(), input.begin());
+        w.projected.forward(b, qkv, size);
+        rope_append(b, q, kv, qkv, rows, shape);
+      } else {
+        append_attend(b, o, qkv, kv, rows, left_to_adjust(b, qkv), shape, memory);
+      }
     }
-    attend(b, o, q, kv, rows, shape, memory);
+    if constexpr (Tape::records) attend(b, o, q, kv, rows, shape, memory);
     mat<T> y = tape.successor(x);
     linear(b, y, o, w.o, x);
     if constexpr (Tape::records) settle(b);  // the tape writes where qkv was
@@ -96,6 +100,13 @@ template <class V, class B> struct attention {
     norm_linear(b, projected, h, x, w.norm, w.kv(), size.norm_eps);
     w.projected.forward(b, projected, size);
     rope_append(b, {}, kv, projected, rows, shape);
+  }
+
+ private:
+  /// What is still to be done to qkv: all that the projection describes, or nothing where it only knows how to do it.
+  qkv_adjustment<weight_t<B>> left_to_adjust(B& b, mat<T> qkv) const {
+    if constexpr (requires { w.projected.adjustment(size); }) return w.projected.adjustment(size);
+    else return w.projected.forward(b, qkv, size), qkv_adjustment<weight_t<B>>{};
   }
 };
 

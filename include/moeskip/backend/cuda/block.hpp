@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "moeskip/base/config.hpp"
 #include "moeskip/base/scalar.hpp"
@@ -33,14 +35,18 @@ template <class Block> MOESKIP_HD float block_max(const Block& b, float v, int p
 inline constexpr int pack = 8;
 template <class W> struct alignas(16) packed { W value[pack]; };
 
-/// out = w[i] … w[i + 7], zero from n on; loads as a pack where w allows it.
+/// w[i] … w[i + 7] as they are stored, zero from n on; one load where w allows it.
+template <class W> MOESKIP_HD packed<W> stored_pack(const W* w, index_t i, index_t n) {
+  if (i + pack <= n && reinterpret_cast<std::uintptr_t>(w + i) % alignof(packed<W>) == 0)
+    return *reinterpret_cast<const packed<W>*>(w + i);
+  packed<W> p;
+  for (int j = 0; j < pack; ++j) p.value[j] = i + j < n ? w[i + j] : W(0.f);
+  return p;
+}
+/// The same as numbers.
 template <class W> MOESKIP_HD void load_pack(float (&out)[pack], const W* w, index_t i, index_t n) {
-  if (i + pack <= n && reinterpret_cast<std::uintptr_t>(w + i) % alignof(packed<W>) == 0) {
-    const packed<W> p = *reinterpret_cast<const packed<W>*>(w + i);
-    for (int j = 0; j < pack; ++j) out[j] = to<float>(p.value[j]);
-  } else {
-    for (int j = 0; j < pack; ++j) out[j] = i + j < n ? to<float>(w[i + j]) : 0.f;
-  }
+  const packed<W> p = stored_pack(w, i, n);
+  for (int j = 0; j < pack; ++j) out[j] = to<float>(p.value[j]);
 }
 
 /// to[i] … to[i + 7] = value, as far as n; stores as a pack where `to` allows it.
@@ -64,20 +70,36 @@ struct plain_rows {
   MOESKIP_HD void load(float (&out)[pack], int t, index_t i) const { load_pack(out, &x(first + t, 0), i, x.cols()); }
 };
 
+/// f(0) … f(Count - 1), of constants: what they index stays in registers, where a compiler might keep a loop.
+template <int Count, class F> MOESKIP_HD void unrolled(const F& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) { (f(std::integral_constant<int, I>{}), ...); }
+  (std::make_integer_sequence<int, Count>{});
+}
+
 /// sum[t] = Σ_i w_i x_t,i of this lane's packs, for t < rows; x.load(out, t, i) gives a pack of row t. A row's sum is
-/// made alike whatever the other rows are.
+/// made alike whatever the other rows are, pack after pack.
+/// Four packs of weights are asked for before the first is used, or the memory would wait for the sums; then a row's
+/// packs in pairs: four would take more registers than 512 threads have.
 template <class W, class X>
 MOESKIP_HD void lane_products(float (&sum)[rows_at_once], const W* w, index_t n, int lane, int rows, const X& x) {
+  constexpr int step = 32 * pack;
   for (float& s : sum) s = 0;
-  for (index_t i = lane * pack; i < n; i += 32 * pack) {
-    float weight[pack];
-    load_pack(weight, w, i, n);
-    for (int t = 0; t < rows_at_once; ++t) {
-      if (t >= rows) break;
-      float value[pack];
-      x.load(value, t, i);
-      for (int j = 0; j < pack; ++j) sum[t] += weight[j] * value[j];
-    }
+  for (int first = lane * pack; first < n; first += 4 * step) {
+    packed<W> weight[4];
+    for (int p = 0; p < 4; ++p) weight[p] = stored_pack(w, first + p * step, n);
+    unrolled<rows_at_once>([&](auto t) {
+      if (t >= rows) return;
+      unrolled<2>([&](auto pair) {
+        const int i = first + 2 * pair * step;
+        if (i >= n) return;
+        float value[2][pack];
+        unrolled<2>([&](auto p) { x.load(value[p], t, i + p * step); });
+        unrolled<2>([&](auto p) {
+          if (i + p * step >= n) return;
+          for (int j = 0; j < pack; ++j) sum[t] += to<float>(weight[2 * pair + p].value[j]) * value[p][j];
+        });
+      });
+    });
   }
 }
 

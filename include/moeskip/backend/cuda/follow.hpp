@@ -21,7 +21,7 @@ template <class Elements, class Blocks> struct follow;
 
 template <class... Each, class... Together> struct follow<phase_list<Each...>, phase_list<Together...>> {
   static constexpr const char* name = "follow";
-  static constexpr int threads = 512, blocks_at_once = 1, barriers = 3;
+  static constexpr int threads = 384, blocks_at_once = 1, barriers = 3;
   static constexpr std::size_t largest = std::max({sizeof(Each)..., sizeof(Together)...});
   struct alignas(16) record {
     script_step step;
@@ -70,14 +70,15 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
     else if constexpr (sizeof...(Others) > 0) take_together<Number + 1, Others...>(b, r);
   }
 
-  // Functions of their own: registers are given out for one phase, not for all of them woven together.
+  // Functions of their own: registers are given out for one phase, not for all of them woven together. Arguments stay in
+  // shared memory for the same reason. With 512 threads the largest phase would spill.
   template <class Phase, class Block>
   [[gnu::noinline]] MOESKIP_HD static void elements(const Block& b, const record& r) {
-    const auto phase = r.template as<Phase>();
+    const Phase& phase = r.template as<Phase>();
     for (index_t i = b.block() * b.threads() + b.thread(); i < r.step.count; i += b.blocks() * b.threads()) phase(i);
   }
   template <class Phase, class Block> [[gnu::noinline]] MOESKIP_HD static void blocks(const Block& b, const record& r) {
-    const auto phase = r.template as<Phase>();
+    const Phase& phase = r.template as<Phase>();
     const script_step& s = r.step;
     const index_t count = s.over == script_step::kind::grid    ? b.blocks()
                           : s.over == script_step::kind::warps ? (s.count + b.warps() - 1) / b.warps()

@@ -49,8 +49,9 @@ template <class W> struct normed_rows {
 template <class W> struct norm_few_rows {
   static constexpr const char* name = "norm_few_rows";
   static constexpr int barriers = 1;
-  mat<float> y, h;     // (N, O) (N, I)
-  mat<const float> x;  // (N, I)
+  static constexpr bool strides = true;  // over outputs, whatever the number of blocks
+  mat<float> y, h;                       // (N, O) (N, I)
+  mat<const float> x;                    // (N, I)
   vec<const W> gain;
   mat<const W> w;  // (O, I)
   float eps;

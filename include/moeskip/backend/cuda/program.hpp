@@ -2,6 +2,7 @@
 #pragma once
 
 #include "moeskip/backend/cuda/adamw.hpp"
+#include "moeskip/backend/cuda/append_attend.hpp"
 #include "moeskip/backend/cuda/attend.hpp"
 #include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/experts_backward.hpp"
@@ -32,7 +33,7 @@ template <class R> using each_of_router = phase_list<phase::route<R>, phase::rou
 template <class W> using blocks_of_weights =
     phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,
-               phase::norm_groups<W>, phase::norm_groups_backward<W>>;
+               phase::norm_groups<W>, phase::norm_groups_backward<W>, phase::append_attend<W>>;
 using blocks_of_floats =
     phase_list<phase::gate_rows_backward, phase::note_choices, phase::sort_choices, phase::cross_entropy,
                phase::distillation, phase::attend, phase::attend_tiles<64>, phase::attend_tiles<128>,
@@ -49,8 +50,8 @@ template <class W, class Router, class ExitRule> struct script_phases {
                  phase::note_none, phase::combine, phase::accumulate, phase::rope_append, phase::add_rows>;
   using blocks =
       phase_list<phase::rms_norm<W>, phase::few_rows<W>, phase::norm_few_rows<W>, phase::expert_units<W>,
-                 phase::experts_down<W>, phase::norm_groups<W>, phase::note_choices, phase::sort_choices, phase::attend,
-                 phase::token_laws, phase::next_token, phase::draft_token, phase::judge_draft>;
+                 phase::experts_down<W>, phase::norm_groups<W>, phase::note_choices, phase::sort_choices,
+                 phase::append_attend<W>, phase::token_laws, phase::next_token, phase::draft_token, phase::judge_draft>;
 };
 /// The kernel that follows such a script.
 template <class W, class Router, class ExitRule> using loop_kernel =

@@ -8,19 +8,45 @@ namespace moeskip {
 
 namespace phase {
 
-/// A pair of elements of head h of row n; heads count queries (if any), then keys, then values. The first r/2 pairs of
-/// a head are (i, i + r/2), rotated; those behind them pair the d − r others in the same way.
+/// Pair i of a head: the first r/2 are (i, i + r/2), rotated; those behind them pair the d − r others in the same way.
 struct head_pair {
-  index_t n;
-  int head, i;       // i: the pair
-  int first, apart;  // its elements are first and first + apart
+  int i, first, apart;  // its elements are first and first + apart
   bool turns;
-  MOESKIP_HD head_pair(index_t index, int heads, const attention_shape& s) {
+  MOESKIP_HD head_pair(int pair, const attention_shape& s) : i(pair) {
     const int pairs = s.head_dim / 2, rotated = s.rotated() / 2;
-    n = index / (index_t(heads) * pairs), head = int(index / pairs % heads), i = int(index % pairs);
     turns = i < rotated;
     first = turns ? i : i + rotated;
     apart = turns ? rotated : pairs - rotated;
+  }
+};
+
+/// A pair of one head of one row; heads count queries (if any), then keys, then values.
+struct row_pair : head_pair {
+  index_t n;
+  int head;
+  MOESKIP_HD row_pair(index_t index, int heads, const attention_shape& s)
+      : head_pair(int(index % (s.head_dim / 2)), s),
+        n(index / (index_t(heads) * (s.head_dim / 2))),
+        head(int(index / (s.head_dim / 2) % heads)) {}
+};
+
+/// The turn of a pair to its position.
+struct pair_turn {
+  float cosine, sine;
+  MOESKIP_HD pair_turn(float c, float si) : cosine(c), sine(si) {}
+  MOESKIP_HD pair_turn(int position, int pair, const attention_shape& s) {
+    const rotation r(position, rope_frequency(pair, s));
+    cosine = float(r.cosine), sine = float(r.sine);
+  }
+  MOESKIP_HD void operator()(float& a, float& b) const {
+    const float first = a;
+    a = first * cosine - b * sine;
+    b = b * cosine + first * sine;
+  }
+  MOESKIP_HD pair_turn back() const {
+    pair_turn t = *this;
+    t.sine = -sine;
+    return t;
   }
 };
 
@@ -34,19 +60,14 @@ struct rope_append {
   MOESKIP_HD int query_heads() const { return q.data() ? s.heads : 0; }
   MOESKIP_HD void operator()(index_t index) const {
     const int H = query_heads(), G = s.kv_heads;
-    const head_pair at(index, H + 2 * G, s);
+    const row_pair at(index, H + 2 * G, s);
     const float* in = &qkv(at.n, index_t(at.head) * s.head_dim + at.first);
     const index_t slot = rows.slot[at.n], position = rows.position[at.n];
     float a = in[0], b = in[at.apart], *out = nullptr;
     if (at.head < H) out = &q(at.n, at.head * s.head_dim + at.first);
     else if (at.head < H + G) out = &kv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.first);
     else out = &kv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.first);
-    if (at.turns && at.head < H + G) {
-      const rotation r(int(position), rope_frequency(at.i, s));
-      const float cosine = float(r.cosine), sine = float(r.sine), first = a;
-      a = first * cosine - b * sine;
-      b = b * cosine + first * sine;
-    }
+    if (at.turns && at.head < H + G) pair_turn(int(position), at.i, s)(a, b);
     out[0] = a, out[at.apart] = b;
   }
 };
@@ -60,7 +81,7 @@ struct rope_append_backward {
   attention_shape s;
   MOESKIP_HD void operator()(index_t index) const {
     const int H = s.heads, G = s.kv_heads;
-    const head_pair at(index, H + 2 * G, s);
+    const row_pair at(index, H + 2 * G, s);
     float* out = &dqkv(at.n, index_t(at.head) * s.head_dim + at.first);
     const index_t slot = rows.slot[at.n], position = rows.position[at.n];
     const float* in = nullptr;
@@ -68,12 +89,7 @@ struct rope_append_backward {
     else if (at.head < H + G) in = &dkv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.first);
     else in = &dkv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.first);
     float a = in[0], b = in[at.apart];
-    if (at.turns && at.head < H + G) {
-      const rotation r(int(position), rope_frequency(at.i, s));
-      const float cosine = float(r.cosine), sine = -float(r.sine), first = a;
-      a = first * cosine - b * sine;
-      b = b * cosine + first * sine;
-    }
+    if (at.turns && at.head < H + G) pair_turn(int(position), at.i, s).back()(a, b);
     out[0] = a, out[at.apart] = b;
   }
 };

@@ -14,10 +14,13 @@ namespace moeskip {
 
 namespace phase {
 
-/// 1 / sqrt(mean(x²) + eps) of a row (D), by one warp.
-template <class Block> MOESKIP_HD float reciprocal_rms(const Block& b, const float* x, index_t D, float eps) {
+/// 1 / sqrt(mean(x²) + eps) of a row (D), by one warp. X: a pointer, or what gives out numbers like one.
+template <class Block, class X> MOESKIP_HD float reciprocal_rms(const Block& b, const X& x, index_t D, float eps) {
   float squares = 0;
-  for (index_t i = b.lane(); i < D; i += 32) squares += x[i] * x[i];
+  for (index_t i = b.lane(); i < D; i += 32) {
+    const float value = x[i];
+    squares += value * value;
+  }
   return 1.f / std::sqrt(b.warp_sum(squares) / float(D) + eps);
 }
 

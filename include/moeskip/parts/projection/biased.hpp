@@ -2,8 +2,9 @@
 #pragma once
 
 #include <string_view>
+#include <type_traits>
 
-#include "moeskip/ops/add_bias.hpp"
+#include "moeskip/ops/qkv_adjustment.hpp"
 #include "moeskip/parts/sizes.hpp"
 
 namespace moeskip::projection {
@@ -26,9 +27,10 @@ struct biased {
       tensor({"self_attn.k_proj.bias", initial::zeros, true, tensor_kind::bias}, k, kv_dim);
       tensor({"self_attn.v_proj.bias", initial::zeros, true, tensor_kind::bias}, v, kv_dim);
     }
+    qkv_adjustment<std::remove_const_t<W>> adjustment(const sizes&) const { return {.bias = all()}; }
     /// qkv (N, P): queries, keys and values, or the last two alone.
-    template <class B> void forward(B& b, mat<scalar_t<B>> qkv, const sizes&) const {
-      add_bias(b, qkv, vec<W>(all().end() - qkv.cols(), qkv.cols()));
+    template <class B> void forward(B& b, mat<scalar_t<B>> qkv, const sizes& s) const {
+      adjust(b, qkv, adjustment(s), s.attention());
     }
     /// dqkv (N, P) stays as it is; dw += ….
     template <class B> void backward(B& b, mat<scalar_t<B>> dqkv, const weights<scalar_t<B>>& dw,

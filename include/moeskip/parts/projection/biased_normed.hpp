@@ -23,9 +23,12 @@ struct biased_normed_heads {
     template <class Tensor> void tensors(const sizes& s, Tensor&& tensor) {
       bias.tensors(s, tensor), gain.tensors(s, tensor);
     }
+    qkv_adjustment<std::remove_const_t<W>> adjustment(const sizes& s) const {
+      return {bias.all(), gain.q, gain.k, s.norm_eps};
+    }
     /// qkv (N, P): queries, keys and values, or the last two alone.
     template <class B> void forward(B& b, mat<scalar_t<B>> qkv, const sizes& s) const {
-      bias.forward(b, qkv, s), gain.forward(b, qkv, s);
+      adjust(b, qkv, adjustment(s), s.attention());
     }
     /// dqkv (N, P) on entry the gradient of the normed ones, on return of `before` (N, P), which gets its bias again;
     /// dw += ….

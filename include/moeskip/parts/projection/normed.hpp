@@ -4,8 +4,9 @@
 #pragma once
 
 #include <string_view>
+#include <type_traits>
 
-#include "moeskip/ops/norm_groups.hpp"
+#include "moeskip/ops/qkv_adjustment.hpp"
 #include "moeskip/parts/sizes.hpp"
 
 namespace moeskip::projection {
@@ -24,11 +25,12 @@ template <bool PerHead> struct normed {
       tensor({"self_attn.q_norm.weight", initial::ones, false, tensor_kind::norm}, q, queries(s).width);
       tensor({"self_attn.k_norm.weight", initial::ones, false, tensor_kind::norm}, k, keys(s, 0).width);
     }
+    qkv_adjustment<std::remove_const_t<W>> adjustment(const sizes& s) const {
+      return {.q_gain = q, .k_gain = k, .eps = s.norm_eps};
+    }
     /// qkv (N, P): queries, keys and values, or the last two alone.
     template <class B> void forward(B& b, mat<scalar_t<B>> qkv, const sizes& s) const {
-      const index_t with_queries = queries(s).end() + 2 * keys(s, 0).end();
-      if (qkv.cols() == with_queries) norm_groups(b, qkv, q, queries(s), s.norm_eps);
-      norm_groups(b, qkv, k, keys(s, qkv.cols() == with_queries ? queries(s).end() : 0), s.norm_eps);
+      adjust(b, qkv, adjustment(s), s.attention());
     }
     /// dqkv (N, P) on entry the gradient of the normed ones, on return of `before` (N, P); dw += ….
     template <class B> void backward(B& b, mat<scalar_t<B>> dqkv, const weights<scalar_t<B>>& dw,
