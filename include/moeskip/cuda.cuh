@@ -53,6 +53,7 @@ class device_block {
     for (int m = 16; m; m /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, m));
     return v;
   }
+  __device__ warp_lanes lanes() const { return warp_lanes(lane()); }
   __device__ float warp_at(float v, int lane) const { return __shfl_sync(~0u, v, lane); }
   __device__ std::uint32_t warp_which(bool v) const { return __ballot_sync(~0u, v); }
   __device__ float warp_xor(float v, int mask) const { return __shfl_xor_sync(~0u, v, mask); }
@@ -320,12 +321,15 @@ template <class... P> int keep_blocks(phase_list<P...>) {
 template <class... None> struct cuda_kernels {
   static int keep() {
     using namespace detail;
-    static volatile const void* kept[] = {
-        reinterpret_cast<const void*>(&driver::device::start), reinterpret_cast<const void*>(&driver::device::settle),
-        reinterpret_cast<const void*>(&driver::graph::settle), reinterpret_cast<const void*>(&driver::graph::begin),
-        reinterpret_cast<const void*>(&driver::graph::forget), reinterpret_cast<const void*>(&driver::device::forget),
-        reinterpret_cast<const void*>(&driver::device::list),  reinterpret_cast<const void*>(&driver::device::scratch),
-        reinterpret_cast<const void*>(&driver::device::counters)};
+    static volatile const void* kept[] = {reinterpret_cast<const void*>(&driver::device::start),
+                                          reinterpret_cast<const void*>(&driver::device::settle),
+                                          reinterpret_cast<const void*>(&driver::graph::settle),
+                                          reinterpret_cast<const void*>(&driver::graph::begin),
+                                          reinterpret_cast<const void*>(&driver::graph::forget),
+                                          reinterpret_cast<const void*>(&driver::device::forget),
+                                          reinterpret_cast<const void*>(&driver::device::list),
+                                          reinterpret_cast<const void*>(&driver::device::scratch),
+                                          reinterpret_cast<const void*>(&driver::device::counters)};
     return (kept[0] != nullptr) + keep_each(each_of_floats{}) + keep_blocks(blocks_of_floats{}) +
            keep_each(each_of_weights<float>{}) + keep_blocks(blocks_of_weights<float>{}) +
            keep_each(each_of_weights<bf16>{}) + keep_blocks(blocks_of_weights<bf16>{});
@@ -334,7 +338,10 @@ template <class... None> struct cuda_kernels {
 
 /// Kernels of routers alone.
 template <class... Routers> struct cuda_routers {
-  static int keep() { return (0 + ... + detail::keep_each(each_of_router<Routers>{})); }
+  static int keep() {
+    return (0 + ... + detail::keep_each(each_of_router<Routers>{})) +
+           (0 + ... + detail::keep_blocks(blocks_of_router<Routers>{}));
+  }
 };
 
 /// Kernels that variant V adds: its router, run per token on the device.

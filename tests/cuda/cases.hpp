@@ -225,6 +225,29 @@ template <class R> struct moe_case {
   }
 };
 
+/// Routing by R among more experts than a warp has lanes, behind earlier tokens. Not among each_case.
+template <class R> struct route_case {
+  bool many;
+  R router{};
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    constexpr int E = 72, K = R::experts_per_token, C = 40;
+    const two_sequences rows(many ? 20 : 3, many ? 13 : 5, t.between(0, 5));
+    const auto N = ms::index_t(rows.slot.size());
+    const auto sets = t.memory.template take<ms::expert_set>(N);
+    for (ms::expert_set& alive : sets) alive = ms::expert_set::first(E).erase(t.between(0, E - 1)).erase(9);
+    const ms::cube<int> past(t.memory.template take<int>(2 * C * K).data(), 2, C, K);
+    for (ms::index_t i = 0; i < past.size(); ++i) past.data()[i] = int(i % 7 + 10 * (i % K));  // different ones
+    ms::routing_call<T> call{
+        .alive = {sets}, .rows = rows.rows(), .past = past, .bias = t.numbers(E), .layer = 2, .training = true};
+    call.from = {5}, call.step = 3;
+    const auto logits = t.numbers(N, E * ms::logits_per_expert<R>);
+    const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+    ms::route(t.backend, r, logits, router, call, t.memory);
+    t.keep(r.chosen, past, r.probability, r.gate, r.load);
+  }
+};
+
 /// Products by expert of numbers that bf16 holds: many experts, most rows with one of them. Not among each_case.
 struct crowded_case {
   template <class B> void operator()(trial<B>& t) const {

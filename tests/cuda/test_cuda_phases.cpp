@@ -6,6 +6,26 @@
 #include <bit>
 
 #include "cases.hpp"
+#include "downstream/mine.hpp"
+#include "moeskip/parts/router/grouped_top_k.hpp"
+#include "moeskip/parts/router/hash.hpp"
+#include "moeskip/parts/router/segment_group.hpp"
+#include "moeskip/parts/router/sigmoid_top_k.hpp"
+#include "moeskip/parts/router/smooth.hpp"
+#include "moeskip/parts/router/switch_top1.hpp"
+
+namespace tests {
+
+/// A step that knows nothing of lanes, in a router whose other steps are made by warps.
+struct halved : ms::router::top_k<3> {
+  template <class T> MOESKIP_HD void weigh(const ms::routed_token<T>& t) const {
+    ms::router::weigh_by_probability<3>(t);
+    for (int k = 0; k < 3; ++k) t.gate[k] /= T(2);
+  }
+  friend bool operator==(const halved&, const halved&) = default;
+};
+
+}  // namespace tests
 
 using namespace tests;
 
@@ -78,6 +98,35 @@ TEST_CASE("every op of the emulated CUDA backend agrees with plain loops in doub
       CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, seed)) < 0.1);
     }
   });
+}
+
+TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes") {
+  using namespace ms::router;
+  static_assert(ms::made_by_warps<biased<sticky<top_k<1>>>> && ms::made_by_warps<smooth<segment<top_k<4>, 3, 1>>>);
+  static_assert(!ms::made_by_warps<second_best> && !ms::made_by_warps<halved> && !ms::made_by_warps<sticky<halved>>);
+  const auto alike = [](const auto& router) {
+    using R = std::decay_t<decltype(router)>;
+    for (const bool many : {false, true})
+      for (int order = 0; order < orders; ++order) {
+        CAPTURE(full_name<R>());
+        CAPTURE(many);
+        CAPTURE(order);
+        const route_case<R> c{many, router};
+        const auto seed = std::uint64_t(order) + 1;
+        const auto expected = run<ms::reference<double>>(c, seed);
+        const emulated e(order);
+        const auto got = run<ms::emulated_cuda<float>>(c, seed);
+        CHECK(got[0] == expected[0]);  // choices
+        CHECK(got[1] == expected[1]);  // those that were remembered
+        CHECK(difference(expected, got) < 3e-5);
+      }
+  };
+  alike(top_k<8>{}), alike(top_k<2>{.renormalise = false}), alike(switch_top1{}), alike(noisy_top_k<3>{});
+  alike(hash<4>{}), alike(grouped_top_k<6>{.groups = 8, .best_groups = 3, .scale = 2});
+  alike(sigmoid_top_k<6>{}), alike(sigmoid_top_k<6>{.groups = 4, .best_groups = 2, .renormalise = false});
+  alike(sticky<top_k<2>>{}), alike(biased<sticky<sigmoid_top_k<2>>>{}), alike(smooth<segment<top_k<4>, 3, 1>>{});
+  alike(segment_group<top_k<2>, 4, 8>{}), alike(second_best{}), alike(sticky<second_best>{}), alike(halved{});
+  alike(sticky<halved>{});
 }
 
 TEST_CASE("tensor cores are exact but for rounding: numbers of bf16 give sums of double") {

@@ -24,9 +24,10 @@ using each_of_floats =
                phase::expert_act, phase::add_experts, phase::dropped_gates, phase::adamw_moments, phase::count_agreeing,
                phase::adamw_weights, phase::column_sums, phase::add_rows, phase::gated_swiglu,
                phase::group_gain_gradient>;
-template <class R> using each_of_router = phase_list<phase::route<R>, phase::route_backward<R>>;
+template <class R> using each_of_router = phase_list<phase::route_backward<R>>;
 
 /// Phases of threads that work together.
+template <class R> using blocks_of_router = phase_list<phase::route<R>>;
 template <class W> using blocks_of_weights =
     phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,

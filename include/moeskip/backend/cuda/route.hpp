@@ -1,5 +1,5 @@
-// Routing: the router's per-token functions, as they stand in its header, run by one thread a token. A router that
-// looks at the token before goes through a sequence's run of rows in order.
+// Routing: the router's per-token functions, as they stand in its header, run by a warp a token, whose lanes share them
+// if the router knows of lanes. One that looks at the token before chooses for a sequence's run of rows in order.
 #pragma once
 
 #include "moeskip/backend/cuda/backend.hpp"
@@ -9,33 +9,59 @@ namespace moeskip {
 
 namespace phase {
 
+/// The steps of a router, one after the other unless each row can be done without the others.
+enum class routing_step { score, choose, weigh, all };
+
 template <class R> struct route {
   static constexpr const char* name = "route";
+  static constexpr bool in_order = follows_previous<R>;  // choices are
   moeskip::routing<float> r;
   mat<const float> logits;
   R router;
   routing_call<float> call;
-  MOESKIP_HD void operator()(index_t n) const {
-    if (call.rows.size() && follows_previous<R> && call.rows.follows(n)) return;  // whoever leads the run does it
-    bool sound = row(n, true);
-    while (follows_previous<R> && call.rows.size() && call.rows.follows(++n)) sound = row(n, sound);
+  routing_step step;
+
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    if (!made_by_warps<R> && b.lane() != 0) return;
+    for (index_t n = b.block() * b.warps() + b.warp(); n < logits.rows(); n += b.blocks() * b.warps()) {
+      if (step == routing_step::score || step == routing_step::all) score(b, n);
+      if constexpr (ChoosesRows<R>) continue;
+      if (step == routing_step::choose || step == routing_step::all) choose(b, n);
+      if (step == routing_step::weigh || step == routing_step::all) weigh(b, n);
+    }
   }
 
  private:
-  /// Whether all its choices are experts. If not, nobody weighs them or follows them: the host will complain.
-  MOESKIP_HD bool row(index_t n, bool follows_sound) const {
-    noise_key noise;
+  template <class Block>
+  MOESKIP_HD routed_token<float> token(const Block& b, index_t n, noise_key& noise, bool follows_sound) const {
     routed_token<float> t = detail::token_at(call, r, logits, n, noise);
+    if constexpr (made_by_warps<R>) t.by = b.lanes();
     if (!follows_sound) t.previous = nullptr;
-    router::score<float>(router, t);
-    if constexpr (ChoosesRows<R>) return true;
-    else {
-      router::choose<float>(router, t);
-      for (int k = 0; k < R::experts_per_token; ++k)
-        if (t.chosen[k] < 0 || t.chosen[k] >= t.experts) return false;
-      router::weigh<float>(router, t);
-      return true;
+    return t;
+  }
+  template <class Block> MOESKIP_HD void score(const Block& b, index_t n) const {
+    noise_key noise;
+    router::score<float>(router, token(b, n, noise, false));
+  }
+  /// That of a row, or, where it leads a run whose rows follow each other, of them all.
+  template <class Block> MOESKIP_HD void choose(const Block& b, index_t n) const {
+    noise_key noise;
+    if (in_order && call.rows.follows(n)) return;
+    router::choose<float>(router, token(b, n, noise, true));
+    while (in_order && call.rows.follows(++n)) {
+      const bool follows_sound = sound(n - 1);
+      router::choose<float>(router, token(b, n, noise, follows_sound));
     }
+  }
+  template <class Block> MOESKIP_HD void weigh(const Block& b, index_t n) const {
+    noise_key noise;
+    if (sound(n)) router::weigh<float>(router, token(b, n, noise, false));
+  }
+  /// Whether all choices of a row are experts. If not, nobody weighs them or follows them: the host will complain.
+  MOESKIP_HD bool sound(index_t n) const {
+    for (const int e : r.chosen.row(n))
+      if (e < 0 || e >= r.probability.cols()) return false;
+    return true;
   }
 };
 
@@ -117,7 +143,12 @@ template <> struct kernel<route_t, on_cuda> {
     using call = detail::device_call<route_t, B>;
     detail::expect_seen<call>(r);
     const routing_call<float> here = detail::listed_call<call>(c);
-    call::each(logits.rows(), phase::route<R>{r, call::seen(logits), router, here});
+    const auto ask = [&](phase::routing_step step) {
+      call::launch(detail::warp_each(logits.rows()), phase::route<R>{r, call::seen(logits), router, here, step});
+    };
+    if (phase::route<R>::in_order && detail::following(c.rows) > 0)
+      ask(phase::routing_step::score), ask(phase::routing_step::choose), ask(phase::routing_step::weigh);
+    else ask(phase::routing_step::all);
     if constexpr (!ChoosesRows<R>)
       call::launch(detail::warp_each(r.load.size()), phase::note_choices{r, here.rows, here.past});
   }
