@@ -15,6 +15,7 @@
 #include "moeskip/backend/cuda/experts_backward.hpp"
 #include "moeskip/backend/cuda/fragments.hpp"
 #include "moeskip/backend/cuda/linear.hpp"
+#include "moeskip/backend/cuda/norm_route.hpp"
 #include "moeskip/backend/cuda/projection.hpp"
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"

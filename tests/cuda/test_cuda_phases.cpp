@@ -73,6 +73,14 @@ bool caught(const Case& c, std::string_view phase, int barrier) {
   return false;
 }
 
+/// The emulator with another number of threads in each block.
+template <int Threads> struct with_threads : ms::driver::emulator {
+  template <class Phase> static void launch(const ms::launch_shape& shape, const Phase& phase) {
+    ms::driver::emulator::launch({shape.blocks, Threads, shape.shared}, phase);
+  }
+};
+template <int Threads> using threads_of = ms::cuda<ms::bf16, with_threads<Threads>, ms::bf16>;
+
 /// Threads of a block that do not agree where to wait.
 struct divergent {
   static constexpr const char* name = "divergent";
@@ -127,6 +135,30 @@ TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes"
   alike(sticky<top_k<2>>{}), alike(biased<sticky<sigmoid_top_k<2>>>{}), alike(smooth<segment<top_k<4>, 3, 1>>{});
   alike(segment_group<top_k<2>, 4, 8>{}), alike(second_best{}), alike(sticky<second_best>{}), alike(halved{});
   alike(sticky<halved>{});
+}
+
+TEST_CASE("one phase normalises, scores, routes and sorts as the ops do that it stands for") {
+  using namespace ms::router;
+  const auto alike = [](const auto& router) {
+    using R = std::decay_t<decltype(router)>;
+    for (const bool many : {false, true}) {
+      const norm_route_case<R> c{many, router};
+      const auto expected = run<ms::reference<double>>(c, 1);
+      for (int order = 0; order < orders; ++order) {
+        CAPTURE(full_name<R>());
+        CAPTURE(many);
+        CAPTURE(order);
+        const emulated e(order);
+        CHECK(difference(expected, run<ms::emulated_cuda<float>>(c, 1)) < 3e-5);
+        CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, 1)) < 3e-5);
+        if (many) continue;
+        CHECK(difference(expected, run<threads_of<128>>(c, 1)) < 3e-5);
+        CHECK(difference(expected, run<threads_of<512>>(c, 1)) < 3e-5);
+      }
+    }
+  };
+  alike(top_k<8>{}), alike(biased<sticky_router>{}), alike(second_best{}), alike(sticky<halved>{});
+  alike(hash<2>{});  // without scores there is nothing to fuse
 }
 
 TEST_CASE("tensor cores are exact but for rounding: numbers of bf16 give sums of double") {
@@ -188,6 +220,10 @@ TEST_CASE("every barrier of a phase is needed") {
   for (int b = 0; b < ms::phase::distillation::barriers; ++b) {
     CAPTURE(b);
     CHECK(caught(distillation_case{true}, "distillation", b));
+  }
+  for (int b = 0; b < ms::phase::norm_route<float, ms::router::biased<sticky_router>>::barriers; ++b) {
+    CAPTURE(b);
+    CHECK(caught(norm_route_case<ms::router::biased<sticky_router>>{false}, "norm_route", b));
   }
   CHECK_FALSE(caught(linear_case{true}, "product", 2));  // there is none: the unharmed phase passes
 }

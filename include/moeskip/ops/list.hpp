@@ -1,5 +1,5 @@
-// All ops that look for a kernel, and which of them a backend leaves to the family that it falls back to. norm_linear
-// and its backward have no plain loops: where no family has a kernel for them they are made of other ops of the list.
+// All ops that look for a kernel, and which of them a backend leaves to the family that it falls back to. norm_linear,
+// its backward and norm_route have no plain loops: where no family has a kernel for them they are made of other ops of the list.
 #pragma once
 
 #include <string>
@@ -18,6 +18,7 @@
 #include "moeskip/ops/linear.hpp"
 #include "moeskip/ops/norm_groups.hpp"
 #include "moeskip/ops/norm_linear.hpp"
+#include "moeskip/ops/norm_route.hpp"
 #include "moeskip/ops/rms_norm.hpp"
 #include "moeskip/ops/rope.hpp"
 #include "moeskip/ops/route.hpp"
@@ -33,9 +34,9 @@ using all_ops =
     op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t, norm_linear_t,
             norm_linear_backward_t, norm_groups_t, norm_groups_backward_t, add_bias_t, add_bias_backward_t,
             rope_append_t, rope_append_backward_t, attend_t, attend_backward_t, route_t, route_backward_t,
-            balance_loss_t, sort_choices_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
-            gate_rows_backward_t, gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t, gather_rows_t,
-            scatter_rows_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
+            balance_loss_t, sort_choices_t, norm_route_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t,
+            gate_rows_t, gate_rows_backward_t, gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t,
+            gather_rows_t, scatter_rows_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 
 /// Names of the ops that B runs with another family's kernel, separated by spaces.
 template <class B> std::string fallbacks() {

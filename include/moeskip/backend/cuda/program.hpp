@@ -7,6 +7,7 @@
 #include "moeskip/backend/cuda/attend.hpp"
 #include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/experts_backward.hpp"
+#include "moeskip/backend/cuda/norm_route.hpp"
 #include "moeskip/backend/cuda/projection.hpp"
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"
@@ -27,7 +28,8 @@ using each_of_floats =
 template <class R> using each_of_router = phase_list<phase::route_backward<R>>;
 
 /// Phases of threads that work together.
-template <class R> using blocks_of_router = phase_list<phase::route<R>>;
+template <class R> using blocks_of_router =
+    phase_list<phase::route<R>, phase::norm_route<float, R>, phase::norm_route<bf16, R>>;
 template <class W> using blocks_of_weights =
     phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,

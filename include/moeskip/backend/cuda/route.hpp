@@ -2,6 +2,8 @@
 // if the router knows of lanes. One that looks at the token before chooses for a sequence's run of rows in order.
 #pragma once
 
+#include <bit>
+
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/ops/route.hpp"
 
@@ -19,43 +21,45 @@ template <class R> struct route {
   mat<const float> logits;
   R router;
   routing_call<float> call;
-  routing_step step;
+  routing_step step = routing_step::all;
 
-  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const { run(b, step, call.bias); }
+  template <class Block> MOESKIP_HD void run(const Block& b, routing_step which, vec<const float> bias) const {
     if (!made_by_warps<R> && b.lane() != 0) return;
     for (index_t n = b.block() * b.warps() + b.warp(); n < logits.rows(); n += b.blocks() * b.warps()) {
-      if (step == routing_step::score || step == routing_step::all) score(b, n);
+      if (which == routing_step::score || which == routing_step::all) score(b, n, bias);
       if constexpr (ChoosesRows<R>) continue;
-      if (step == routing_step::choose || step == routing_step::all) choose(b, n);
-      if (step == routing_step::weigh || step == routing_step::all) weigh(b, n);
+      if (which == routing_step::choose || which == routing_step::all) choose(b, n, bias);
+      if (which == routing_step::weigh || which == routing_step::all) weigh(b, n, bias);
     }
   }
 
  private:
-  template <class Block>
-  MOESKIP_HD routed_token<float> token(const Block& b, index_t n, noise_key& noise, bool follows_sound) const {
+  template <class Block> MOESKIP_HD routed_token<float> token(const Block& b, index_t n, vec<const float> bias,
+                                                              noise_key& noise, bool follows_sound) const {
     routed_token<float> t = detail::token_at(call, r, logits, n, noise);
+    t.bias = bias.data();
     if constexpr (made_by_warps<R>) t.by = b.lanes();
     if (!follows_sound) t.previous = nullptr;
     return t;
   }
-  template <class Block> MOESKIP_HD void score(const Block& b, index_t n) const {
+  template <class Block> MOESKIP_HD void score(const Block& b, index_t n, vec<const float> bias) const {
     noise_key noise;
-    router::score<float>(router, token(b, n, noise, false));
+    router::score<float>(router, token(b, n, bias, noise, false));
   }
   /// That of a row, or, where it leads a run whose rows follow each other, of them all.
-  template <class Block> MOESKIP_HD void choose(const Block& b, index_t n) const {
+  template <class Block> MOESKIP_HD void choose(const Block& b, index_t n, vec<const float> bias) const {
     noise_key noise;
     if (in_order && call.rows.follows(n)) return;
-    router::choose<float>(router, token(b, n, noise, true));
+    router::choose<float>(router, token(b, n, bias, noise, true));
     while (in_order && call.rows.follows(++n)) {
       const bool follows_sound = sound(n - 1);
-      router::choose<float>(router, token(b, n, noise, follows_sound));
+      router::choose<float>(router, token(b, n, bias, noise, follows_sound));
     }
   }
-  template <class Block> MOESKIP_HD void weigh(const Block& b, index_t n) const {
+  template <class Block> MOESKIP_HD void weigh(const Block& b, index_t n, vec<const float> bias) const {
     noise_key noise;
-    if (sound(n)) router::weigh<float>(router, token(b, n, noise, false));
+    if (sound(n)) router::weigh<float>(router, token(b, n, bias, noise, false));
   }
   /// Whether all choices of a row are experts. If not, nobody weighs them or follows them: the host will complain.
   MOESKIP_HD bool sound(index_t n) const {
@@ -87,20 +91,26 @@ struct note_choices {
   token_rows rows;
   cube<int> past;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    const index_t choices = r.chosen.size(), K = r.chosen.cols(), item = b.block() * b.warps() + b.warp();
+    const index_t choices = r.chosen.size(), K = r.chosen.cols();
     for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
       past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = expert(c);
-    if (item >= r.load.size()) return;
-    float mine = 0, all = 0;
-    for (index_t c = b.lane(); c < choices; c += 32) {
-      const int e = expert(c);
-      mine += e == item ? 1.f : 0.f, all += e >= 0 ? 1.f : 0.f;
+    const int all = count(b, [](int e) { return e >= 0; });
+    for (index_t item = b.block() * b.warps() + b.warp(); item < r.load.size(); item += b.blocks() * b.warps()) {
+      const int mine = count(b, [&](int e) { return e == item; });
+      if (b.lane() == 0) r.load[item] = all > 0 ? float(mine) / float(all) : 0.f;
     }
-    mine = b.warp_sum(mine), all = b.warp_sum(all);
-    if (b.lane() == 0) r.load[item] = all > 0 ? mine / all : 0.f;
   }
 
  private:
+  /// Choices of experts that are which(expert), counted by a warp.
+  template <class Block, class Which> MOESKIP_HD int count(const Block& b, const Which& which) const {
+    int sum = 0;
+    for (index_t from = 0; from < r.chosen.size(); from += 32) {
+      const index_t c = from + b.lane();
+      sum += std::popcount(b.warp_which(c < r.chosen.size() && which(expert(c))));
+    }
+    return sum;
+  }
   MOESKIP_HD int expert(index_t c) const {
     const int e = r.chosen.data()[c];
     return e < r.load.size() ? e : -1;
