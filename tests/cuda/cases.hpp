@@ -227,12 +227,12 @@ template <class R> struct moe_case {
 
 /// Routing by R among more experts than a warp has lanes, behind earlier tokens. Not among each_case.
 template <class R> struct route_case {
-  bool many;
+  int first, second;  // rows of two sequences
   R router{};
   template <class B> void operator()(trial<B>& t) const {
     using T = ms::scalar_t<B>;
     constexpr int E = 72, K = R::experts_per_token, C = 40;
-    const two_sequences rows(many ? 20 : 3, many ? 13 : 5, t.between(0, 5));
+    const two_sequences rows(first, second, t.between(0, 5));
     const auto N = ms::index_t(rows.slot.size());
     const auto sets = t.memory.template take<ms::expert_set>(N);
     for (ms::expert_set& alive : sets) alive = ms::expert_set::first(E).erase(t.between(0, E - 1)).erase(9);

@@ -114,12 +114,12 @@ TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes"
   static_assert(!ms::made_by_warps<second_best> && !ms::made_by_warps<halved> && !ms::made_by_warps<sticky<halved>>);
   const auto alike = [](const auto& router) {
     using R = std::decay_t<decltype(router)>;
-    for (const bool many : {false, true})
+    for (const auto& rows : {std::pair{1, 1}, std::pair{3, 5}, std::pair{20, 13}})
       for (int order = 0; order < orders; ++order) {
         CAPTURE(full_name<R>());
-        CAPTURE(many);
+        CAPTURE(rows.first);
         CAPTURE(order);
-        const route_case<R> c{many, router};
+        const route_case<R> c{rows.first, rows.second, router};
         const auto seed = std::uint64_t(order) + 1;
         const auto expected = run<ms::reference<double>>(c, seed);
         const emulated e(order);
@@ -132,7 +132,8 @@ TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes"
   alike(top_k<8>{}), alike(top_k<2>{.renormalise = false}), alike(switch_top1{}), alike(noisy_top_k<3>{});
   alike(hash<4>{}), alike(grouped_top_k<6>{.groups = 8, .best_groups = 3, .scale = 2});
   alike(sigmoid_top_k<6>{}), alike(sigmoid_top_k<6>{.groups = 4, .best_groups = 2, .renormalise = false});
-  alike(sticky<top_k<2>>{}), alike(biased<sticky<sigmoid_top_k<2>>>{}), alike(smooth<segment<top_k<4>, 3, 1>>{});
+  alike(sticky<top_k<2>>{}), alike(biased<sticky<sigmoid_top_k<2>>>{}),
+      alike(segment<top_k<2>, 3>{.base = {.renormalise = false}}), alike(smooth<segment<top_k<4>, 3, 1>>{});
   alike(segment_group<top_k<2>, 4, 8>{}), alike(second_best{}), alike(sticky<second_best>{}), alike(halved{});
   alike(sticky<halved>{});
 }

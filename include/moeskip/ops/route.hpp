@@ -7,6 +7,9 @@
 //   change  = mean over rows that follow one of ½ Σ_e (p_n,e − p_{n−1},e)²: how much routing moves along a sequence
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "moeskip/base/math.hpp"
 #include "moeskip/concepts/router.hpp"
 #include "moeskip/ops/contract.hpp"

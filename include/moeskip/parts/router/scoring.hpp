@@ -2,6 +2,11 @@
 // on any scalar, host and device.
 #pragma once
 
+#include <bit>
+#include <concepts>
+#include <cstdint>
+#include <string_view>
+
 #include "moeskip/base/math.hpp"
 #include "moeskip/concepts/router.hpp"
 
