@@ -66,6 +66,7 @@ class device_block {
     for (int m = 16; m; m /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, m));
     return v;
   }
+  __device__ warp_lanes lanes() const { return warp_lanes(lane()); }
   __device__ float warp_at(float v, int lane) const { return __shfl_sync(~0u, v, lane); }
   __device__ std::uint32_t warp_which(bool v) const { return __ballot_sync(~0u, v); }
   __device__ float warp_xor(float v, int mask) const { return __shfl_xor_sync(~0u, v, mask); }
@@ -433,7 +434,10 @@ template <class... None> struct cuda_kernels {
 
 /// Kernels of routers alone.
 template <class... Routers> struct cuda_routers {
-  static int keep() { return (0 + ... + detail::keep_each(each_of_router<Routers>{})); }
+  static int keep() {
+    return (0 + ... + detail::keep_each(each_of_router<Routers>{})) +
+           (0 + ... + detail::keep_blocks(blocks_of_router<Routers>{}));
+  }
 };
 
 /// Kernels of the loops of decoder::on_device for weights W and a router: of each exit rule's early exit, and with

@@ -249,6 +249,61 @@ template <class R> struct moe_case {
   }
 };
 
+/// Routing by R among more experts than a warp has lanes, behind earlier tokens. Not among each_case.
+template <class R> struct route_case {
+  int first, second;  // rows of two sequences
+  R router{};
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    constexpr int E = 72, K = R::experts_per_token, C = 40;
+    const two_sequences rows(first, second, t.between(0, 5));
+    const auto N = ms::index_t(rows.slot.size());
+    const auto sets = t.memory.template take<ms::expert_set>(N);
+    for (ms::expert_set& alive : sets) alive = ms::expert_set::first(E).erase(t.between(0, E - 1)).erase(9);
+    const ms::cube<int> past(t.memory.template take<int>(2 * C * K).data(), 2, C, K);
+    for (ms::index_t i = 0; i < past.size(); ++i) past.data()[i] = int(i % 7 + 10 * (i % K));  // different ones
+    ms::routing_call<T> call{
+        .alive = {sets}, .rows = rows.rows(), .past = past, .bias = t.numbers(E), .layer = 2, .training = true};
+    call.from = {5}, call.step = 3;
+    const auto logits = t.numbers(N, E * ms::logits_per_expert<R>);
+    const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+    ms::route(t.backend, r, logits, router, call, t.memory);
+    t.keep(r.chosen, past, r.probability, r.gate, r.load);
+  }
+};
+
+/// The head of a MoE block with R among more experts than one block of threads scores. Not among each_case.
+template <class R> struct norm_route_case {
+  bool many;
+  R router{};
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    constexpr int E = 72, K = R::experts_per_token, C = 40;
+    const int D = t.between(1, 300);
+    const two_sequences rows(many ? 20 : t.between(2, 8), many ? 13 : t.between(2, 8), t.between(0, 5));
+    const auto N = ms::index_t(rows.slot.size());
+    const auto sets = t.memory.template take<ms::expert_set>(1);
+    sets[0] = ms::expert_set::first(E).erase(t.between(0, E - 1));
+    const ms::cube<int> past(t.memory.template take_zeroed<int>(2 * C * K).data(), 2, C, K);
+    const ms::routing_call<T> call{.alive = {sets}, .rows = rows.rows(), .past = past, .layer = 2};
+    const auto x = t.numbers(N, D), h = t.numbers(N, D), logits = t.numbers(N, E * ms::logits_per_expert<R>);
+    const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+    const auto gain = t.weights(D), bias = t.weights(E);
+    const auto w = t.weights(logits.cols(), D);
+    const auto route = [&](ms::index_t capacity) {
+      return ms::norm_route(t.backend, h, logits, r, x,
+                            {gain, w, ms::has_selection_bias<R> ? bias : ms::vec<const ms::weight_t<B>>{}}, 1e-5f,
+                            router, call, capacity, t.memory);
+    };
+    for (const ms::index_t capacity : {0, 2}) {
+      const auto plan = route(capacity);
+      t.keep(h, logits, r.probability, r.chosen, r.gate, r.load, past, plan.first, plan.assignment);
+    }
+    CHECK(route(ms::norm_route.unsorted).first.size() == 0);
+    t.keep(r.chosen);
+  }
+};
+
 /// Products by expert of numbers that bf16 holds: many experts, most rows with one of them. Not among each_case.
 struct crowded_case {
   template <class B> void operator()(trial<B>& t) const {

@@ -60,6 +60,19 @@ TEST_CASE("a call of layers waits for the device once, at its end") {
   CHECK(ms::emulation::here().waits == before + 1);
 }
 
+TEST_CASE("a layer of a decoding step is six phases") {
+  auto m = lively_model<plain, ms::emulated_cuda<ms::bf16>>();
+  ms::session s(m);
+  s.prefill(random_tokens(5, tiny_sizes.vocab, 1));
+  const auto x = s.memory().take<float>(1, tiny_sizes.dim);
+  s.embed(x, 1, 4);
+  const int layer = m.layers() - 1;  // with experts
+  const long long before = ms::emulation::here().launches;
+  s.run(layer, layer + 1, x, 4);
+  // norm and projection, biases, rope and append, attention, output; norm and routing, units, down
+  CHECK(ms::emulation::here().launches == before + 6);
+}
+
 namespace tests {
 
 /// Chooses one expert that does not exist, or one twice.
@@ -71,9 +84,7 @@ struct bad_router : ms::router::top_k<2> {
   }
   friend bool operator==(const bad_router&, const bad_router&) = default;
 };
-struct badly_routed : ms::variant {
-  using router = bad_router;
-};
+template <class R> struct badly_routed : ms::variant { using router = R; };
 
 }  // namespace tests
 
@@ -112,15 +123,20 @@ TEST_CASE_TEMPLATE("a projection that only has forward() gets the bits of one th
   CHECK(made(users{}) == made(plain{}));
 }
 
-TEST_CASE("choices that are none are found when a call ends, and touch no memory before") {
+TEST_CASE_TEMPLATE("choices that are none are found when a call ends, and touch no memory before", R, bad_router,
+                   ms::router::sticky<bad_router>) {
   for (const auto& [bad, complaint] :
        {std::pair{99, "the router chose expert 99 of 4"}, std::pair{2'000'000, "the router chose expert 2000000 of 4"},
         std::pair{-3, "the router chose expert -3 of 4"}, std::pair{1, "the router chose expert 1 twice"}}) {
-    ms::config<badly_routed> c{.sizes = tiny_sizes};
-    c.sizes.experts = 4, c.router.bad = bad;
-    ms::model<badly_routed, ms::emulated_cuda<float>> m(c, ms::seed{1});
+    ms::config<badly_routed<R>> c{.sizes = tiny_sizes};
+    c.sizes.experts = 4;
+    if constexpr (std::same_as<R, bad_router>) c.router.bad = bad;
+    else c.router.base.bad = bad;
+    ms::model<badly_routed<R>, ms::emulated_cuda<float>> m(c, ms::seed{1});
     ms::session s(m);
-    const std::vector<int> prompt = {1, 2, 3};
+    std::vector<int> prompt = {1, 2, 3};
+    CHECK_THROWS_WITH_AS(s.prefill(prompt), complaint, ms::config_error);
+    prompt.resize(20, 3);  // more rows than one phase routes
     CHECK_THROWS_WITH_AS(s.prefill(prompt), complaint, ms::config_error);
     const auto budget = s.meter().limit_experts(1);
     CHECK_THROWS_WITH_AS(s.prefill(prompt), complaint, ms::config_error);

@@ -6,6 +6,26 @@
 #include <bit>
 
 #include "cases.hpp"
+#include "downstream/mine.hpp"
+#include "moeskip/parts/router/grouped_top_k.hpp"
+#include "moeskip/parts/router/hash.hpp"
+#include "moeskip/parts/router/segment_group.hpp"
+#include "moeskip/parts/router/sigmoid_top_k.hpp"
+#include "moeskip/parts/router/smooth.hpp"
+#include "moeskip/parts/router/switch_top1.hpp"
+
+namespace tests {
+
+/// A step that knows nothing of lanes, in a router whose other steps are made by warps.
+struct halved : ms::router::top_k<3> {
+  template <class T> MOESKIP_HD void weigh(const ms::routed_token<T>& t) const {
+    ms::router::weigh_by_probability<3>(t);
+    for (int k = 0; k < 3; ++k) t.gate[k] /= T(2);
+  }
+  friend bool operator==(const halved&, const halved&) = default;
+};
+
+}  // namespace tests
 
 using namespace tests;
 
@@ -52,6 +72,14 @@ bool caught(const Case& c, std::string_view phase, int barrier) {
   }
   return false;
 }
+
+/// The emulator with another number of threads in each block.
+template <int Threads> struct with_threads : ms::driver::emulator {
+  template <class Phase> static void launch(const ms::launch_shape& shape, const Phase& phase) {
+    ms::driver::emulator::launch({shape.blocks, Threads, shape.shared}, phase);
+  }
+};
+template <int Threads> using threads_of = ms::cuda<ms::bf16, with_threads<Threads>, ms::bf16>;
 
 /// Threads of a block that do not agree where to wait.
 struct divergent {
@@ -157,6 +185,60 @@ TEST_CASE("what is handed to a BLAS: dense products of calls of more than 16 row
       "gemm of 2, 1, 1: a leading dimension is too small, got 1 and 1", ms::error);
 }
 
+TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes") {
+  using namespace ms::router;
+  static_assert(ms::made_by_warps<biased<sticky<top_k<1>>>> && ms::made_by_warps<smooth<segment<top_k<4>, 3, 1>>>);
+  static_assert(!ms::made_by_warps<second_best> && !ms::made_by_warps<halved> && !ms::made_by_warps<sticky<halved>>);
+  const auto alike = [](const auto& router) {
+    using R = std::decay_t<decltype(router)>;
+    for (const auto& rows : {std::pair{1, 1}, std::pair{3, 5}, std::pair{20, 13}})
+      for (int order = 0; order < orders; ++order) {
+        CAPTURE(full_name<R>());
+        CAPTURE(rows.first);
+        CAPTURE(order);
+        const route_case<R> c{rows.first, rows.second, router};
+        const auto seed = std::uint64_t(order) + 1;
+        const auto expected = run<ms::reference<double>>(c, seed);
+        const emulated e(order);
+        const auto got = run<ms::emulated_cuda<float>>(c, seed);
+        CHECK(got[0] == expected[0]);  // choices
+        CHECK(got[1] == expected[1]);  // those that were remembered
+        CHECK(difference(expected, got) < 3e-5);
+      }
+  };
+  alike(top_k<8>{}), alike(top_k<2>{.renormalise = false}), alike(switch_top1{}), alike(noisy_top_k<3>{});
+  alike(hash<4>{}), alike(grouped_top_k<6>{.groups = 8, .best_groups = 3, .scale = 2});
+  alike(sigmoid_top_k<6>{}), alike(sigmoid_top_k<6>{.groups = 4, .best_groups = 2, .renormalise = false});
+  alike(sticky<top_k<2>>{}), alike(biased<sticky<sigmoid_top_k<2>>>{}),
+      alike(segment<top_k<2>, 3>{.base = {.renormalise = false}}), alike(smooth<segment<top_k<4>, 3, 1>>{});
+  alike(segment_group<top_k<2>, 4, 8>{}), alike(second_best{}), alike(sticky<second_best>{}), alike(halved{});
+  alike(sticky<halved>{});
+}
+
+TEST_CASE("one phase normalises, scores, routes and sorts as the ops do that it stands for") {
+  using namespace ms::router;
+  const auto alike = [](const auto& router) {
+    using R = std::decay_t<decltype(router)>;
+    for (const bool many : {false, true}) {
+      const norm_route_case<R> c{many, router};
+      const auto expected = run<ms::reference<double>>(c, 1);
+      for (int order = 0; order < orders; ++order) {
+        CAPTURE(full_name<R>());
+        CAPTURE(many);
+        CAPTURE(order);
+        const emulated e(order);
+        CHECK(difference(expected, run<ms::emulated_cuda<float>>(c, 1)) < 3e-5);
+        CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, 1)) < 3e-5);
+        if (many) continue;
+        CHECK(difference(expected, run<threads_of<128>>(c, 1)) < 3e-5);
+        CHECK(difference(expected, run<threads_of<512>>(c, 1)) < 3e-5);
+      }
+    }
+  };
+  alike(top_k<8>{}), alike(biased<sticky_router>{}), alike(second_best{}), alike(sticky<halved>{});
+  alike(hash<2>{});  // without scores there is nothing to fuse
+}
+
 TEST_CASE("tensor cores are exact but for rounding: numbers of bf16 give sums of double") {
   for (int order = 0; order < orders; ++order) {
     CAPTURE(order);
@@ -222,6 +304,10 @@ TEST_CASE("every barrier of a phase is needed") {
   for (int b = 0; b < ms::phase::distillation::barriers; ++b) {
     CAPTURE(b);
     CHECK(caught(distillation_case{true}, "distillation", b));
+  }
+  for (int b = 0; b < ms::phase::norm_route<float, ms::router::biased<sticky_router>>::barriers; ++b) {
+    CAPTURE(b);
+    CHECK(caught(norm_route_case<ms::router::biased<sticky_router>>{false}, "norm_route", b));
   }
   CHECK_FALSE(caught(linear_case{true}, "product", 2));  // there is none: the unharmed phase passes
 }

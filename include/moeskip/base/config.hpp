@@ -12,6 +12,32 @@
 
 namespace moeskip {
 
+// What the 32 lanes of a warp have in common: a device has instructions for it, on the host `played` says how. All lanes
+// ask. Of a sum each lane has the same bits.
+template <class Played> MOESKIP_HD float sum_of_lanes([[maybe_unused]] const Played* played, float v) {
+#if defined(__CUDA_ARCH__)
+  for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
+  return v;
+#else
+  return played->sum(v);
+#endif
+}
+template <class Played> MOESKIP_HD int most_of_lanes([[maybe_unused]] const Played* played, int v) {
+#if defined(__CUDA_ARCH__)
+  return __reduce_max_sync(~0u, v);
+#else
+  return played->most(v);
+#endif
+}
+// From here on lanes see what the others wrote before.
+template <class Played> MOESKIP_HD void wait_for_lanes([[maybe_unused]] const Played* played) {
+#if defined(__CUDA_ARCH__)
+  __syncwarp();
+#else
+  played->most(0);
+#endif
+}
+
 using index_t = std::ptrdiff_t;  // every extent and offset; signed, so that differences are safe
 
 // Bytes to which buffers are aligned: one cache line, one AVX-512 register.

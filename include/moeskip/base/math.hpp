@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "moeskip/base/config.hpp"
+#include "moeskip/base/lanes.hpp"
 #include "moeskip/base/scalar.hpp"
 
 namespace moeskip {
@@ -36,12 +37,13 @@ struct keep_all {
 };
 
 /// The largest real part among the kept x; minus infinity where none is kept.
-template <Scalar T, class Keep> MOESKIP_HD real_t<T> kept_max(const T* x, index_t n, const Keep& keep) {
+template <Scalar T, class Keep, class By = one_thread>
+MOESKIP_HD real_t<T> kept_max(const T* x, index_t n, const Keep& keep, const By& by = {}) {
   constexpr real_t<T> lowest = -std::numeric_limits<real_t<T>>::infinity();
   real_t<T> largest = lowest;
-  for (index_t i = 0; i < n; ++i)
+  for (index_t i = by.lane(); i < n; i += by.lanes())
     if (keep(i) && real_part(x[i]) > largest) largest = real_part(x[i]);
-  return largest;
+  return by.max(largest);
 }
 
 }  // namespace detail
@@ -76,19 +78,20 @@ MOESKIP_HD T log_sum_exp(const T* x, index_t n, const Keep& keep = {}) {
 }
 
 /// out (n) = softmax over the kept ones of in (n), and 0 for the others; all 0 where none is kept (or all
-/// kept are minus infinity). out may be in.
-template <Scalar T, class Keep = detail::keep_all>
-MOESKIP_HD void softmax(T* out, const T* in, index_t n, const Keep& keep = {}) {
+/// kept are minus infinity). out may be in. Lanes that share the loops read and write numbers of their own.
+template <Scalar T, class Keep = detail::keep_all, class By = one_thread>
+MOESKIP_HD void softmax(T* out, const T* in, index_t n, const Keep& keep = {}, const By& by = {}) {
   using std::exp;
-  const real_t<T> largest = detail::kept_max(in, n, keep);
+  const real_t<T> largest = detail::kept_max(in, n, keep, by);
   constexpr real_t<T> lowest = -std::numeric_limits<real_t<T>>::infinity();
   T sum{};
-  for (index_t i = 0; i < n; ++i) {
+  for (index_t i = by.lane(); i < n; i += by.lanes()) {
     out[i] = keep(i) && largest != lowest ? T(exp(in[i] - largest)) : T{};
     sum += out[i];
   }
+  sum = by.sum(sum);
   if (largest == lowest) return;
-  for (index_t i = 0; i < n; ++i) out[i] /= sum;
+  for (index_t i = by.lane(); i < n; i += by.lanes()) out[i] /= sum;
 }
 
 }  // namespace moeskip

@@ -22,6 +22,7 @@
 #include <string_view>
 
 #include "moeskip/base/bit_set.hpp"
+#include "moeskip/base/lanes.hpp"
 #include "moeskip/base/rng.hpp"
 #include "moeskip/base/scalar.hpp"
 
@@ -42,11 +43,12 @@ template <class T> struct routed_token {
   int experts;                       // E
   const expert_set* alive;           // experts that may be chosen; at least K of them, fewer only where a wrapper asks
   const T* bias = nullptr;           // (E) added to what the choice compares, and to nothing else; null: none
-  const int* previous = nullptr;     // (K) experts of the sequence's token before this one; null: there is none
+  const int* previous = nullptr;     // (K) experts of the sequence's token before this one, for choose; null: none
   int layer = 0, position = 0;       // of the token
   int token = -1;                    // its vocabulary id; -1: not known
   double progress = 1;               // share of the training's steps that are done; 1 where nothing is trained
   const noise_key* noise = nullptr;  // while training; null: no noise
+  warp_lanes by{};                   // who makes it, with routers that are made by warps; none: one thread
 };
 
 namespace detail {
@@ -112,6 +114,20 @@ MOESKIP_HD void backward(const R& r, const routed_token<T>& t, const T* dgate, T
 }  // namespace router
 
 // ---- what a router may have beside ----
+
+/// `using made_by_warps = my_router;`: on a GPU the lanes of a warp run its steps together, each on experts of its own
+/// (router::together, parts/router/scoring.hpp), where otherwise one thread does all. It names the router, since one
+/// that derives from it may have steps that know nothing of lanes. A router made from another one is made by warps if
+/// that is, and says so if it has steps of its own. The rules of its steps:
+///   all lanes write chosen, alike; probability and gate belong to the lanes by.has(i)
+///   of scores and biases that a step hands on, a lane has filled in those of its own experts, and no others are read
+///   before reading what other lanes wrote, by.sync()
+template <class P> inline constexpr bool made_by_warps = [] {
+  constexpr bool knows = requires { requires std::same_as<typename P::made_by_warps, P>; };
+  constexpr bool has_steps = detail::has_score<P> || detail::has_choose<P> || detail::has_weigh<P>;
+  if constexpr (detail::wraps_router<P>) return (knows || !has_steps) && made_by_warps<typename P::base_type>;
+  else return knows;
+}();
 
 /// `index_t capacity(index_t tokens, int experts) const`: limits how many tokens an expert takes while training.
 template <class P> concept HasCapacity = requires(const P& p) {

@@ -1,6 +1,6 @@
 // All ops that look for a kernel, and which of them a backend leaves to the family that it falls back to. norm_linear,
-// its backward and append_attend have no plain loops: where no family has a kernel for them they are made of other ops
-// of the list.
+// its backward, norm_route and append_attend have no plain loops: where no family has a kernel for them they are made of
+// other ops of the list.
 #pragma once
 
 #include <string>
@@ -21,6 +21,7 @@
 #include "moeskip/ops/linear.hpp"
 #include "moeskip/ops/norm_groups.hpp"
 #include "moeskip/ops/norm_linear.hpp"
+#include "moeskip/ops/norm_route.hpp"
 #include "moeskip/ops/note_none.hpp"
 #include "moeskip/ops/rms_norm.hpp"
 #include "moeskip/ops/rope.hpp"
@@ -37,8 +38,8 @@ template <class... Ops> struct op_list {};
 using all_ops = op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t,
                         norm_linear_t, norm_linear_backward_t, norm_groups_t, norm_groups_backward_t, add_bias_t,
                         add_bias_backward_t, rope_append_t, rope_append_backward_t, attend_t, attend_backward_t,
-                        append_attend_t, route_t, route_backward_t, balance_loss_t, sort_choices_t, experts_t,
-                        experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t, gate_rows_backward_t,
+                        append_attend_t, route_t, route_backward_t, balance_loss_t, sort_choices_t, norm_route_t,
+                        experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t, gate_rows_backward_t,
                         gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t, gather_rows_t, scatter_rows_t,
                         note_none_t, accumulate_t, combine_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 

@@ -7,6 +7,9 @@
 //   change  = mean over rows that follow one of ½ Σ_e (p_n,e − p_{n−1},e)²: how much routing moves along a sequence
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "moeskip/base/math.hpp"
 #include "moeskip/concepts/router.hpp"
 #include "moeskip/ops/contract.hpp"
@@ -64,6 +67,21 @@ template <class T> void expect_call(std::string_view op, const routing_call<T>& 
                       call.rows.position[n] < call.past.extent(1),
                   op, ": row ", n, " is token ", call.rows.position[n], " of sequence ", call.rows.slot[n],
                   ", beyond the memory of ", call.past.extent(1), " tokens of ", call.past.extent(0), " sequences");
+}
+
+/// Throws like that where r is not what R makes of logits, or needs vocabulary ids that the call does not have.
+template <class R, class T> void expect_routing(std::string_view op, const routing<T>& r,
+                                                std::type_identity_t<mat<const T>> logits,
+                                                const routing_call<T>& call) {
+  const index_t N = logits.rows(), E = r.probability.cols(), K = R::experts_per_token;
+  expect_shape(op, "logits", logits, N, E * logits_per_expert<R>);
+  expect_shape(op, "probability", r.probability, N, E);
+  expect_shape(op, "chosen", r.chosen, N, K);
+  expect_shape(op, "gate", r.gate, N, K);
+  expect_shape(op, "load", r.load, E);
+  expect_call(op, call, N, E, K);
+  MOESKIP_CHECK(config_error, logits_per_expert<R> > 0 || call.rows.token.size() == N, "router ", R::name,
+                " routes by vocabulary id: this call has none");
 }
 
 /// Row n as a router sees it; `noise` is memory for its key.
@@ -142,15 +160,7 @@ struct route_t {
   template <class B, Router R, class Memory>
   void operator()(B& b, const routing<scalar_t<B>>& r, mat<const scalar_t<B>> logits, const R& router,
                   const routing_call<scalar_t<B>>& call, Memory& memory) const {
-    const index_t N = logits.rows(), E = r.probability.cols(), K = R::experts_per_token;
-    expect_shape(name, "logits", logits, N, E * logits_per_expert<R>);
-    expect_shape(name, "probability", r.probability, N, E);
-    expect_shape(name, "chosen", r.chosen, N, K);
-    expect_shape(name, "gate", r.gate, N, K);
-    expect_shape(name, "load", r.load, E);
-    detail::expect_call(name, call, N, E, K);
-    MOESKIP_CHECK(config_error, logits_per_expert<R> > 0 || call.rows.token.size() == N, "router ", R::name,
-                  " routes by vocabulary id: this call has none");
+    detail::expect_routing<R>(name, r, logits, call);
     run_kernel<route_t>(b, r, logits, router, call);
     if constexpr (ChoosesRows<R>) settle(b), detail::choose_rows(r, logits, router, call, memory);
     if constexpr (ChoosesRows<R> || !runs_late<B>) detail::note_choices(r, call);

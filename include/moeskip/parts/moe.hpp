@@ -11,9 +11,8 @@
 #include "moeskip/memory/paging.hpp"
 #include "moeskip/memory/tape.hpp"
 #include "moeskip/ops/dispatch.hpp"
-#include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/experts.hpp"
-#include "moeskip/ops/norm_linear.hpp"
+#include "moeskip/ops/norm_route.hpp"
 #include "moeskip/ops/route.hpp"
 #include "moeskip/ops/vector.hpp"
 #include "moeskip/parts/expert_masks.hpp"
@@ -98,18 +97,19 @@ template <class V, class B> struct moe {
     tape.enter(b, stage::router);
     arena& memory = tape.memory();
     const index_t N = x.rows();
-    const choice made = choose(b, layer, x, kv, rows, tape);
+    const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
+                                        : router::capacity_at_inference_of(policy, N, size.experts);
+    const bool sorts = !one_by_one && !changes_choices(tape);
+    const choice made = choose(b, layer, x, kv, rows, sorts ? limit : norm_route.unsorted, tape);
     const mat<T> h = made.h, logits = made.logits;
     const routing<T>& r = made.r;
     if (looks_at_choices(tape)) see(b, r, made.call.alive);
     if constexpr (!Tape::records) {
-      if (tape.most_experts() < K) keep_best(r, tape.most_experts());
+      if (changes_choices(tape)) keep_best(r, tape.most_experts());
       if (tape.asks() != ask_ahead::nothing) ask_for(r);
     }
-    const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
-                                        : router::capacity_at_inference_of(policy, N, size.experts);
-    if constexpr (requires(mat<T> y, dispatch d) { V::mlp::experts(b, y, x, h, r, d, w.experts, memory); }) {
-      settle(b);  // such experts are taken one after the other
+    if constexpr (one_by_one) {
+      settle(b);
       const dispatch plan = plan_dispatch(r.chosen, size.experts, limit, memory);
       tape.enter(b, stage::expert);
       mat<T> y = tape.successor(x);
@@ -118,7 +118,7 @@ template <class V, class B> struct moe {
       tell(layer, r, rows, tape);
       return y;
     }
-    const dispatch plan = sort_choices(b, r.chosen, size.experts, limit, memory);
+    const dispatch plan = sorts ? made.plan : sort_choices(b, r.chosen, size.experts, limit, memory);
 
     tape.enter(b, stage::expert);
     mat<T> y = tape.successor(x);
@@ -145,10 +145,10 @@ template <class V, class B> struct moe {
   void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     if constexpr (!follows_previous<R>) {
       const auto scope = tape.memory().scope();
-      const choice made = choose(b, layer, x, kv, rows, tape);
+      const choice made = choose(b, layer, x, kv, rows, norm_route.unsorted, tape);
       const routing<T>& r = made.r;
       see(b, r, made.call.alive);
-      if (tape.most_experts() < K) keep_best(r, tape.most_experts());
+      if (changes_choices(tape)) keep_best(r, tape.most_experts());
       if (tape.asks() == ask_ahead::foreseen) ask_for(r);
       tape.foreseen(layer, r, rows);
     }
@@ -192,25 +192,30 @@ template <class V, class B> struct moe {
   }
 
  private:
+  /// Whether the experts are taken one after the other, by the host.
+  static constexpr bool one_by_one =
+      requires(B & b, mat<T> y, routing<T> r, dispatch d, expert_weights<const weight_t<B>> e, arena& memory) {
+    V::mlp::experts(b, y, y, y, r, d, e, memory);
+  };
+
   struct choice {
     mat<T> h, logits;  // (N, D) (N, E · logits_per_expert)
     routing_call<T> call;
     routing<T> r;
+    dispatch plan;  // empty where it was not asked for
   };
-  template <class Tape>
-  choice choose(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+  template <class Tape> choice choose(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows,
+                                      index_t capacity, Tape& tape) const {
     arena& memory = tape.memory();
     arena& lasting = lasting_memory(tape);
     const index_t N = x.rows(), E = size.experts;
     const mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
-    auto&& exact = unrounded(b);
-    if constexpr (scores) norm_linear(exact, logits, h, x, w.norm, w.router_rows, size.norm_eps);
-    else rms_norm(b, h, x, w.norm, size.norm_eps);
     if constexpr (Tape::records) settle(b);
-    const routing_call<T> call = call_of(b, layer, kv, rows, tape);
+    const routing_call<T> call = call_of(layer, kv, rows, tape);
     const routing<T> r{lasting.take<T>(N, E), lasting.take<int>(N, K), lasting.take<T>(N, K), lasting.take<T>(E)};
-    route(b, r, logits, policy, call, memory);
-    return {h, logits, call, r};
+    const dispatch plan = norm_route(b, h, logits, r, x, {w.norm, w.router_rows, w.selection_bias}, size.norm_eps,
+                                     policy, call, capacity, memory);
+    return {h, logits, call, r, plan};
   }
 
   template <class Tape> static arena& lasting_memory(Tape& tape) {
@@ -222,6 +227,11 @@ template <class V, class B> struct moe {
   template <class Tape> static bool looks_at_choices(const Tape& tape) {
     if constexpr (Tape::records || V::layer_skip::has_gates) return true;
     else return tape.most_experts() < K || tape.asks() != ask_ahead::nothing || tape.foretells();
+  }
+  /// Whether the host leaves rows fewer experts than they chose.
+  template <class Tape> static bool changes_choices(const Tape& tape) {
+    if constexpr (Tape::records) return false;
+    else return tape.most_experts() < K;
   }
   /// Where choices have not been looked at: there they are, and throws config_error for what is none.
   static void see(B& b, const routing<T>& r, const living_experts& alive) {
@@ -255,17 +265,10 @@ template <class V, class B> struct moe {
   }
 
   template <class Tape>
-  routing_call<T> call_of(B& b, int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
-    arena& memory = lasting_memory(tape);
+  routing_call<T> call_of(int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     routing_call<T> call{.alive = {}, .rows = rows, .past = kv.experts, .layer = layer};
-    if constexpr (has_selection_bias<R>) {
-      static constexpr int row = 0;  // widened as a table of one
-      const mat<T> bias = memory.take<T>(1, size.experts);
-      embed(b, bias, {&row, 1}, mat<const weight_t<B>>(w.selection_bias.data(), 1, size.experts));
-      call.bias = bias.row(0);
-    }
     if constexpr (Tape::records) {
-      call.alive = draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, memory);
+      call.alive = draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, tape.memory());
       call.training = true, call.from = tape.from, call.step = tape.step, call.progress = tape.progress;
     } else {
       expert_set& alive = tape.alive();  // not in memory that a device may be writing to

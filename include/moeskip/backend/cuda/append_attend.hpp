@@ -269,7 +269,8 @@ template <class W> struct append_attend {
     const int teams = 32 / lanes, team = b.lane() / lanes, i = b.lane() % lanes * pack;
     float highest[most_heads], total[most_heads] = {}, sum[most_heads][pack] = {};
     for (float& h : highest) h = no_score;
-    for (int first = at.begin + strip * teams * keys_at_once; first < at.end; first += strips * teams * keys_at_once) {
+    const int begin = at.begin + strip * teams * keys_at_once;
+    for (int first = begin; first < at.end; first += strips * teams * keys_at_once) {
       const int mine = first + team * keys_at_once;
       float key[keys_at_once][pack] = {}, value[keys_at_once][pack] = {};
       unrolled<keys_at_once>([&](auto k) {
@@ -298,7 +299,7 @@ template <class W> struct append_attend {
     }
     unrolled<most_heads>([&](auto h) {
       if (h >= heads) return;
-      for (int m = lanes; m < 32; m *= 2) {
+      for (int m = begin < at.end ? lanes : 32; m < 32; m *= 2) {  // nothing where it has no keys
         const float other = b.warp_xor(highest[h], m), now = other > highest[h] ? other : highest[h];
         const float ours = std::exp(highest[h] - now), theirs = std::exp(other - now);
         total[h] = total[h] * ours + b.warp_xor(total[h], m) * theirs;

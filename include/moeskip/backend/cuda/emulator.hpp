@@ -24,6 +24,7 @@
 
 #include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/base/fibre.hpp"
+#include "moeskip/base/lanes.hpp"
 
 namespace moeskip {
 
@@ -137,7 +138,7 @@ class team {
 }  // namespace detail
 
 /// One thread's view of its block, as phases see it; device_block in cuda.cuh has the same members.
-class emulated_block {
+class emulated_block : played_warp {
  public:
   /// place: of the thread in its team, which may be that of one block or of all.
   emulated_block(detail::team& t, const launch_shape& shape, index_t block, int place, float* shared, const char* phase)
@@ -188,6 +189,8 @@ class emulated_block {
   float warp_max(float v) const {
     return fold(v, [](float a, float b) { return a > b ? a : b; });
   }
+  /// Who the lanes of this warp are to code that they share.
+  warp_lanes lanes() const { return warp_lanes(lane(), this); }
   float warp_at(float v, int lane) const { return team_->exchange(place_, v)[lane]; }
   /// A bit for each lane.
   std::uint32_t warp_which(bool v) const {
@@ -229,6 +232,11 @@ class emulated_block {
   }
 
  private:
+  float sum(float v) const override { return warp_sum(v); }
+  int most(int v) const override {
+    const int* all = team_->exchange(place_, v);
+    return *std::max_element(all, all + 32);
+  }
   template <class F> float fold(float v, F&& f) const {
     float all[32];
     std::memcpy(all, team_->exchange(place_, v), sizeof all);

@@ -9,6 +9,7 @@
 #include "moeskip/backend/cuda/follow.hpp"
 #include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/backend/cuda/growing_text.hpp"
+#include "moeskip/backend/cuda/norm_route.hpp"
 #include "moeskip/backend/cuda/projection.hpp"
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"
@@ -27,9 +28,11 @@ using each_of_floats =
                phase::count_agreeing, phase::adamw_weights, phase::column_sums, phase::add_rows, phase::gated_swiglu,
                phase::group_gain_gradient, phase::converted<bf16, float>, phase::converted<float, bf16>,
                phase::converted<float, float>>;
-template <class R> using each_of_router = phase_list<phase::route<R>, phase::route_backward<R>>;
+template <class R> using each_of_router = phase_list<phase::route_backward<R>>;
 
 /// Phases of threads that work together.
+template <class R> using blocks_of_router =
+    phase_list<phase::route<R>, phase::norm_route<float, R>, phase::norm_route<bf16, R>>;
 template <class W> using blocks_of_weights =
     phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,
@@ -44,14 +47,14 @@ using blocks_of_floats =
 
 /// What a loop of decoding on the device may be made of: few rows of weights W, routed by Router, that leave by ExitRule.
 template <class W, class Router, class ExitRule> struct script_phases {
-  using elements =
-      phase_list<phase::embed<W>, phase::embed_text<W>, phase::add_bias<W>, phase::route<Router>,
-                 phase::ask_exit<ExitRule>, phase::gather_rows, phase::scatter_rows, phase::swiglu, phase::gate_rows,
-                 phase::note_none, phase::combine, phase::accumulate, phase::rope_append, phase::add_rows>;
+  using elements = phase_list<phase::embed<W>, phase::embed_text<W>, phase::add_bias<W>, phase::ask_exit<ExitRule>,
+                              phase::gather_rows, phase::scatter_rows, phase::swiglu, phase::gate_rows,
+                              phase::note_none, phase::combine, phase::accumulate, phase::rope_append, phase::add_rows>;
   using blocks =
-      phase_list<phase::rms_norm<W>, phase::few_rows<W>, phase::norm_few_rows<W>, phase::expert_units<W>,
-                 phase::experts_down<W>, phase::norm_groups<W>, phase::note_choices, phase::sort_choices,
-                 phase::append_attend<W>, phase::token_laws, phase::next_token, phase::draft_token, phase::judge_draft>;
+      phase_list<phase::rms_norm<W>, phase::few_rows<W>, phase::norm_few_rows<W>, phase::norm_route<W, Router>,
+                 phase::route<Router>, phase::expert_units<W>, phase::experts_down<W>, phase::norm_groups<W>,
+                 phase::note_choices, phase::sort_choices, phase::append_attend<W>, phase::token_laws,
+                 phase::next_token, phase::draft_token, phase::judge_draft>;
 };
 /// The kernel that follows such a script.
 template <class W, class Router, class ExitRule> using loop_kernel =

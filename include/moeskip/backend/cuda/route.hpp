@@ -1,6 +1,8 @@
-// Routing: the router's per-token functions, as they stand in its header, run by one thread a token. A router that
-// looks at the token before goes through a sequence's run of rows in order.
+// Routing: the router's per-token functions, as they stand in its header, run by a warp a token, whose lanes share them
+// if the router knows of lanes. One that looks at the token before chooses for a sequence's run of rows in order.
 #pragma once
+
+#include <bit>
 
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/ops/route.hpp"
@@ -9,33 +11,61 @@ namespace moeskip {
 
 namespace phase {
 
+/// The steps of a router, one after the other unless each row can be done without the others.
+enum class routing_step { score, choose, weigh, all };
+
 template <class R> struct route {
   static constexpr const char* name = "route";
+  static constexpr bool in_order = follows_previous<R>;  // choices are
   moeskip::routing<float> r;
   mat<const float> logits;
   R router;
   routing_call<float> call;
-  MOESKIP_HD void operator()(index_t n) const {
-    if (call.rows.size() && follows_previous<R> && call.rows.follows(n)) return;  // whoever leads the run does it
-    bool sound = row(n, true);
-    while (follows_previous<R> && call.rows.size() && call.rows.follows(++n)) sound = row(n, sound);
+  routing_step step = routing_step::all;
+
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const { run(b, step, call.bias); }
+  template <class Block> MOESKIP_HD void run(const Block& b, routing_step which, vec<const float> bias) const {
+    if (!made_by_warps<R> && b.lane() != 0) return;
+    for (index_t n = b.block() * b.warps() + b.warp(); n < logits.rows(); n += b.blocks() * b.warps()) {
+      if (which == routing_step::score || which == routing_step::all) score(b, n, bias);
+      if constexpr (ChoosesRows<R>) continue;
+      if (which == routing_step::choose || which == routing_step::all) choose(b, n, bias);
+      if (which == routing_step::weigh || which == routing_step::all) weigh(b, n, bias);
+    }
   }
 
  private:
-  /// Whether all its choices are experts. If not, nobody weighs them or follows them: the host will complain.
-  MOESKIP_HD bool row(index_t n, bool follows_sound) const {
-    noise_key noise;
+  template <class Block> MOESKIP_HD routed_token<float> token(const Block& b, index_t n, vec<const float> bias,
+                                                              noise_key& noise, bool follows_sound) const {
     routed_token<float> t = detail::token_at(call, r, logits, n, noise);
+    t.bias = bias.data();
+    if constexpr (made_by_warps<R>) t.by = b.lanes();
     if (!follows_sound) t.previous = nullptr;
-    router::score<float>(router, t);
-    if constexpr (ChoosesRows<R>) return true;
-    else {
-      router::choose<float>(router, t);
-      for (int k = 0; k < R::experts_per_token; ++k)
-        if (t.chosen[k] < 0 || t.chosen[k] >= t.experts) return false;
-      router::weigh<float>(router, t);
-      return true;
+    return t;
+  }
+  template <class Block> MOESKIP_HD void score(const Block& b, index_t n, vec<const float> bias) const {
+    noise_key noise;
+    router::score<float>(router, token(b, n, bias, noise, false));
+  }
+  /// That of a row, or, where it leads a run whose rows follow each other, of them all.
+  template <class Block> MOESKIP_HD void choose(const Block& b, index_t n, vec<const float> bias) const {
+    noise_key noise;
+    if (in_order && call.rows.follows(n)) return;
+    router::choose<float>(router, token(b, n, bias, noise, true));
+    while (in_order && call.rows.follows(++n)) {
+      const bool follows_sound = sound(n - 1);
+      router::choose<float>(router, token(b, n, bias, noise, follows_sound));
     }
+  }
+  template <class Block> MOESKIP_HD void weigh(const Block& b, index_t n, vec<const float> bias) const {
+    noise_key noise;
+    if (sound(n)) router::weigh<float>(router, token(b, n, bias, noise, false));
+  }
+  /// Whether all choices of a row are experts. If not, nobody weighs them or follows them: the host will complain.
+  MOESKIP_HD bool sound(index_t n) const {
+    for (const int e : r.chosen.row(n))
+      if (e < 0 || e >= r.probability.cols()) return false;
+    return true;
   }
 };
 
@@ -61,20 +91,26 @@ struct note_choices {
   token_rows rows;
   cube<int> past;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    const index_t choices = r.chosen.size(), K = r.chosen.cols(), item = b.block() * b.warps() + b.warp();
+    const index_t choices = r.chosen.size(), K = r.chosen.cols();
     for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
       past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = expert(c);
-    if (item >= r.load.size()) return;
-    float mine = 0, all = 0;
-    for (index_t c = b.lane(); c < choices; c += 32) {
-      const int e = expert(c);
-      mine += e == item ? 1.f : 0.f, all += e >= 0 ? 1.f : 0.f;
+    const int all = count(b, [](int e) { return e >= 0; });
+    for (index_t item = b.block() * b.warps() + b.warp(); item < r.load.size(); item += b.blocks() * b.warps()) {
+      const int mine = count(b, [&](int e) { return e == item; });
+      if (b.lane() == 0) r.load[item] = all > 0 ? float(mine) / float(all) : 0.f;
     }
-    mine = b.warp_sum(mine), all = b.warp_sum(all);
-    if (b.lane() == 0) r.load[item] = all > 0 ? mine / all : 0.f;
   }
 
  private:
+  /// Choices of experts that are which(expert), counted by a warp.
+  template <class Block, class Which> MOESKIP_HD int count(const Block& b, const Which& which) const {
+    int sum = 0;
+    for (index_t from = 0; from < r.chosen.size(); from += 32) {
+      const index_t c = from + b.lane();
+      sum += std::popcount(b.warp_which(c < r.chosen.size() && which(expert(c))));
+    }
+    return sum;
+  }
   MOESKIP_HD int expert(index_t c) const {
     const int e = r.chosen.data()[c];
     return e < r.load.size() ? e : -1;
@@ -117,7 +153,13 @@ template <> struct kernel<route_t, on_cuda> {
     using call = detail::device_call<route_t, B>;
     detail::expect_seen<call>(r);
     const routing_call<float> here = detail::listed_call<call>(c);
-    call::each(logits.rows(), phase::route<R>{r, call::seen(logits), router, here});
+    const auto ask = [&](phase::routing_step step) {
+      call::launch(detail::warp_each(logits.rows()), phase::route<R>{r, call::seen(logits), router, here, step});
+    };
+    // A script does not know its rows' positions yet.
+    if (phase::route<R>::in_order && (script_steps::open() || detail::following(c.rows) > 0))
+      ask(phase::routing_step::score), ask(phase::routing_step::choose), ask(phase::routing_step::weigh);
+    else ask(phase::routing_step::all);
     if constexpr (!ChoosesRows<R>)
       call::launch(detail::warp_each(r.load.size()), phase::note_choices{r, here.rows, here.past});
   }

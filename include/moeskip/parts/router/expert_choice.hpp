@@ -18,6 +18,7 @@ template <int Most> struct expert_choice {
   static constexpr std::string_view name = "expert_choice";
   static constexpr int experts_per_token = Most;
   static constexpr bool experts_choose = true;
+  using made_by_warps = expert_choice;
 
   float per_token = 2.f;  // experts of a token, on average
   float z_loss = 0.001f;

@@ -12,6 +12,7 @@ namespace moeskip::router {
 template <int K> struct grouped_top_k {
   static constexpr std::string_view name = "grouped_top_k";
   static constexpr int experts_per_token = K;
+  using made_by_warps = grouped_top_k;
 
   int groups = 1;       // of consecutive experts, equally large
   int best_groups = 1;  // from which experts may be chosen
@@ -32,7 +33,9 @@ template <int K> struct grouped_top_k {
   }
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
     weigh_by_probability<K>(t);
-    for (int k = 0; k < K; ++k) t.gate[k] *= T(scale);
+    together(t, [&](const auto& by) {
+      for (int k = by.lane(); k < K; k += by.lanes()) t.gate[k] *= T(scale);
+    });
   }
 
   template <class T>

@@ -9,6 +9,11 @@
 
 namespace moeskip::router {
 
+/// The first expert from `begin` on that is the caller's.
+template <class By> MOESKIP_HD int first_of(int begin, const By& by) {
+  return begin + (by.lane() - begin % by.lanes() + by.lanes()) % by.lanes();
+}
+
 /// The living experts of the `best` of `groups` groups. A group counts as much as its `Counted` best experts together,
 /// by their scores (E) plus selection bias; one with fewer living ones counts less; among equals the lower number.
 template <int Counted, class T>
@@ -17,12 +22,15 @@ MOESKIP_HD expert_set in_best_groups(const routed_token<T>& t, const T* scores, 
   const int size = t.experts / groups;
   const auto worth = [&](int g) {
     real_t<T> first(-1e30f), second(-1e30f);
-    for (int e = g * size; e < (g + 1) * size; ++e) {
-      if (!t.alive->contains(e)) continue;
-      const real_t<T> score = real_part(scores[e]) + (t.bias ? real_part(t.bias[e]) : real_t<T>(0));
-      if (score > first) second = first, first = score;
-      else if (score > second) second = score;
-    }
+    together(t, [&](const auto& by) {
+      for (int e = first_of(g * size, by); e < (g + 1) * size; e += by.lanes()) {
+        if (!t.alive->contains(e)) continue;
+        const real_t<T> score = real_part(scores[e]) + (t.bias ? real_part(t.bias[e]) : real_t<T>(0));
+        if (score > first) second = first, first = score;
+        else if (score > second) second = score;
+      }
+      by.two_largest(first, second);
+    });
     return Counted == 1 || size == 1 ? first : first + second;
   };
   expert_set open, taken;  // taken: groups

@@ -11,24 +11,32 @@ namespace moeskip::router {
 template <int K> struct hash {
   static constexpr std::string_view name = "hash";
   static constexpr int experts_per_token = K;
+  using made_by_warps = hash;
   static constexpr int logits_per_expert = 0;
 
   int table = 1;  // which of the random assignments
 
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const {
-    for (int e = 0; e < t.experts; ++e) t.probability[e] = T{};
+    together(t, [&](const auto& by) {
+      for (int e = by.lane(); e < t.experts; e += by.lanes()) t.probability[e] = T{};
+      by.sync();
+    });
   }
   /// The K living experts with the highest draws: those of a vanished one go to the next.
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
     const draws draw{seed{std::uint64_t(std::uint32_t(table))}, stream::hash_routing};
     T height[expert_set::capacity];
-    for (int e = 0; e < t.experts; ++e)
-      height[e] = T(
-          real_t<T>(draw.uniform(0, std::uint64_t(t.layer), std::uint64_t(std::uint32_t(t.token)), std::uint64_t(e))));
+    const auto token = std::uint64_t(std::uint32_t(t.token));
+    together(t, [&](const auto& by) {
+      for (int e = by.lane(); e < t.experts; e += by.lanes())
+        height[e] = T(real_t<T>(draw.uniform(0, std::uint64_t(t.layer), token, std::uint64_t(e))));
+    });
     choose_best<K>(t, height);
   }
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
-    for (int k = 0; k < K; ++k) t.probability[t.chosen[k]] = t.gate[k] = T(1) / T(K);
+    together(t, [&](const auto& by) {
+      for (int k = by.lane(); k < K; k += by.lanes()) t.probability[t.chosen[k]] = t.gate[k] = T(1) / T(K);
+    });
   }
   template <class T> MOESKIP_HD void backward(const routed_token<T>&, const T*, T*, T*) const {}
 

@@ -13,6 +13,7 @@ namespace moeskip::router {
 template <int K> struct noisy_top_k {
   static constexpr std::string_view name = "noisy_top_k";
   static constexpr int experts_per_token = K;
+  using made_by_warps = noisy_top_k;
   static constexpr int logits_per_expert = 2;
 
   float balance_loss = 0.01f;
@@ -21,13 +22,14 @@ template <int K> struct noisy_top_k {
   constexpr std::string_view problem() const { return auxiliary_problem(balance_loss, z_loss); }
 
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const {
-    for (int e = 0; e < t.experts; ++e) t.probability[e] = noisy(t, e);
+    together(t, [&](const auto& by) {
+      for (int e = by.lane(); e < t.experts; e += by.lanes()) t.probability[e] = noisy(t, e);
+    });
     softmax_alive(t, t.probability);
   }
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const { choose_best<K>(t, t.probability); }
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
-    for (int k = 0; k < K; ++k) t.gate[k] = noisy(t, t.chosen[k]);
-    softmax(t.gate, t.gate, K);
+    weigh_by_softmax_of<K>(t, [&](int e) { return noisy(t, e); });
   }
 
   template <class T>

@@ -17,6 +17,7 @@ template <class R, int N, int Free = 0> struct segment {
   static constexpr int K = R::experts_per_token;
   static constexpr int experts_per_token = K;
   static constexpr bool follows_previous = true;
+  using made_by_warps = segment;
   static constexpr int segment_length = N;
   static_assert(N >= 1, "moeskip: a segment has at least one token");
   static_assert(Free >= 0 && Free < K, "moeskip: of K experts at most K - 1 can be a token's own");

@@ -16,6 +16,7 @@ template <class R, int N, int Size> struct segment_group {
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
   static constexpr bool follows_previous = true;
+  using made_by_warps = segment_group;
   static constexpr int segment_length = N;
   static_assert(N >= 1, "moeskip: a segment has at least one token");
   static_assert(Size >= experts_per_token, "moeskip: a group has at least as many experts as a token chooses");

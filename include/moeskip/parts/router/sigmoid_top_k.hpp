@@ -14,6 +14,7 @@ namespace moeskip::router {
 template <int K> struct sigmoid_top_k {
   static constexpr std::string_view name = "sigmoid_top_k";
   static constexpr int experts_per_token = K;
+  using made_by_warps = sigmoid_top_k;
 
   int groups = 1;              // of consecutive experts, equally large
   int best_groups = 1;         // from which experts may be chosen
@@ -30,25 +31,34 @@ template <int K> struct sigmoid_top_k {
   constexpr std::string_view problem(int experts) const { return groups_problem(groups, best_groups, experts, K); }
 
   template <class T> MOESKIP_HD void score(const routed_token<T>& t) const {
-    T sum(least);
-    for (int e = 0; e < t.experts; ++e) {
-      t.probability[e] = t.alive->contains(e) ? sigmoid(t.logits[e]) : T{};
-      sum += t.probability[e];
-    }
-    for (int e = 0; e < t.experts; ++e) t.probability[e] /= sum;
+    together(t, [&](const auto& by) {
+      T sum(by.lane() == 0 ? least : 0.f);
+      for (int e = by.lane(); e < t.experts; e += by.lanes()) {
+        t.probability[e] = t.alive->contains(e) ? sigmoid(t.logits[e]) : T{};
+        sum += t.probability[e];
+      }
+      sum = by.sum(sum);
+      for (int e = by.lane(); e < t.experts; e += by.lanes()) t.probability[e] /= sum;
+      by.sync();
+    });
   }
 
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
     // p and s differ by a factor of the token; the bias is on the scale of s
     T scores[expert_set::capacity];
-    for (int e = 0; e < t.experts; ++e) scores[e] = sigmoid(t.logits[e]);
+    together(t, [&](const auto& by) {
+      for (int e = by.lane(); e < t.experts; e += by.lanes()) scores[e] = sigmoid(t.logits[e]);
+    });
     choose_in_groups<K, 2>(t, scores, groups, best_groups);
   }
 
   template <class T> MOESKIP_HD void weigh(const routed_token<T>& t) const {
-    T sum(least);
-    for (int k = 0; k < K; ++k) sum += t.gate[k] = sigmoid(t.logits[t.chosen[k]]);
-    for (int k = 0; k < K; ++k) t.gate[k] *= T(scale) / (renormalise ? sum : T(1));
+    together(t, [&](const auto& by) {
+      T sum(by.lane() == 0 ? least : 0.f);
+      for (int k = by.lane(); k < K; k += by.lanes()) sum += t.gate[k] = sigmoid(t.logits[t.chosen[k]]);
+      sum = by.sum(sum);
+      for (int k = by.lane(); k < K; k += by.lanes()) t.gate[k] *= T(scale) / (renormalise ? sum : T(1));
+    });
   }
 
   template <class T>

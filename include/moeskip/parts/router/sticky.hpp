@@ -14,6 +14,7 @@ template <class R> struct sticky {
   using base_type = R;
   static constexpr int experts_per_token = R::experts_per_token;
   static constexpr bool follows_previous = true;
+  using made_by_warps = sticky;
 
   R base{};
   float bonus = 0.5f;
@@ -30,9 +31,11 @@ template <class R> struct sticky {
   template <class T> MOESKIP_HD void choose(const routed_token<T>& t) const {
     if (!t.previous || !has_begun(*this, t)) return router::choose<T>(base, t);
     T bias[expert_set::capacity];
-    for (int e = 0; e < t.experts; ++e) bias[e] = t.bias ? t.bias[e] : T{};
-    for (int k = 0; k < R::experts_per_token; ++k)
-      if (t.previous[k] >= 0) bias[t.previous[k]] += T(bonus);
+    together(t, [&](const auto& by) {
+      for (int e = by.lane(); e < t.experts; e += by.lanes()) bias[e] = t.bias ? t.bias[e] : T{};
+      for (int k = 0; k < R::experts_per_token; ++k)
+        if (t.previous[k] >= 0 && by.has(t.previous[k])) bias[t.previous[k]] += T(bonus);
+    });
     routed_token<T> biased = t;
     biased.bias = bias;
     router::choose<T>(base, biased);

@@ -14,6 +14,7 @@ namespace moeskip::router {
 struct switch_top1 {
   static constexpr std::string_view name = "switch_top1";
   static constexpr int experts_per_token = 1;
+  using made_by_warps = switch_top1;
 
   float capacity_factor = 1.25f;  // 0: no limit
   float balance_loss = 0.01f;

@@ -14,6 +14,7 @@ enum class softmax_order { before_selection, after_selection };
 template <int K> struct top_k {
   static constexpr std::string_view name = "top_k";
   static constexpr int experts_per_token = K;
+  using made_by_warps = top_k;
 
   softmax_order order = softmax_order::before_selection;
   bool renormalise = true;     // divide the gates by their sum (after_selection always sums to one)
