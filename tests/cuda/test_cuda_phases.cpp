@@ -307,7 +307,9 @@ TEST_CASE("every barrier of a phase is needed") {
   }
   for (int b = 0; b < ms::phase::norm_route<float, ms::router::biased<sticky_router>>::barriers; ++b) {
     CAPTURE(b);
-    CHECK(caught(norm_route_case<ms::router::biased<sticky_router>>{false}, "norm_route", b));
+    // One barrier is for routers whose warps choose for the rows that they scored, the next for all others.
+    CHECK((caught(norm_route_case<ms::router::biased<sticky_router>>{false}, "norm_route", b) ||
+           caught(norm_route_case<ms::router::biased<ms::router::noisy_top_k<2>>>{false}, "norm_route", b)));
   }
   CHECK_FALSE(caught(linear_case{true}, "product", 2));  // there is none: the unharmed phase passes
 }

@@ -414,7 +414,15 @@ struct emulator {
     auto& stream = detail::emulated_stream::here();
     const auto asked = std::exchange(stream.asked, {});
     const auto lists = std::exchange(stream.lists, {});
-    for (const auto& work : asked) ++emulation::here().launches, work();
+    try {
+      for (const auto& work : asked) {
+        ++emulation::here().launches, work();
+        if (!stream.counters.clear()) fail("a phase left blocks uncounted: not all of them came, or some twice");
+      }
+    } catch (...) {
+      stream.counters.clear();
+      throw;
+    }
   }
   static void forget() {
     auto& stream = detail::emulated_stream::here();

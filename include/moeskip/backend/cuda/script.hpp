@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "moeskip/base/check.hpp"
@@ -31,9 +32,12 @@ class counters_of_blocks {
     if (all_.empty() || all_.back().size() < n) all_.emplace_back(std::max<index_t>(n, 1024));  // zeros
     return all_.back().data();
   }
-  /// Zeros again, after phases that were not done to their end.
-  void clear() {
-    for (auto& some : all_) std::fill_n(some.data(), some.size(), 0);
+  /// Zeros again, after phases that were not done to their end. Returns whether they were.
+  bool clear() {
+    bool zeros = true;
+    for (auto& some : all_)
+      for (int& count : some.view()) zeros &= std::exchange(count, 0) == 0;
+    return zeros;
   }
 
  private:
