@@ -30,10 +30,10 @@ namespace moeskip {
 /// A thread's view of its block; emulated_block has the same members.
 class device_block {
  public:
-  __device__ explicit device_block(float* shared) : device_block(shared, index_t(blockIdx.x), index_t(gridDim.x)) {}
+  __device__ explicit device_block(float* shared) : device_block(shared, int(blockIdx.x), int(gridDim.x)) {}
   /// The same thread, doing another phase's work as a thread of another block.
   __device__ device_block as(index_t block, index_t blocks, float* shared, const char*) const {
-    return {shared, block, blocks};
+    return {shared, int(block), int(blocks)};
   }
   __device__ int thread() const { return int(threadIdx.x); }
   __device__ int threads() const { return int(blockDim.x); }
@@ -86,26 +86,26 @@ class device_block {
   }
 
  private:
-  __device__ device_block(float* shared, index_t block, index_t blocks)
-      : shared_(shared), block_(block), blocks_(blocks) {}
+  __device__ device_block(float* shared, int block, int blocks) : shared_(shared), block_(block), blocks_(blocks) {}
   float* shared_;
-  index_t block_, blocks_;
+  int block_, blocks_;
 };
 
 namespace device_kernel {
 
-template <class Phase> __global__ void each(index_t n, Phase phase) {
+// Arguments that stay where they are: functions that are not inlined see them there, too.
+template <class Phase> __global__ void each(index_t n, const __grid_constant__ Phase phase) {
   const index_t step = index_t(gridDim.x) * blockDim.x;
   for (index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) phase(i);
 }
 
-template <class Phase> __global__ void blocks(Phase phase) {
+template <class Phase> __global__ void blocks(const __grid_constant__ Phase phase) {
   extern __shared__ float shared[];
   phase(device_block(shared));
 }
 /// Where a phase says how many of its blocks should fit a multiprocessor: registers are given out so.
 template <class Phase> __global__ void __launch_bounds__(Phase::threads, Phase::blocks_at_once)
-    bounded_blocks(Phase phase) {
+    bounded_blocks(const __grid_constant__ Phase phase) {
   extern __shared__ float shared[];
   phase(device_block(shared));
 }

@@ -259,6 +259,7 @@ void same_on_device(ms::emulation how, const ms::generation& options, std::uint6
       CHECK(got.ids() == expected.ids());
       CHECK(got.stats.layer_steps == expected.stats.layer_steps);
       CHECK(got.stats.rounds == expected.stats.rounds);
+      CHECK(got.stats.experts_read == expected.stats.experts_read);
       CHECK(got.stats.drafted == expected.stats.drafted);
       CHECK(got.stats.accepted == expected.stats.accepted);
       CHECK(got.stats.accepted_at == expected.stats.accepted_at);

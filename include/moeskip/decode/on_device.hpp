@@ -3,7 +3,8 @@
 //   ms::generate(session, prompt, options, ms::decoder::on_device<ms::decoder::early_exit<>>{})
 // The tokens are those of Base on the host: its greedy ones exactly, sampled ones with the same distribution and random
 // numbers. What the device cannot end in a whole round (the last tokens of a generation) Base does.
-// Statistics have no seconds of drafts and verifications, and the session's meter sees no choices of experts.
+// Statistics have no seconds of drafts and verifications; the session's meter counts the experts that are read, and does
+// not learn which.
 #pragma once
 
 #include <memory>

@@ -89,6 +89,8 @@ class routing_meter : public no_tape {
   /// Distinct experts of each call and layer, added up since the last reset.
   long long experts_read() const { return experts_read_; }
   void reset_experts_read() { experts_read_ = 0; }
+  /// Of calls that were made where this does not look on.
+  void count_experts_read(long long more) { experts_read_ += more; }
 
  private:
   static constexpr int most_phases = 64;               // what is learned of longer segments is a mean over them

@@ -19,6 +19,7 @@ struct growth {
   int first = 0;       // tokens that stood when the generation began
   int steps = 1;       // the most that it can make
   int rounds = 0;      // of it so far
+  int visits = 0;      // distinct experts of each layer and call, added up since the loop was started
   int damaged = 0;     // some logits were no finite numbers: the text is not to be used
 };
 
@@ -111,12 +112,12 @@ MOESKIP_HD inline double roll(seed from, stream purpose, const growing_text& tex
 /// The full model's p, or what is left of it where q has been.
 template <class T> struct left_of {
   const T *p, *q;  // logits; q null: nothing was drafted
-  token_law<T> p_law, q_law;
+  const token_law<T>*p_law, *q_law;
   index_t q_size;
   MOESKIP_HD T operator()(index_t i) const {
-    const T all = p_law.probability(i, p[i]);
+    const T all = p_law->probability(i, p[i]);
     if (!q || i >= q_size) return all;
-    const T rest = all - q_law.probability(i, q[i]);
+    const T rest = all - q_law->probability(i, q[i]);
     return rest > T{} ? rest : T{};
   }
 };
@@ -207,7 +208,7 @@ template <> struct kernel<judge_draft_t, on_reference> {
                                               vec<const token_law<T>> q_law, seed from, int exit_layer, int layers) {
     if (text.now->damaged || detail::damaged(p_law)) return detail::stop_damaged(text);
     const int kept = detail::standing(text, p, p_law, q, q_law, from), K = int(q.rows());
-    detail::left_of<T> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, p_law[kept], q_law[std::min(kept, K - 1)],
+    detail::left_of<T> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, &p_law[kept], &q_law[std::min(kept, K - 1)],
                             q.cols()};
     double left = 0;
     for (index_t i = 0; i < p.cols(); ++i) left += double(rest(i));

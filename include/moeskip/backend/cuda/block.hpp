@@ -78,18 +78,18 @@ template <int Count, class F> MOESKIP_HD void unrolled(const F& f) {
 
 /// sum[t] = Σ_i w_i x_t,i of this lane's packs, for t < rows; x.load(out, t, i) gives a pack of row t. A row's sum is
 /// made alike whatever the other rows are, pack after pack.
-/// Four packs of weights are asked for before the first is used, or the memory would wait for the sums; then a row's
-/// packs in pairs: four would take more registers than 512 threads have.
+/// Four packs of weights (in float two) are asked for before the first is used, or the memory would wait for the sums;
+/// then a row's packs in pairs: four would take more registers than 512 threads have.
 template <class W, class X>
 MOESKIP_HD void lane_products(float (&sum)[rows_at_once], const W* w, index_t n, int lane, int rows, const X& x) {
-  constexpr int step = 32 * pack;
+  constexpr int step = 32 * pack, ahead = sizeof(W) == 2 ? 4 : 2;
   for (float& s : sum) s = 0;
-  for (int first = lane * pack; first < n; first += 4 * step) {
-    packed<W> weight[4];
-    for (int p = 0; p < 4; ++p) weight[p] = stored_pack(w, first + p * step, n);
+  for (int first = lane * pack; first < n; first += ahead * step) {
+    packed<W> weight[ahead];
+    for (int p = 0; p < ahead; ++p) weight[p] = stored_pack(w, first + p * step, n);
     unrolled<rows_at_once>([&](auto t) {
       if (t >= rows) return;
-      unrolled<2>([&](auto pair) {
+      unrolled<ahead / 2>([&](auto pair) {
         const int i = first + 2 * pair * step;
         if (i >= n) return;
         float value[2][pack];

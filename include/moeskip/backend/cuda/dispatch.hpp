@@ -23,6 +23,7 @@ struct sort_choices {
   dispatch d;
   mat<const int> chosen;  // (N, K)
   int capacity;           // 0: none
+  int* visits = nullptr;  // experts visited are added to it
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const { run(b, 0); }
   /// With barriers from `barrier` on.
@@ -62,6 +63,7 @@ struct sort_choices {
       seen += std::popcount(any);
     }
     if (b.lane() == 0) first[0] = 0;
+    if (b.lane() == 0 && visits) *visits += seen;
     for (index_t i = seen + b.lane(); i < d.visited.size(); i += 32) d.visited[i] = -1;
   }
   template <class Block> MOESKIP_HD int count_of(const Block& b, int e) const {
@@ -124,8 +126,9 @@ template <> struct kernel<sort_choices_t, on_cuda> {
   static void run(B&, dispatch& d, mat<const int> chosen, int E, index_t capacity, Memory& memory) {
     using call = detail::device_call<sort_choices_t, B>;
     d = detail::room_for_choices(chosen, E, memory);
-    call::launch({1, phase::sort_choices::threads, E + 1},
-                 phase::sort_choices{call::seen(d), call::seen(chosen), detail::int_capacity(chosen, capacity)});
+    call::launch(
+        {1, phase::sort_choices::threads, E + 1},
+        phase::sort_choices{call::seen(d), call::seen(chosen), detail::int_capacity(chosen, capacity), call::visits()});
   }
 };
 

@@ -128,8 +128,8 @@ struct judge_draft {
     const bool gone = text.now->damaged || detail::damaged(p_law);
     const int kept = gone ? 0 : detail::standing<float>(text, p, p_law, q, q_law, from);
     const double u = detail::roll(from, stream::sampling, text, kept);
-    detail::left_of<float> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, p_law[kept],
-                                q_law[kept < K ? kept : K - 1], q.cols()};
+    detail::left_of<float> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, &p_law[kept],
+                                &q_law[kept < K ? kept : K - 1], q.cols()};
     int token = block_pick(b, gone ? 0 : p.cols(), u, rest, 0);
     if (token < 0 && !gone) {  // p equals q, but for rounding
       rest.q = nullptr;

@@ -38,19 +38,22 @@ template <class W, class R> struct norm_route {
     int* const last = reinterpret_cast<int*>(b.shared());
     if (b.thread() == 0) *last = b.last_of(b.blocks(), done);
     b.sync(2);
-    if (!*last) return;
-    const only_block<Block> alone(b);
-    const vec<const float> wide = widened(b);
-    rows.run(alone, routing_step::score, wide);
-    if (route<R>::in_order) b.sync(4);  // else a warp chooses for the rows that it scored
-    rows.run(alone, routing_step::choose, wide);
-    b.sync(5);
-    rows.run(alone, routing_step::weigh, wide);
-    note(alone);
-    if (sort.d.experts() > 0) sort.run(alone, 6);
+    if (*last) alone(only_block<Block>(b));
   }
 
  private:
+  /// By the last block. A function of its own, so that its registers are not those of the scores too.
+  template <class Block> [[gnu::noinline]] MOESKIP_HD void alone(const Block& b) const {
+    const vec<const float> wide = widened(b);
+    rows.run(b, routing_step::score, wide);
+    if (route<R>::in_order) b.sync(4);  // else a warp chooses for the rows that it scored
+    rows.run(b, routing_step::choose, wide);
+    b.sync(5);
+    rows.run(b, routing_step::weigh, wide);
+    note(b);
+    if (sort.d.experts() > 0) sort.run(b, 6);
+  }
+
   template <class Block> MOESKIP_HD vec<const float> widened(const Block& b) const {
     if (bias.size() == 0) return {};
     float* const wide = b.shared() + 1 + bias.size();
@@ -83,7 +86,7 @@ template <> struct kernel<norm_route_t, on_cuda> {
                     .rows = {r, logits, router, here},
                     .bias = call::seen(w.bias),
                     .note = {r, here.rows, here.past},
-                    .sort = {call::seen(d), r.chosen, detail::int_capacity(r.chosen, capacity)},
+                    .sort = {call::seen(d), r.chosen, detail::int_capacity(r.chosen, capacity), call::visits()},
                     .done = call::counters(1)});
         return;
       }

@@ -78,6 +78,8 @@ class script_steps {
     void* copy = lists_.take<std::byte>(index_t(bytes)).data();
     return std::memcpy(copy, p, bytes);
   }
+  /// Where visits of experts are counted, each layer's of each call; null: nowhere.
+  int* visits = nullptr;
   arena& scratch() { return scratch_; }
   int* counters(index_t n) { return counters_.take(n); }
 

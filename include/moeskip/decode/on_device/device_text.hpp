@@ -25,16 +25,19 @@ template <class Session, class Rule> class device_text {
         slot_(rows),
         position_(rows),
         token_(rows),
-        tape_(memory_) {}
+        tape_(memory_) {
+    loop.visits = &now().visits;
+  }
 
-  loop_type loop;
-  const growing_text text() { return {tokens_.view(), exits_.view(), drafted_.view(), now_.data()}; }
+  growing_text text() { return {tokens_.view(), exits_.view(), drafted_.view(), now_.data()}; }
   growth& now() { return now_[0]; }
   arena& memory() { return memory_; }
   model_type& model() { return session_.model(); }
   B& backend() { return model().backend(); }
 
-  // Steps. Rows [first, first + N) of a call are the tokens at text().at(first + n).
+  loop_type loop;
+
+  // Its steps. Rows [first, first + N) of a call are the tokens at text().at(first + n).
 
   /// x (N, D)
   void embed(mat<T> x, int first) {
@@ -56,10 +59,11 @@ template <class Session, class Rule> class device_text {
   template <class Sink> void run(int end, Sink&& sink) {
     const int count = now().count = session_.position() + 1;
     tokens_[count - 1] = session_.pending();
-    now().end = end, now().going = 1, now().rounds = session_.stats.rounds;
+    now().end = end, now().going = 1, now().rounds = session_.stats.rounds, now().visits = 0;
     loop.run();
     settle(backend());
     MOESKIP_CHECK(config_error, !now().damaged, "logits are not finite: weights are damaged or diverged");
+    session_.meter().count_experts_read(now().visits);
     for (int i = count; i < now().count; ++i) {
       session_.push(tokens_[i]);
       sink(emitted{tokens_[i], exits_[i], drafted_[i] != 0});
