@@ -114,8 +114,10 @@ template <class W> void check_loops() {
       };
       same += ids(decoder) == ids(ms::decoder::on_device<std::decay_t<decltype(decoder)>>{decoder});
     }
-    // Another number of threads adds up a law in another order, so a sampled token may be its neighbour.
-    expect(same >= (temperature > 0 ? prompts - 2 : prompts),
+    // Another number of threads adds up a law in another order, so a sampled token may be its neighbour, and an exit at
+    // its threshold another one.
+    const bool by_laws = temperature > 0 || decoder.name == ms::decoder::early_exit<>::name;
+    expect(same >= (by_laws ? prompts - 2 : prompts),
            ms::text("a loop on the device: the host's tokens for ", same, " of ", prompts, " prompts, ", decoder.name,
                     temperature > 0 ? ", sampled, " : ", ", B::name()));
   };

@@ -86,7 +86,7 @@ double loop_rate(Session& s, std::span<const int> prompt, const Decoder& decoder
   for (int i = 0; i < 4; ++i) {
     const auto made = ms::generate(s, prompt, {.max_new_tokens = tokens},
                                    ms::decoder::on_device<Decoder>{decoder, tokens}, [](const ms::emitted&) {});
-    if (i > 0) rates.push_back(made.stats.tokens_per_second());  // the first has pages go to the device
+    if (i > 0) rates.push_back(made.stats.tokens_per_second());  // the first has weights go to the device
   }
   return bench::median(rates);
 }

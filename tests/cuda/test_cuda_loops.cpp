@@ -159,6 +159,26 @@ TEST_CASE("laws of tokens agree with plain loops in double: greedy, tempered, cu
   }
 }
 
+TEST_CASE("a cut that all numbers together do not reach keeps them all, and drops none of the equals at its edge") {
+  using B = ms::emulated_cuda<float>;
+  for (const bool nans : {false, true}) {
+    trial<B> t(1);
+    const int V = 14;
+    const auto logits = t.memory.take<float>(1, V);
+    for (int i = 0; i < V; ++i) logits(0, i) = i < 10 ? 2.f - 0.1f * float(i) : 0.5f;
+    if (nans) logits(0, 2) = logits(0, 5) = NAN;
+    const auto law = t.memory.take<ms::token_law<float>>(1);
+    const float almost = std::nextafter(1.f, 0.f);
+    ms::token_laws(t.backend, law, logits, {.temperature = 1, .top_k = nans ? 13 : 0, .top_p = almost});
+    ms::settle(t.backend);
+    double all = 0;
+    for (int i = 0; i < V; ++i)
+      if (!std::isnan(logits(0, i))) all += std::exp(double(logits(0, i)) - 2);
+    CHECK(law[0].total > all - 0.23);  // all, or all but one of the equals
+    CHECK(law[0].total < all + 1e-4);
+  }
+}
+
 TEST_CASE("tokens that are drawn, drafted and judged are those of plain loops") {
   for (const int way : {0, 1, 4}) {
     agrees(draw_case{ways[way]}), agrees(judge_case{ways[way]});
@@ -344,7 +364,7 @@ struct turn_around {
   ms::vec<const int> in;
   void operator()(ms::index_t i) const { out[i] = in[in.size() - 1 - i] + 1; }
 };
-/// Adds to each number of a block of 32 that of the block's next thread; more blocks than a grid has.
+/// Adds to each number of a block of 128 that of the block's next thread; more blocks than a grid has.
 struct add_neighbour {
   static constexpr const char* name = "add_neighbour";
   static constexpr int barriers = 1;
@@ -432,6 +452,73 @@ TEST_CASE("a script: steps in order, jumps, blocks that wait for each other and 
   // phase that does not exist, at which nothing is done, or a jump to nowhere.
 }
 
+TEST_CASE("attention in a script is that of calls of its own, wherever in a long context a row stands") {
+  using B = ms::emulated_cuda<float>;
+  for (const int C : {150, 2100, 3072}) {
+    B b;
+    ms::arena memory;
+    const int H = 2, G = 1, d = 4;
+    const ms::attention_shape s{H, G, d, 10000.f, 0.5f};
+    const auto numbers = [&](auto... extents) {
+      const auto v = memory.take<float>(extents...);
+      for (ms::index_t i = 0; i < v.size(); ++i) v.data()[i] = float(random_number(5, std::uint64_t(i)));
+      return v;
+    };
+    const ms::kv_layer<float> kv{numbers(1, C, G * d), numbers(1, C, G * d)};
+    const auto qkv = numbers(1, (H + 2 * G) * d), out = numbers(1, H * d), expected = numbers(1, H * d);
+    const auto slot = memory.take_zeroed<int>(1), position = memory.take_zeroed<int>(1);
+    const ms::token_rows rows{slot, position};
+    B::loop<ms::router::top_k<2>, ms::exit_rule::fixed> script;
+    {
+      const auto open = script.write();
+      ms::append_attend(b, out, qkv, kv, rows, {}, s, memory);
+    }
+    for (const int at : {0, 63, 64, 149, 700, 1500, 2040, 2047, 2048, 2099, 3071}) {
+      if (at >= C) continue;
+      CAPTURE(C);
+      CAPTURE(at);
+      position[0] = at;
+      script.run();
+      ms::settle(b);
+      CHECK(script.clear_counters());
+      ms::append_attend(b, expected, qkv, kv, rows, {}, s, memory);
+      ms::settle(b);
+      for (int i = 0; i < H * d; ++i) CHECK(out(0, i) == expected(0, i));
+    }
+  }
+}
+
+TEST_CASE("a loop on the device stops where its text does") {
+  auto m = lively_model<plain, ms::emulated_cuda<float>>();
+  ms::session here(m), there(m);
+  const auto free = run(here, ms::decoder::autoregressive{}, {.max_new_tokens = 8}, 1).ids();
+  const ms::generation options{.max_new_tokens = 8, .stop = {free[2]}};
+  const auto alike = [&](const auto& decoder) {
+    const auto expected = run(here, decoder, options, 1);
+    const auto got = run(there, on_device<std::decay_t<decltype(decoder)>>{decoder}, options, 1);
+    CHECK(got.ids() == expected.ids());
+    CHECK(got.reason == ms::finish::stop_token);
+    CHECK(got.stats.rounds == expected.stats.rounds);
+    CHECK(got.stats.layer_steps == expected.stats.layer_steps);
+    CHECK(got.stats.experts_read == expected.stats.experts_read);
+  };
+  alike(ms::decoder::autoregressive{});
+  alike(fixed_length{{.exit_layer = 2}, {.num_speculations = 3}});
+}
+
+namespace tests {
+
+/// Chooses one expert twice.
+struct twice : ms::router::top_k<2> {
+  template <class T> void choose(const ms::routed_token<T>& t) const { t.chosen[0] = t.chosen[1] = 1; }
+  friend bool operator==(const twice&, const twice&) = default;
+};
+struct routed_twice : ms::variant {
+  using router = twice;
+};
+
+}  // namespace tests
+
 namespace {
 struct gated : ms::variant {
   using layer_skip = ms::layer_skip::gate;
@@ -454,6 +541,20 @@ TEST_CASE("what cannot run on the device is refused, and the session can go on")
   ms::session s(m);
   CHECK_THROWS_WITH_AS(run(s, on_device<ms::decoder::autoregressive>{.tokens_per_call = 0}, {}, 1),
                        "tokens_per_call must be at least 1, got 0", ms::config_error);
+  CHECK_THROWS_WITH_AS(run(s, on_device<fixed_length>{{{.exit_layer = 2}, {.num_speculations = 16}}}, {}, 1),
+                       "num_speculations: expected at most 15 in a loop on the device, got 16", ms::config_error);
+  {
+    const auto budget = s.meter().limit_experts(1);
+    CHECK_THROWS_WITH_AS(run(s, on_device<ms::decoder::autoregressive>{}, {}, 1),
+                         "a loop on the device visits all experts that a router chooses: the session's limit is 1",
+                         ms::config_error);
+  }
+  ms::model<routed_twice, B> bad(tiny_config<routed_twice>(), ms::seed{1});
+  ms::session of_bad(bad);
+  const std::vector<int> one = {1};  // nothing to prefill
+  CHECK_THROWS_WITH_AS(ms::generate(of_bad, one, {.max_new_tokens = 3}, on_device<ms::decoder::autoregressive>{},
+                                    [](const ms::emitted&) {}),
+                       "the router chose an expert that does not exist, or one twice", ms::config_error);
   for (auto& w : m.block()) w = NAN;
   CHECK_THROWS_AS(run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1), ms::config_error);
 }

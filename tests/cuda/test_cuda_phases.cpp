@@ -466,4 +466,5 @@ TEST_CASE("the CUDA backend has phases for every op that no others make up, and 
     ((ms::runs_on<Ops, ms::emulated_cuda<>> ? void() : void(missing += ms::text(Ops::name, " "))), ...);
   }(ms::all_ops{});
   CHECK(missing == "norm_linear_backward ");
+  [&]<class... Ops>(ms::op_list<Ops...>) { CHECK((ms::runs_on<Ops, ms::emulated_cuda<>> && ...)); }(ms::loop_ops{});
 }

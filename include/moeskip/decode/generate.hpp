@@ -68,6 +68,7 @@ template <class V, class B, class Decoder, class Sink> generated generate(sessio
                 "with `round(session, sampler, most, sink)`. See moeskip/concepts/decoder.hpp");
   sampler draw_from(options.sampling);
   typename Decoder::template on<session<V, B>> rounds(decoder, s);
+  if constexpr (requires { rounds.stop_at(options.stop); }) rounds.stop_at(options.stop);
   s.prefill(prompt);
   s.stats = {};
   s.meter().reset_experts_read();

@@ -196,6 +196,8 @@ template <class V, class B> class session {
   /// Where the sequences of a batch wait for each other, and which of them this is; null where it is alone.
   batch_lanes* lanes() { return calls_ ? calls_->lanes() : nullptr; }
   int slot() const { return slot_number_; }
+  /// Whether others make or look at its calls of the model.
+  bool shares_calls() const { return calls_ != nullptr; }
 
   model_type& model() { return model_; }
   const model_type& model() const { return model_; }

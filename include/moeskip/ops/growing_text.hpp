@@ -11,16 +11,17 @@ namespace moeskip {
 
 /// Where a text stands.
 struct growth {
-  int count = 0;       // tokens that stand; the last one is pending: it has not been run
-  int end = 0;         // tokens that there may be
-  int going = 0;       // whether the loop goes on
-  int leaves = 0;      // whether the pending token leaves at the exit that was asked last …
-  int exit_layer = 0;  // … and the layers that it went through
-  int first = 0;       // tokens that stood when the generation began
-  int steps = 1;       // the most that it can make
-  int rounds = 0;      // of it so far
-  int visits = 0;      // distinct experts of each layer and call, added up since the loop was started
-  int damaged = 0;     // some logits were no finite numbers: the text is not to be used
+  int count = 0;        // tokens that stand; the last one is pending: it has not been run
+  int end = 0;          // tokens that there may be
+  int going = 0;        // whether the loop goes on
+  int leaves = 0;       // whether the pending token leaves at the exit that was asked last …
+  int exit_layer = 0;   // … and the layers that it went through
+  int first = 0;        // tokens that stood when the generation began
+  int steps = 1;        // the most that it can make
+  int rounds = 0;       // of it so far
+  int visits = 0;       // distinct experts of each layer and call, added up since the loop was started
+  int bad_choices = 0;  // some router chose experts that do not exist, or one twice
+  int damaged = 0;      // some logits were no finite numbers: the text is not to be used
 };
 
 /// What ops know of it. The arrays have room for C + 1 tokens, C the context.
@@ -29,6 +30,7 @@ struct growing_text {
   vec<int> exits;    // layers that each came from
   vec<int> drafted;  // whether it was drafted: 0, 1
   growth* now;
+  vec<const int> stops{};  // ids behind which the loop ends
 
   /// The id and position of row n of a call of the pending token and what is drafted behind it.
   MOESKIP_HD index_t at(index_t n) const { return now->count - 1 + n; }
@@ -152,6 +154,9 @@ MOESKIP_HD inline void end_round(const growing_text& text, int kept, int longest
   text.push(token, layers, false);
   ++now.rounds;
   now.going = now.count + longest + 1 <= now.end;
+  for (int n = now.count - kept - 1; n < now.count; ++n)
+    for (index_t i = 0; i < text.stops.size(); ++i)
+      if (text.tokens[n] == text.stops[i]) now.going = 0;
 }
 /// Gives the text up.
 MOESKIP_HD inline void stop_damaged(const growing_text& text) { text.now->damaged = 1, text.now->going = 0; }
@@ -219,25 +224,31 @@ template <> struct kernel<judge_draft_t, on_reference> {
 };
 
 namespace detail {
-template <class Rule> MOESKIP_HD void ask(const growing_text& text, const token_law<float>& law,
-                                          typename Rule::state& state, const Rule& rule, index_t vocabulary,
-                                          int exit_layer, bool first) {
+template <class Rule> MOESKIP_HD void ask(const growing_text& text, token_law<float> law, typename Rule::state& state,
+                                          const Rule& rule, index_t vocabulary, int exit_layer, bool first) {
   growth& now = *text.now;
   if (first) state = {};
-  if (law.best < 0) return stop_damaged(text), void(now.leaves = 1);
+  now.exit_layer = exit_layer;
+  if (!Rule::reads_logits) law = {.highest = NAN, .second = NAN, .mass = NAN, .weighted = NAN};  // nobody made it
+  else if (law.best < 0) return stop_damaged(text), void(now.leaves = 1);
   const exit_moment seen{
       law.best,      law.highest,           law.second, law.mass, law.weighted, vocabulary, exit_layer,
       now.count - 1, now.count - now.first, now.steps};
   now.leaves = rule.leaves(seen, state) ? 1 : 0;
-  now.exit_layer = exit_layer;
 }
 }  // namespace detail
 
 template <> struct kernel<ask_exit_t, on_reference> {
-  template <class B, class Rule> static void run(B&, const growing_text& text, vec<const token_law<float>> law,
-                                                 vec<typename Rule::state> state, const Rule& rule, index_t vocabulary,
-                                                 int exit_layer, bool first) {
-    detail::ask(text, law[0], state[0], rule, vocabulary, exit_layer, first);
+  template <class B, class T, class Rule> static void run(B&, const growing_text& text, vec<const token_law<T>> law,
+                                                          vec<typename Rule::state> state, const Rule& rule,
+                                                          index_t vocabulary, int exit_layer, bool first) {
+    const token_law<T>& l = law[0];
+    const token_law<float> as_floats{.best = l.best,
+                                     .highest = float(l.highest),
+                                     .second = float(l.second),
+                                     .mass = float(l.mass),
+                                     .weighted = float(l.weighted)};
+    detail::ask(text, as_floats, state[0], rule, vocabulary, exit_layer, first);
   }
 };
 

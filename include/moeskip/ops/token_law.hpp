@@ -25,6 +25,7 @@ struct sampling {
 
   bool greedy() const { return temperature <= 0; }
   bool cuts() const { return top_k > 0 || top_p < 1; }
+  friend bool operator==(const sampling&, const sampling&) = default;
 };
 
 template <class T> struct token_law {

@@ -24,6 +24,8 @@ namespace phase {
 struct key_splits {
   static constexpr int least = 64, most = 32;
   int length, count;
+  /// The most that a row of up to so many keys has: more keys may be fewer, longer splits.
+  static constexpr int most_of(int keys) { return keys < least * most ? (keys + least - 1) / least : most; }
   MOESKIP_HD explicit key_splits(int keys)
       : length(least * ((keys + least * most - 1) / (least * most))), count((keys + length - 1) / length) {}
 };
@@ -79,7 +81,7 @@ template <class W> struct append_attend {
   qkv_adjustment<W> adjustment;
   token_rows rows;
   attention_shape s;
-  int splits;               // the most that a row has
+  int splits;               // of a row there is room for
   mat<float> parts{};       // (N·H·splits, d + 2), where there are several: softmax_sum's
   int* finished = nullptr;  // (N·G) splits of a row and key/value head
 
@@ -116,10 +118,10 @@ template <class W> struct append_attend {
   /// call brings.
   struct item {
     int n, g, split, slot, position, begin, end, splits, oldest;
-    MOESKIP_HD item(const append_attend& a, int index)
-        : n(index / a.splits / a.s.kv_heads),
-          g(index / a.splits % a.s.kv_heads),
-          split(index % a.splits),
+    MOESKIP_HD item(const append_attend& a, int index, int most)
+        : n(index / most / a.s.kv_heads),
+          g(index / most % a.s.kv_heads),
+          split(index % most),
           slot(a.rows.slot[n]),
           position(a.rows.position[n]) {
       const key_splits cut(position + 1);
@@ -136,8 +138,13 @@ template <class W> struct append_attend {
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const memory in(b.shared(), rows.size(), s);
-    for (int i = int(b.block()); i < rows.size() * s.kv_heads * splits; i += int(b.blocks()))
-      if (const item at(*this, i); at.begin < at.end) make(b, at, in);
+    int most = 1;  // splits that a row has now: items are numbered by it, so that they lie close
+    for (int n = 0; n < rows.size(); ++n) {
+      const int count = key_splits(rows.position[n] + 1).count;
+      most = count > most ? count : most;
+    }
+    for (int i = int(b.block()); i < rows.size() * s.kv_heads * most; i += int(b.blocks()))
+      if (const item at(*this, i, most); at.begin < at.end) make(b, at, in);
   }
 
  private:
@@ -353,8 +360,8 @@ template <> struct kernel<append_attend_t, on_cuda> {
       return append_attend_t::composed(b, out, qkv, kv, rows, adjustment, s, memory);
     detail::expect_head_dim(s);
     const auto scope = call::scratch().scope();
-    // A script knows no positions yet: it has as many splits as the cache may ask for.
-    int splits = script_steps::open() ? phase::key_splits(int(kv.keys.extent(1))).count : 1;
+    // A script knows no positions yet: it has room for what any row of the cache may ask for.
+    int splits = script_steps::open() ? phase::key_splits::most_of(int(kv.keys.extent(1))) : 1;
     for (const int position : rows.position) splits = std::max(splits, phase::key_splits(position + 1).count);
     phase::append_attend<W> p{call::seen(out), call::seen(qkv), call::seen(kv), adjustment, call::listed(rows), s,
                               splits};

@@ -118,6 +118,8 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
   static arena& scratch() { return script_steps::open() ? script_steps::open()->scratch() : Driver::scratch(); }
   /// Where a script counts the experts that it visits; null: nobody asks.
   static int* visits() { return script_steps::open() ? script_steps::open()->visits : nullptr; }
+  /// What a script sets for choices that are none; null: the host looks for itself.
+  static int* bad_choices() { return script_steps::open() ? script_steps::open()->bad_choices : nullptr; }
   /// n zeros for blocks to count each other by (last_of), which leaves zeros behind. Ops that come later take them again.
   static int* counters(index_t n) {
     return script_steps::open() ? script_steps::open()->counters(n) : Driver::counters(n);

@@ -28,6 +28,7 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
     alignas(16) std::byte phase[largest];
     template <class Phase> MOESKIP_HD const Phase& as() const { return *reinterpret_cast<const Phase*>(phase); }
   };
+  static_assert(offsetof(record, phase) == sizeof(script_step), "the host copies phases to behind their steps");
   static constexpr int record_floats = sizeof(record) / sizeof(float);
 
   const record* records;
@@ -123,7 +124,7 @@ template <class Driver, class List> class script : public script_steps {
 
   /// From the first step to where the last one leads; settle() waits.
   void run() {
-    if (steps_.size() != here()) {
+    if (std::exchange(changed_, false)) {
       steps_ = buffer<typename follow::record>(here());
       for (index_t i = 0; i < here(); ++i)
         std::memcpy(&steps_[i], records_[std::size_t(i)].data(), records_[std::size_t(i)].size());

@@ -159,7 +159,8 @@ template <class Rule> struct ask_exit {
 
 namespace detail {
 template <class Call> const growing_text& seen_text(const growing_text& text) {
-  Call::seen(text.tokens), Call::seen(text.exits), Call::seen(text.drafted), Call::seen(vec<growth>(text.now, 1));
+  Call::seen(text.tokens), Call::seen(text.exits), Call::seen(text.drafted), Call::seen(text.stops),
+      Call::seen(vec<growth>(text.now, 1));
   return text;
 }
 }  // namespace detail

@@ -90,7 +90,10 @@ struct note_choices {
   moeskip::routing<float> r;
   token_rows rows;
   cube<int> past;
+  int* bad = nullptr;  // set where a row's choices are not different experts
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    for (index_t n = b.block() * b.threads() + b.thread(); bad && n < r.chosen.rows(); n += b.blocks() * b.threads())
+      if (!sound(r.chosen.row(n))) *bad = 1;
     const index_t choices = r.chosen.size(), K = r.chosen.cols();
     for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
       past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = expert(c);
@@ -110,6 +113,14 @@ struct note_choices {
       sum += std::popcount(b.warp_which(c < r.chosen.size() && which(expert(c))));
     }
     return sum;
+  }
+  MOESKIP_HD bool sound(vec<const int> chosen) const {
+    for (index_t k = 0; k < chosen.size(); ++k) {
+      if (chosen[k] < 0 || chosen[k] >= r.load.size()) return false;
+      for (index_t j = 0; j < k; ++j)
+        if (chosen[j] == chosen[k]) return false;
+    }
+    return true;
   }
   MOESKIP_HD int expert(index_t c) const {
     const int e = r.chosen.data()[c];
@@ -161,7 +172,7 @@ template <> struct kernel<route_t, on_cuda> {
       ask(phase::routing_step::score), ask(phase::routing_step::choose), ask(phase::routing_step::weigh);
     else ask(phase::routing_step::all);
     if constexpr (!ChoosesRows<R>)
-      call::launch(detail::warp_each(r.load.size()), phase::note_choices{r, here.rows, here.past});
+      call::launch(detail::warp_each(r.load.size()), phase::note_choices{r, here.rows, here.past, call::bad_choices()});
   }
 };
 

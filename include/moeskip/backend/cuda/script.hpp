@@ -80,7 +80,11 @@ class script_steps {
   }
   /// Where visits of experts are counted, each layer's of each call; null: nowhere.
   int* visits = nullptr;
+  /// Set where a router chooses experts that do not exist, or one twice; null: nobody looks.
+  int* bad_choices = nullptr;
   arena& scratch() { return scratch_; }
+  /// Whether all blocks were counted; zeros again.
+  bool clear_counters() { return counters_.clear(); }
   int* counters(index_t n) { return counters_.take(n); }
 
  protected:
@@ -93,12 +97,14 @@ class script_steps {
     return now;
   }
   void add(const script_step& step, const void* phase, std::size_t bytes) {
+    changed_ = true;
     std::vector<std::byte>& r = records_.emplace_back(record_);
     std::memcpy(r.data(), &step, sizeof step);
     if (bytes) std::memcpy(r.data() + sizeof step, phase, bytes);
   }
   /// Where jump `at` goes.
   void aim(index_t at, int target) {
+    changed_ = true;
     auto& record = records_[std::size_t(at)];
     script_step step;
     std::memcpy(&step, record.data(), sizeof step);
@@ -108,6 +114,7 @@ class script_steps {
 
   std::vector<std::vector<std::byte>> records_;  // a step, and behind it its phase
   index_t shared_ = 0;                           // floats that a block needs at most
+  bool changed_ = false;                         // since it was last run
 
  private:
   template <class Phase> void add(const script_step& step, const Phase& phase) {

@@ -110,6 +110,7 @@ struct token_laws {
                                                                    const float* row, index_t V, float goal,
                                                                    const Weight& weight) {
     const std::uint32_t least = highest_reaching(b, V, goal, weight, [&](index_t v) { return order_key(row[v]); });
+    if (least == 0) return;  // rounding keeps all of them from it
     float above = 0;
     for (index_t v = b.thread(); v < V; v += b.threads())
       if (order_key(row[v]) > least) above += weight(v);
@@ -118,7 +119,8 @@ struct token_laws {
     const std::uint32_t last = ~highest_reaching(
         b, V, goal - above, [&](index_t v) { return order_key(row[v]) == least ? weight(v) : 0.f; },
         [](index_t v) { return ~std::uint32_t(v); });
-    law.least = of_order_key(least), law.last = int(last);
+    law.least = of_order_key(least);
+    law.last = last == ~std::uint32_t{0} ? std::numeric_limits<int>::max() : int(last);
   }
 
   /// The highest key for which the weights of all keys from it on reach `goal`; 0 where none does.

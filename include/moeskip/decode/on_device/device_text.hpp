@@ -2,6 +2,9 @@
 // steps work on. A loop is written once, with the functions that a host would call, and then followed.
 #pragma once
 
+#include <algorithm>
+#include <span>
+
 #include "moeskip/decode/session.hpp"
 #include "moeskip/ops/growing_text.hpp"
 
@@ -16,7 +19,7 @@ template <class Session, class Rule> class device_text {
   using loop_type = typename B::template loop<typename model_type::variant_type::router, Rule>;
 
   /// Calls have up to so many rows.
-  device_text(Session& s, int rows)
+  device_text(Session& s, int rows, std::span<const int> stops)
       : session_(s),
         tokens_(s.context() + 1),
         exits_(s.context() + 1),
@@ -25,11 +28,13 @@ template <class Session, class Rule> class device_text {
         slot_(rows),
         position_(rows),
         token_(rows),
+        stops_(index_t(stops.size())),
         tape_(memory_) {
-    loop.visits = &now().visits;
+    std::copy(stops.begin(), stops.end(), stops_.data());
+    loop.visits = &now().visits, loop.bad_choices = &now().bad_choices;
   }
 
-  growing_text text() { return {tokens_.view(), exits_.view(), drafted_.view(), now_.data()}; }
+  growing_text text() { return {tokens_.view(), exits_.view(), drafted_.view(), now_.data(), stops_.view()}; }
   growth& now() { return now_[0]; }
   arena& memory() { return memory_; }
   model_type& model() { return session_.model(); }
@@ -55,13 +60,15 @@ template <class Session, class Rule> class device_text {
   void propagate(int from, mat<T> x) { model().propagate(from, model().layers(), x, cache_, rows(0, x), memory_); }
 
   /// Follows the loop until there are `end` tokens or fewer are left than a round may make; hands over what was made.
-  /// Throws config_error where logits were not finite.
+  /// Throws config_error where logits were not finite, or a router's choices were none.
   template <class Sink> void run(int end, Sink&& sink) {
     const int count = now().count = session_.position() + 1;
     tokens_[count - 1] = session_.pending();
     now().end = end, now().going = 1, now().rounds = session_.stats.rounds, now().visits = 0;
     loop.run();
     settle(backend());
+    MOESKIP_CHECK(error, loop.clear_counters(), "a phase of a loop left blocks uncounted");
+    MOESKIP_CHECK(config_error, !now().bad_choices, "the router chose an expert that does not exist, or one twice");
     MOESKIP_CHECK(config_error, !now().damaged, "logits are not finite: weights are damaged or diverged");
     session_.meter().count_experts_read(now().visits);
     for (int i = count; i < now().count; ++i) {
@@ -85,6 +92,7 @@ template <class Session, class Rule> class device_text {
   buffer<int> tokens_, exits_, drafted_;
   buffer<growth> now_;
   buffer<int> slot_, position_, token_;  // zeros, and what embed() writes
+  buffer<int> stops_;
   arena memory_;
   no_tape tape_;
 };

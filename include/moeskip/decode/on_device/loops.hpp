@@ -20,12 +20,13 @@
 namespace moeskip::detail {
 
 template <class Decoder, class Session> struct device_loop {
-  static_assert(
-      sizeof(Session) == 0,
-      "moeskip: decoder::on_device runs decoder::autoregressive, decoder::early_exit with a rule that has "
-      "`MOESKIP_HD bool leaves(const exit_moment&, state&) const` and missing_kv::propagate, and "
-      "speculative_decoder::compose<draft::self, acceptance::exact, draft_length::fixed>: other policies look "
-      "at clocks or numbers that the host has. See moeskip/decode/on_device.hpp");
+  static_assert(sizeof(Session) == 0,
+                "moeskip: decoder::on_device runs decoder::autoregressive, decoder::early_exit with a rule that has "
+                "`MOESKIP_HD bool leaves(const exit_moment&, state&) const` and missing_kv::propagate, and "
+                "speculative_decoder::compose<draft::self, acceptance::exact, draft_length::fixed>: other policies "
+                "look at clocks "
+                "or at numbers that only the host has, or nobody has written them for a device. See "
+                "moeskip/decode/on_device.hpp");
 };
 
 template <class Session> struct device_loop<decoder::autoregressive, Session> {
@@ -125,7 +126,10 @@ struct device_loop<speculative_decoder::compose<draft::self, acceptance::exact, 
       : drafted_(std::min(o.length.num_speculations, s.context())),
         exit_(typename draft::self::template on<Session>(o.draft, s).exit_layer()),
         ids_(o.draft.vocabulary ? o.draft.vocabulary : s.model().sizes().vocab),
-        layers_(s.model().layers()) {}
+        layers_(s.model().layers()) {
+    MOESKIP_CHECK(config_error, longest() <= Session::invariant_rows, "num_speculations: expected at most ",
+                  Session::invariant_rows - 1, " in a loop on the device, got ", drafted_);
+  }
   int longest() const { return drafted_ + 1; }
 
   void write(text_type& text, const sampling& options) {
