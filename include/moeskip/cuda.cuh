@@ -446,7 +446,7 @@ template <class W, class Router, class... Rules> struct cuda_loops {
   static int keep() {
     static volatile const void* kept[] = {
         reinterpret_cast<const void*>(&driver::device::follow<loop_kernel<W, Router, Rules>>)...};
-    return kept[0] != nullptr;
+    return (kept[0] != nullptr) + detail::keep_each(phase_list<phase::ask_exit<Rules>...>{});
   }
 };
 
