@@ -11,6 +11,17 @@
 
 namespace tests {
 
+/// Sanitizers are slow: what they cannot say anything about is left to other builds.
+#if defined(__has_feature)
+  #if __has_feature(address_sanitizer)
+inline constexpr bool sanitized = true;
+  #else
+inline constexpr bool sanitized = false;
+  #endif
+#else
+inline constexpr bool sanitized = false;
+#endif
+
 template <class V> ms::config<V> tiny_config() {
   ms::config<V> c{.sizes = tiny_sizes};
   c.exits = ms::exits_every(1, c.sizes.layers);

@@ -7,6 +7,7 @@
 
 #include "cases.hpp"
 #include "downstream/mine.hpp"
+#include "models.hpp"
 #include "moeskip/parts/router/grouped_top_k.hpp"
 #include "moeskip/parts/router/hash.hpp"
 #include "moeskip/parts/router/segment_group.hpp"
@@ -31,15 +32,6 @@ using namespace tests;
 
 namespace {
 
-#if defined(__has_feature)
-  #if __has_feature(address_sanitizer)
-constexpr bool sanitized = true;
-  #else
-constexpr bool sanitized = false;
-  #endif
-#else
-constexpr bool sanitized = false;
-#endif
 constexpr int orders = sanitized ? 1 : 3;  // of threads
 
 template <class B, class Case> std::vector<std::vector<double>> run(const Case& c, std::uint64_t seed) {
