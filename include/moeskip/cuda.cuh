@@ -287,13 +287,19 @@ class device_blas {
 
 }  // namespace detail
 
-inline bool driver::device::has_gemm() { return detail::device_blas::here(), true; }
+inline bool driver::device::has_gemm() { return true; }
+namespace detail {
+inline void make_gemm_ready() { device_blas::here(); }
+}  // namespace detail
 inline void driver::device::gemm(const gemm_call& call) {
   detail::device_stream::here().last = "gemm";
   detail::device_blas::here().multiply(call);
 }
 #else
 inline bool driver::device::has_gemm() { return false; }
+namespace detail {
+inline void make_gemm_ready() {}
+}  // namespace detail
 inline void driver::device::gemm(const gemm_call&) { fail("gemm: cuda.cuh was compiled without cuBLAS"); }
 #endif
 
@@ -371,7 +377,7 @@ inline void device::forget() {
 }
 
 inline void graph::begin() {
-  device::has_gemm();  // cuBLAS cannot be made ready while the stream is captured
+  detail::make_gemm_ready();  // cuBLAS cannot be while the stream is captured
   detail::device_stream::here().begin_graph();
 }
 inline void graph::settle() {

@@ -24,7 +24,7 @@ struct device {
   template <class Phase> static void launch(const launch_shape& shape, const Phase& phase);
   /// A script, by as many blocks as the device holds at once.
   template <class Follow> static void follow(index_t shared, const Follow& phase);
-  /// Whether cuda.cuh was compiled with cuBLAS. A thread's first call makes cuBLAS ready for it.
+  /// Whether cuda.cuh was compiled with cuBLAS.
   static bool has_gemm();
   static void gemm(const gemm_call& call);
   /// Throws error for what went wrong on the device since the last call.

@@ -75,6 +75,14 @@ MOESKIP_HD int block_pick(const Block& b, index_t V, double u, const Mass& mass,
   return which < 0 ? -1 : *found;
 }
 
+/// The token at height u of a law of logits (1, V); -1 where none is a finite number. Barriers 0 and 1.
+template <class Block>
+MOESKIP_HD int draw(const Block& b, const token_law<float> law, mat<const float> logits, double u) {
+  const float* row = logits.data();
+  return block_pick(
+      b, law.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return law.weight(v, row[v]); }, 0);
+}
+
 struct next_token {
   static constexpr const char* name = "next_token";
   static constexpr int barriers = 2;
@@ -84,11 +92,8 @@ struct next_token {
   seed from;
   int exit_layer;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    const token_law<float> p = law[0];
-    const float* row = logits.data();
     const double u = draws{from, stream::sampling}.uniform_double(std::uint64_t(text.at(0)));
-    const int token = block_pick(
-        b, p.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return p.weight(v, row[v]); }, 0);
+    const int token = draw(b, law[0], logits, u);
     if (b.thread() != 0) return;
     if (token < 0) detail::stop_damaged(text);
     else detail::end_round(text, 0, 0, token, 0, exit_layer ? exit_layer : text.now->exit_layer);
@@ -104,11 +109,7 @@ struct draft_token {
   seed from;
   int i;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    const token_law<float> q = law[0];
-    const float* row = logits.data();
-    const double u = detail::roll(from, stream::draft, text, i);
-    const int token = block_pick(
-        b, q.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return q.weight(v, row[v]); }, 0);
+    const int token = draw(b, law[0], logits, detail::roll(from, stream::draft, text, i));
     if (b.thread() != 0) return;
     if (token < 0) detail::stop_damaged(text);
     else text.tokens[text.at(i + 1)] = token;

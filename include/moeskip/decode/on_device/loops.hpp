@@ -1,6 +1,6 @@
 // The loops that decoders become on a device. Each has
 //   rule              what asks at exits
-//   longest(s)        tokens that a round may make
+//   longest()         tokens that a round may make
 //   write(text, …)    the steps of its rounds, once
 //   count(stats, …)   what a session notes of rounds that were made
 #pragma once
@@ -19,24 +19,30 @@
 
 namespace moeskip::detail {
 
+/// What loops have in common whose rounds make one token each.
+struct token_by_token {
+  int longest() const { return 1; }
+  void count(decode_stats& stats, const growth& made, std::span<const emitted> tokens) const {
+    stats.rounds = made.rounds;
+    for (const emitted& e : tokens) stats.layer_steps += e.exit_layer;
+  }
+};
+
 template <class Decoder, class Session> struct device_loop {
   static_assert(sizeof(Session) == 0,
                 "moeskip: decoder::on_device runs decoder::autoregressive, decoder::early_exit with a rule that has "
                 "`MOESKIP_HD bool leaves(const exit_moment&, state&) const` and missing_kv::propagate, and "
-                "speculative_decoder::compose<draft::self, acceptance::exact, draft_length::fixed>: other policies "
-                "look at clocks "
-                "or at numbers that only the host has, or nobody has written them for a device. See "
+                "speculative_decoder::compose<draft::self, acceptance::exact, draft_length::fixed>: others look "
+                "at clocks or numbers that only the host has, or are not written for a device. See "
                 "moeskip/decode/on_device.hpp");
 };
 
-template <class Session> struct device_loop<decoder::autoregressive, Session> {
+template <class Session> struct device_loop<decoder::autoregressive, Session> : token_by_token {
   using rule = exit_rule::fixed;
   using text_type = device_text<Session, rule>;
   using T = typename Session::T;
 
   device_loop(const decoder::autoregressive&, Session&) {}
-  int longest() const { return 1; }
-
   void write(text_type& text, const sampling& options) {
     auto& m = text.model();
     const mat<T> x = text.memory().template take<T>(1, m.sizes().dim);
@@ -48,13 +54,10 @@ template <class Session> struct device_loop<decoder::autoregressive, Session> {
     next_token(text.backend(), text.text(), logits, law, options.seed, m.layers());
     text.loop.jump(&text.now().going);
   }
-  void count(decode_stats& stats, const growth& made, std::span<const emitted> tokens) const {
-    stats.rounds = made.rounds;
-    for (const emitted& e : tokens) stats.layer_steps += e.exit_layer;
-  }
 };
 
-template <class Rule, class Session> struct device_loop<decoder::early_exit<Rule, missing_kv::propagate>, Session> {
+template <class Rule, class Session> struct device_loop<decoder::early_exit<Rule, missing_kv::propagate>, Session>
+    : token_by_token {
   static_assert(
       DeviceExitRule<Rule>,
       "moeskip: on a device an exit rule needs `MOESKIP_HD bool leaves(const exit_moment&, state&) const`. See "
@@ -64,8 +67,6 @@ template <class Rule, class Session> struct device_loop<decoder::early_exit<Rule
   using T = typename Session::T;
 
   device_loop(const decoder::early_exit<Rule, missing_kv::propagate>& o, Session&) : rule_(o.rule) {}
-  int longest() const { return 1; }
-
   void write(text_type& text, const sampling& options) {
     auto& m = text.model();
     auto& b = text.backend();
@@ -105,10 +106,6 @@ template <class Rule, class Session> struct device_loop<decoder::early_exit<Rule
       ends.push_back(end_of_token(0));
     }
     for (const index_t end : ends) text.loop.land(end);
-  }
-  void count(decode_stats& stats, const growth& made, std::span<const emitted> tokens) const {
-    stats.rounds = made.rounds;
-    for (const emitted& e : tokens) stats.layer_steps += e.exit_layer;
   }
 
  private:
