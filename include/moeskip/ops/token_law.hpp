@@ -31,10 +31,10 @@ struct sampling {
 template <class T> struct token_law {
   int best = -1;          // the most likely token, the lowest id among equals; -1: no logit is a finite number
   T highest{}, second{};  // its logit, and the highest of the others
-  T mass{}, weighted{};  // Σ e^d and Σ d e^d over all tokens, d = logit − highest: before temperature, for exit rules
-  T slope{};             // 1 / temperature; 0: greedy
-  T total{};             // Σ e^(slope d) over the tokens that are kept
-  T least{};             // kept: logits above it, and as high as it up to the id `last`
+  T mass{}, weighted{};   // for exit rules, if they ask: Σ e^d and Σ d e^d over all tokens, d = logit − highest
+  T slope{};              // 1 / temperature; 0: greedy
+  T total{};              // Σ e^(slope d) over the tokens that are kept
+  T least{};              // kept: logits above it, and as high as it up to the id `last`
   int last = 0;
 
   MOESKIP_HD bool keeps(index_t i, T logit) const { return logit > least || (logit == least && i <= last); }
@@ -46,24 +46,26 @@ template <class T> struct token_law {
   MOESKIP_HD T probability(index_t i, T logit) const { return weight(i, logit) / total; }
 };
 
-/// laws (N) of logits (N, V). NaN never wins and is never kept. Throws shape_error.
+/// laws (N) of logits (N, V). for_rules: whether mass and weighted are made, a pass more over the vocabulary. NaN never
+/// wins and is never kept. Throws shape_error.
 struct token_laws_t {
   static constexpr const char* name = "token_laws";
-  template <class B>
-  void operator()(B& b, vec<token_law<scalar_t<B>>> laws, mat<const scalar_t<B>> logits, const sampling& s) const {
+  template <class B> void operator()(B& b, vec<token_law<scalar_t<B>>> laws, mat<const scalar_t<B>> logits,
+                                     const sampling& s, bool for_rules = true) const {
     expect_shape(name, "laws", laws, logits.rows());
-    run_kernel<token_laws_t>(b, laws, logits, s);
+    run_kernel<token_laws_t>(b, laws, logits, s, for_rules);
   }
 };
 inline constexpr token_laws_t token_laws{};
 
 template <> struct kernel<token_laws_t, on_reference> {
-  template <class B, class T> static void run(B&, vec<token_law<T>> laws, mat<const T> logits, const sampling& s) {
-    for (index_t n = 0; n < logits.rows(); ++n) laws[n] = of(logits.row(n), s);
+  template <class B, class T>
+  static void run(B&, vec<token_law<T>> laws, mat<const T> logits, const sampling& s, bool for_rules) {
+    for (index_t n = 0; n < logits.rows(); ++n) laws[n] = of(logits.row(n), s, for_rules);
   }
 
  private:
-  template <class T> static token_law<T> of(vec<const T> logits, const sampling& s) {
+  template <class T> static token_law<T> of(vec<const T> logits, const sampling& s, bool for_rules) {
     constexpr T none = -std::numeric_limits<T>::infinity();
     token_law<T> law{.highest = none, .second = none, .least = none, .last = std::numeric_limits<int>::max()};
     std::vector<int> order;  // of the numbers among them
@@ -74,7 +76,7 @@ template <> struct kernel<token_laws_t, on_reference> {
     law.best = order[0], law.highest = logits[law.best];
     if (order.size() > 1) law.second = logits[order[1]];
     law.slope = s.greedy() ? T{} : T(1) / T(s.temperature);
-    for (const int i : order) {
+    for (const int i : for_rules ? order : std::vector<int>{}) {
       const T d = logits[i] - law.highest, w = std::exp(d);
       law.mass += w;
       if (w > 0) law.weighted += d * w;

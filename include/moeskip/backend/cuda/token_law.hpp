@@ -50,6 +50,7 @@ struct token_laws {
   float slope;  // 1 / temperature, 0: greedy
   int top_k;
   float top_p;
+  bool for_rules;
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const float* row = &logits(b.block(), 0);
@@ -59,7 +60,7 @@ struct token_laws {
     law.best = std::isfinite(peak.highest) ? peak.id : -1, law.highest = peak.highest, law.second = peak.second;
     law.slope = slope, law.least = -INFINITY, law.last = std::numeric_limits<int>::max();
     float mass = 0, weighted = 0;
-    for (index_t v = b.thread(); law.best >= 0 && v < V; v += b.threads()) {
+    for (index_t v = b.thread(); for_rules && law.best >= 0 && v < V; v += b.threads()) {
       const float d = row[v] - law.highest, w = std::exp(d);
       if (w > 0) mass += w, weighted += d * w;  // not where it is NaN
     }
@@ -158,13 +159,14 @@ struct token_laws {
 }  // namespace phase
 
 template <> struct kernel<token_laws_t, on_cuda> {
-  template <class B> static void run(B&, vec<token_law<float>> laws, mat<const float> logits, const sampling& s) {
+  template <class B>
+  static void run(B&, vec<token_law<float>> laws, mat<const float> logits, const sampling& s, bool for_rules) {
     using call = detail::device_call<token_laws_t, B>;
     MOESKIP_CHECK(config_error, logits.cols() <= index_t{1} << 24, token_laws_t::name,
                   " on cuda: expected a vocabulary of at most 2^24 ids, got ", logits.cols());
     call::launch({logits.rows(), 256, phase::token_laws::shared},
                  phase::token_laws{call::seen(laws), call::seen(logits), s.greedy() ? 0.f : 1.f / s.temperature,
-                                   s.top_k, s.top_p});
+                                   s.top_k, s.top_p, for_rules});
   }
 };
 

@@ -50,11 +50,12 @@ template <class Session, class Rule> class device_text {
                model().weights().embedding);
   }
   void layers(int from, int to, mat<T> x, int first) { model().run_layers(from, to, x, cache_, rows(first, x), tape_); }
-  /// logits (N, n) of x (N, D), and their laws (N).
-  void head(mat<T> logits, vec<token_law<T>> laws, mat<T> x, int exit_layer, const sampling& options) {
+  /// logits (N, n) of x (N, D), and their laws (N). for_rules: whether an exit rule reads them.
+  void head(mat<T> logits, vec<token_law<T>> laws, mat<T> x, int exit_layer, const sampling& options,
+            bool for_rules = false) {
     const auto scope = memory_.scope();
     model().head(logits, memory_.template take<T>(x.rows(), x.cols()), x, exit_layer);
-    token_laws(backend(), laws, logits, options);
+    token_laws(backend(), laws, logits, options, for_rules);
   }
   /// What the skipped layers remember of x (1, D).
   void propagate(int from, mat<T> x) { model().propagate(from, model().layers(), x, cache_, rows(0, x), memory_); }

@@ -75,7 +75,7 @@ template <class Rule, class Session> struct device_loop<decoder::early_exit<Rule
     const mat<T> logits = text.memory().template take<T>(1, m.sizes().vocab);
     const auto law = text.memory().template take<token_law<T>>(1);
     const auto state = text.memory().template take<typename Rule::state>(1);
-    const auto head_of = [&](int depth) { text.head(logits, law, x, depth, options); };
+    const auto head_of = [&](int depth, bool for_rules) { text.head(logits, law, x, depth, options, for_rules); };
     const auto end_of_token = [&](int layers) {
       next_token(b, grows, logits, law, options.seed, layers);
       text.loop.jump(&grows.now->going);
@@ -92,16 +92,16 @@ template <class Rule, class Session> struct device_loop<decoder::early_exit<Rule
     for (int e = 1; e < m.layers(); ++e) {
       if (!m.configuration().exits.contains(e)) continue;
       go_on(e);
-      if (Rule::reads_logits) head_of(e);
+      if (Rule::reads_logits) head_of(e, true);
       ask_exit(b, grows, law, state, rule_, m.sizes().vocab, e, exits.empty());
       exits.push_back({e, text.loop.jump(&grows.now->leaves)});
     }
     go_on(m.layers());
-    head_of(depth);
+    head_of(depth, false);
     std::vector<index_t> ends{end_of_token(depth)};
     for (const exit& e : exits) {
       text.loop.land(e.jump);
-      if (!Rule::reads_logits) head_of(e.layer);
+      if (!Rule::reads_logits) head_of(e.layer, false);
       text.propagate(e.layer, x);
       ends.push_back(end_of_token(0));
     }
