@@ -40,7 +40,7 @@ struct law_case {
   ms::sampling options;
   template <class B> void operator()(trial<B>& t) const {
     const int N = t.between(1, 4), V = t.between(2, 500);
-    const auto logits = stepped(t, N, V);
+    const auto logits = t.between(0, 2) ? stepped(t, N, V) : t.numbers(N, V);
     if (V > 9) logits(0, 3) = NAN, logits(N - 1, 7) = -infinite<float>;
     const auto laws = t.memory.template take<ms::token_law<typename trial<B>::T>>(N);
     ms::token_laws(t.backend, laws, logits, options);

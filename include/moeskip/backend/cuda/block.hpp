@@ -11,15 +11,23 @@
 
 namespace moeskip::phase {
 
-/// Σ of v over the block. It uses shared floats [32 place, 32 place + 32) up, and one barrier.
-template <class Block> MOESKIP_HD float block_sum(const Block& b, float v, int place, int barrier) {
+/// Σ of each v over the block. They use shared floats [32 place, 32 place + 32 N), and one barrier.
+template <int N, class Block> MOESKIP_HD void block_sums(const Block& b, float (&v)[N], int place, int barrier) {
   float* parts = b.shared() + 32 * place;
-  v = b.warp_sum(v);
-  if (b.lane() == 0) parts[b.warp()] = v;
+  for (int i = 0; i < N; ++i) {
+    v[i] = b.warp_sum(v[i]);
+    if (b.lane() == 0) parts[32 * i + b.warp()] = v[i];
+  }
   b.sync(barrier);
-  float sum = 0;
-  for (int w = 0; w < b.warps(); ++w) sum += parts[w];
-  return sum;
+  for (int i = 0; i < N; ++i) {
+    v[i] = 0;
+    for (int w = 0; w < b.warps(); ++w) v[i] += parts[32 * i + w];
+  }
+}
+template <class Block> MOESKIP_HD float block_sum(const Block& b, float v, int place, int barrier) {
+  float sum[1] = {v};
+  block_sums(b, sum, place, barrier);
+  return sum[0];
 }
 template <class Block> MOESKIP_HD float block_max(const Block& b, float v, int place, int barrier) {
   float* parts = b.shared() + 32 * place;

@@ -1,5 +1,6 @@
 // Laws of tokens, a block a row: the most likely token in one pass over the vocabulary, sums in a second. A cut to the
-// most likely tokens needs no sorting: four bits of the lowest kept logit at a time, by the mass above 15 thresholds.
+// most likely tokens needs no sorting: eight passes find the lowest kept logit four bits at a time, and one looks for
+// its equals.
 #pragma once
 
 #include <bit>
@@ -43,8 +44,9 @@ MOESKIP_HD inline float of_order_key(std::uint32_t key) {
 
 struct token_laws {
   static constexpr const char* name = "token_laws";
-  static constexpr int barriers = 7, digits = 15;
-  static constexpr index_t shared = 32 * (7 + digits);  // floats, of up to 32 warps
+  static constexpr int barriers = 6, bins = 16;
+  static constexpr int place_of_bins = 9;                                               // in sums of up to 32 warps
+  static constexpr index_t shared = 32 * (place_of_bins + bins) + bins * index_t{512};  // floats, of up to 512 threads
   vec<token_law<float>> laws;
   mat<const float> logits;
   float slope;  // 1 / temperature, 0: greedy
@@ -59,22 +61,25 @@ struct token_laws {
     token_law<float> law;
     law.best = std::isfinite(peak.highest) ? peak.id : -1, law.highest = peak.highest, law.second = peak.second;
     law.slope = slope, law.least = -INFINITY, law.last = std::numeric_limits<int>::max();
-    float mass = 0, weighted = 0;
-    for (index_t v = b.thread(); for_rules && law.best >= 0 && v < V; v += b.threads()) {
-      const float d = row[v] - law.highest, w = std::exp(d);
-      if (w > 0) mass += w, weighted += d * w;  // not where it is NaN
+    if (for_rules) {
+      float sums[2] = {};  // mass, weighted
+      for (index_t v = b.thread(); law.best >= 0 && v < V; v += b.threads()) {
+        const float d = row[v] - law.highest, w = std::exp(d);
+        if (w > 0) sums[0] += w, sums[1] += d * w;  // not where it is NaN
+      }
+      block_sums(b, sums, 3, 1);
+      law.mass = sums[0], law.weighted = sums[1];
     }
-    law.mass = block_sum(b, mass, 3, 1), law.weighted = block_sum(b, weighted, 4, 2);
-    law.total = slope == 0 ? 1.f : total_of(b, law, row, V, 5);
+    law.total = slope == 0 ? 1.f : total_of(b, law, row, V);
     if (law.best >= 0 && slope != 0) {
       if (top_k > 0 && top_k < V) {
         keep(b, law, row, V, float(top_k), [&](index_t v) { return std::isnan(row[v]) ? 0.f : 1.f; });
-        law.total = total_of(b, law, row, V, 5);
+        law.total = total_of(b, law, row, V);
       }
       if (top_p < 1) {
         const token_law<float> before = law;
         keep(b, law, row, V, top_p * law.total, [&](index_t v) { return before.weight(v, row[v]); });
-        law.total = total_of(b, law, row, V, 5);
+        law.total = total_of(b, law, row, V);
       }
     }
     if (b.thread() == 0) laws[b.block()] = law;
@@ -99,11 +104,11 @@ struct token_laws {
   }
 
   /// Σ of the weights that a law gives.
-  template <class Block> MOESKIP_HD static float total_of(const Block& b, const token_law<float>& law, const float* row,
-                                                          index_t V, int place) {
+  template <class Block>
+  MOESKIP_HD static float total_of(const Block& b, const token_law<float>& law, const float* row, index_t V) {
     float sum = 0;
     for (index_t v = b.thread(); law.best >= 0 && v < V; v += b.threads()) sum += law.weight(v, row[v]);
-    return block_sum(b, sum, place, 3);
+    return block_sum(b, sum, 5, 2);
   }
 
   /// Cuts a law to the most likely tokens whose weights reach `goal`.
@@ -112,14 +117,20 @@ struct token_laws {
                                                                    const Weight& weight) {
     const std::uint32_t least = highest_reaching(b, V, goal, weight, [&](index_t v) { return order_key(row[v]); });
     if (least == 0) return;  // rounding keeps all of them from it
-    float above = 0;
-    for (index_t v = b.thread(); v < V; v += b.threads())
-      if (order_key(row[v]) > least) above += weight(v);
-    above = block_sum(b, above, 6, 4);
+    float seen[3] = {};      // the mass above it, how many are equal to it, and the sum of their ids
+    for (index_t v = b.thread(); v < V; v += b.threads()) {
+      const std::uint32_t k = order_key(row[v]);
+      const float w = weight(v);
+      if (k > least) seen[0] += w;
+      else if (k == least && w > 0) seen[1] += 1, seen[2] += float(v);
+    }
+    block_sums(b, seen, 6, 3);
     // Among equals: the lower the id, the sooner.
-    const std::uint32_t last = ~highest_reaching(
-        b, V, goal - above, [&](index_t v) { return order_key(row[v]) == least ? weight(v) : 0.f; },
-        [](index_t v) { return ~std::uint32_t(v); });
+    std::uint32_t last = std::uint32_t(seen[2]);
+    if (seen[1] != 1)
+      last = ~highest_reaching(
+          b, V, goal - seen[0], [&](index_t v) { return order_key(row[v]) == least ? weight(v) : 0.f; },
+          [](index_t v) { return ~std::uint32_t(v); });
     law.least = of_order_key(least);
     law.last = last == ~std::uint32_t{0} ? std::numeric_limits<int>::max() : int(last);
   }
@@ -128,29 +139,24 @@ struct token_laws {
   template <class Block, class Weight, class Key>
   MOESKIP_HD static std::uint32_t highest_reaching(const Block& b, index_t V, float goal, const Weight& weight,
                                                    const Key& key) {
-    float* parts = b.shared() + 32 * 7;
+    // Each thread's, side by side: threads of a warp meet different banks whatever they add to.
+    float* mine = b.shared() + 32 * (place_of_bins + bins) + b.thread();
     std::uint32_t base = 0;
     for (int shift = 28; shift >= 0; shift -= 4) {
-      float sums[digits] = {};
+      for (int j = 0; j < bins; ++j) mine[j * b.threads()] = 0;
       for (index_t v = b.thread(); v < V; v += b.threads()) {
-        const float w = weight(v);
-        const std::uint32_t k = key(v);
-        for (std::uint32_t j = 0; j < digits; ++j) sums[j] += k >= base + ((j + 1) << shift) ? w : 0.f;
+        const std::uint32_t k = key(v), digit = (k - base) >> shift;
+        if (k >= base) mine[int(digit < bins ? digit : bins - 1) * b.threads()] += weight(v);
       }
-      for (int j = 0; j < digits; ++j) {
-        const float sum = b.warp_sum(sums[j]);
-        if (b.lane() == 0) parts[32 * j + b.warp()] = sum;
-      }
-      b.sync(5);
+      float sums[bins];
+      for (int j = 0; j < bins; ++j) sums[j] = mine[j * b.threads()];
+      block_sums(b, sums, place_of_bins, 4);
+      float sum = 0;
       std::uint32_t digit = 0;
-      for (int j = 0; j < digits; ++j) {
-        float sum = 0;
-        for (int w = 0; w < b.warps(); ++w) sum += parts[32 * j + w];
-        if (!(sum >= goal)) break;
-        digit = std::uint32_t(j) + 1;
-      }
+      for (std::uint32_t j = bins - 1; j > 0; --j)
+        if (sum += sums[j]; digit == 0 && sum >= goal) digit = j;
       base += digit << shift;
-      b.sync(6);
+      b.sync(5);
     }
     return base;
   }
