@@ -28,6 +28,10 @@ if(MOESKIP_NATIVE)
   target_compile_options(moeskip_dev INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
 
+# What tests run with. Two threads, so that results are the same everywhere; who waits for the other one sleeps, so that
+# ctest -j can run tests side by side.
+set(moeskip_test_environment "OMP_NUM_THREADS=2;OMP_WAIT_POLICY=passive")
+
 if(MOESKIP_SANITIZE)
   set(sanitize -fsanitize=${MOESKIP_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_compile_options(moeskip_flags INTERFACE ${sanitize})

@@ -1,4 +1,5 @@
 // Several sequences at once: the same tokens as alone, whoever else is in the batch, and shared work.
+// ctest: optimised
 #include <doctest/doctest.h>
 
 #include <numeric>

@@ -1,5 +1,6 @@
 // Batches whose drafts come from a small model: its calls are merged as the large one's are, and nobody's tokens
 // change.
+// ctest: optimised
 #include <doctest/doctest.h>
 
 #include <optional>

@@ -1,5 +1,6 @@
 // Exit thresholds with a guarantee: p-values by hand, coverage over simulated calibrations, a model's exits against a
 // token-by-token oracle, and what a checkpoint keeps.
+// ctest: arithmetic
 #include <doctest/doctest.h>
 
 #include <cmath>

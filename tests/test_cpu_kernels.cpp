@@ -1,5 +1,6 @@
 // The CPU kernels: SIMD adapter, matvec (decode) and gemm (prefill, training), against double-precision plain
 // loops, and the promise that bits do not depend on how a product is cut into calls.
+// ctest: optimised
 #include <algorithm>
 #include <bit>
 #include <cmath>

@@ -1,5 +1,6 @@
 // The CPU backend against the reference in double, by normalised mean squared error Σ (got − want)² / Σ want²:
 // whole training steps in the shapes that models really have, with odd sizes, then each op on random shapes.
+// ctest: optimised
 #include <doctest/doctest.h>
 
 #include <algorithm>

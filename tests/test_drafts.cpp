@@ -1,5 +1,6 @@
 // Drafts that are not the model's own layers: whatever proposes, the text stays the full model's, token for token when
 // greedy and in distribution when sampled. And what each draft proposes is what it promises.
+// ctest: optimised
 #include <doctest/doctest.h>
 
 #include <cmath>

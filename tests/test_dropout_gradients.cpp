@@ -1,4 +1,5 @@
 // Gradients of whole models under every dropout policy: what vanishes is drawn again in backward, for the same rows.
+// ctest: arithmetic
 #include "model_gradients.hpp"
 
 using namespace tests;

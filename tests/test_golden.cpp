@@ -1,5 +1,6 @@
 // The library against PyTorch: logits of every exit, losses, every gradient, and ten optimizer steps. The
 // files of tests/golden hold the same models computed in float64 by make_golden.py, rounded once to float32.
+// ctest: optimised
 #include <doctest/doctest.h>
 
 #include <algorithm>

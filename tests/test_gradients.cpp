@@ -1,4 +1,5 @@
 // Gradients of whole models against the complex-step derivative.
+// ctest: arithmetic
 #include <doctest/doctest.h>
 
 #include "model_gradients.hpp"

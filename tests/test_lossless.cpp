@@ -1,4 +1,4 @@
-// ctest: slow
+// ctest: slow optimised
 // Ten thousand prompts, each continued plainly and by one of the speculative decoders in turn: the same tokens. Every
 // draft with every length, f32 and bf16, on models of many shapes.
 #include <doctest/doctest.h>

@@ -3,6 +3,7 @@
 //   loss(x) = Σ c · outputs(x), c random        d loss / d x_i = Im loss(x + i h e_i) / h
 // An op's test is one body that runs twice: on doubles, where its backward fills the gradients of all inputs, and on
 // complex numbers once per input element. Shapes are random, small and different on each of a few repeats.
+// ctest: arithmetic
 #include <doctest/doctest.h>
 
 #include <algorithm>

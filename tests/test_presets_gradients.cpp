@@ -1,5 +1,6 @@
 // The parts that real architectures brought: gradients of whole models by complex steps, and the CPU's kernels against
 // the plain loops.
+// ctest: arithmetic
 #include "model_gradients.hpp"
 #include "moeskip/train/optimizer/only_exits.hpp"
 

@@ -1,4 +1,5 @@
 // What a training recipe is made of: weights of the exits, curricula, schedules.
+// ctest: arithmetic
 #include <doctest/doctest.h>
 
 #include <cmath>

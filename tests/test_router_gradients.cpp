@@ -1,5 +1,6 @@
 // Gradients of whole models against the complex-step derivative: every router, wrappers, and shared experts, with
 // expert dropout by the token and layer dropout.
+// ctest: arithmetic
 #include <doctest/doctest.h>
 
 #include "model_gradients.hpp"

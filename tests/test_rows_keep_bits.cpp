@@ -1,6 +1,7 @@
 // What exact speculative decoding rests on: in a call of 1 to 16 rows, each row has the bits of a call of its own,
 // for any number of threads; and a training step has the same bits for any number of threads. Sizes are large enough
 // that the work really is split, and odd, so that it is split in unlike shares.
+// ctest: optimised
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -1,4 +1,5 @@
 // Sampling: the sampler's distributions, and speculation that leaves them as they are.
+// ctest: arithmetic
 #include <doctest/doctest.h>
 
 #include <cmath>

@@ -1,4 +1,5 @@
 // Schedules of dropout over depth and over time, layer dropout by them, and what checkpoints say of them.
+// ctest: arithmetic
 #include <doctest/doctest.h>
 
 #include <cmath>

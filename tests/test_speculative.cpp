@@ -1,4 +1,5 @@
 // Speculation is lossless: greedy token for token, sampled in distribution.
+// ctest: optimised
 #include <doctest/doctest.h>
 
 #include <cmath>

@@ -1,4 +1,3 @@
-// ctest: slow
 // Whole models on the emulated CUDA backend: the code that the CPU runs, the same tokens from every decoder, and
 // training steps that agree with the CPU's.
 #include <doctest/doctest.h>

@@ -1,4 +1,3 @@
-// ctest: slow
 // The phases of the CUDA backend, run by the emulator: every op agrees with its plain loops in three orders of threads;
 // each barrier is needed; and what a device could not do is an error.
 #include <doctest/doctest.h>
