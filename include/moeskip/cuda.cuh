@@ -14,6 +14,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -58,6 +59,8 @@ class device_block {
     __threadfence();
     return last;
   }
+  /// The line of memory around p will be read: into the second level of cache.
+  __device__ void prefetch(const void* p) const { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
   __device__ float warp_sum(float v) const {
     for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
     return v;
@@ -69,6 +72,8 @@ class device_block {
   __device__ warp_lanes lanes() const { return warp_lanes(lane()); }
   __device__ float warp_at(float v, int lane) const { return __shfl_sync(~0u, v, lane); }
   __device__ std::uint32_t warp_which(bool v) const { return __ballot_sync(~0u, v); }
+  __device__ std::uint32_t warp_same(int v) const { return __match_any_sync(~0u, v); }
+  __device__ void sync_warp() const { __syncwarp(); }
   __device__ float warp_xor(float v, int mask) const { return __shfl_xor_sync(~0u, v, mask); }
   __device__ void load_transposed(std::uint32_t (&b)[2], const std::uint32_t* row) const {
     const auto at = std::uint32_t(__cvta_generic_to_shared(row));
@@ -100,13 +105,13 @@ template <class Phase> __global__ void each(index_t n, const __grid_constant__ P
 }
 
 template <class Phase> __global__ void blocks(const __grid_constant__ Phase phase) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   phase(device_block(shared));
 }
 /// Where a phase says how many of its blocks should fit a multiprocessor: registers are given out so.
 template <class Phase> __global__ void __launch_bounds__(Phase::threads, Phase::blocks_at_once)
     bounded_blocks(const __grid_constant__ Phase phase) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   phase(device_block(shared));
 }
 template <class Phase> auto of() {
@@ -127,18 +132,36 @@ inline void expect_success(cudaError_t code, const char* call, const char* purpo
 /// Memory that host and device share: pages go to whoever touches them.
 struct shared_pages {
   static void* take(std::size_t bytes, std::size_t) {
+    // More than the device has would travel to and fro, and can bring it to a halt.
+    if (taken() += bytes; taken() > memory_of_device()) taken() -= bytes, throw std::bad_alloc();
     void* p = nullptr;
     if (cudaMallocManaged(&p, bytes) != cudaSuccess) {
       cudaGetLastError();  // forgotten, or the next launch would report it
+      taken() -= bytes;
       throw std::bad_alloc();
     }
     reached_memory::add(p, bytes);
     return p;
   }
-  static void give(void* p, std::size_t, std::size_t) {
+  static void give(void* p, std::size_t bytes, std::size_t) {
     reached_memory::remove(p);
+    taken() -= bytes;
     // Fails where the program is ending and the driver is gone: nothing is lost then.
     if (cudaFree(p) != cudaSuccess) cudaGetLastError();
+  }
+
+ private:
+  static std::atomic<std::size_t>& taken() {
+    static std::atomic<std::size_t> bytes{0};
+    return bytes;
+  }
+  static std::size_t memory_of_device() {
+    static const std::size_t bytes = [] {
+      std::size_t free = 0, all = 0;
+      expect_success(cudaMemGetInfo(&free, &all), "cudaMemGetInfo", "start");
+      return free;
+    }();
+    return bytes;
   }
 };
 

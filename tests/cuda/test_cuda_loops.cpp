@@ -531,11 +531,11 @@ TEST_CASE("what cannot run on the device is refused, and the session can go on")
   {
     auto m = lively_model<gated, B>();
     ms::session s(m);
-    CHECK_THROWS_WITH_AS(
-        run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1),
-        "a loop on the device cannot wait for the host: this model looks at numbers in the middle of a "
-        "layer",
-        ms::config_error);
+    CHECK_THROWS_WITH_AS(run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1),
+                         "a loop on the device cannot wait for the host, and a slot of this model's variant looks at "
+                         "numbers in the middle "
+                         "of a layer: gates of layers, OpenMoE's experts or a router that chooses for all rows at once",
+                         ms::config_error);
     CHECK(run(s, ms::decoder::autoregressive{}, {.max_new_tokens = 3}, 1).ids().size() == 3);
   }
   auto m = lively_model<plain, B>();
@@ -555,7 +555,7 @@ TEST_CASE("what cannot run on the device is refused, and the session can go on")
   const std::vector<int> one = {1};  // nothing to prefill
   CHECK_THROWS_WITH_AS(ms::generate(of_bad, one, {.max_new_tokens = 3}, on_device<ms::decoder::autoregressive>{},
                                     [](const ms::emitted&) {}),
-                       "the router chose an expert that does not exist, or one twice", ms::config_error);
+                       "the router chose expert 1: expected different ones of 5", ms::config_error);
   for (auto& w : m.block()) w = NAN;
   CHECK_THROWS_AS(run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = 3}, 1), ms::config_error);
 }

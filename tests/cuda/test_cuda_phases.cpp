@@ -393,6 +393,8 @@ TEST_CASE("bits of attention depend on no number of threads or blocks, nor on th
     const auto parts = c.t.memory.take<float>(N * c.H * splits, c.d + 2);
     const auto finished = c.t.memory.take_zeroed<int>(N * c.G);
     const ms::index_t items = N * c.G * splits;
+    const std::vector<double> turns = ms::detail::rope_frequencies(c.s);
+    const ms::vec<const double> frequency(turns.data(), ms::index_t(turns.size()));
     int order = int(seed);
     const ms::index_t shared = phase::shared(N, c.s);
     for (const ms::launch_shape& shape : {ms::launch_shape{items + 3, 32, shared},
@@ -404,7 +406,7 @@ TEST_CASE("bits of attention depend on no number of threads or blocks, nor on th
       CAPTURE(shape.threads);
       const emulated e(order++ % 3);
       const auto got = c.fresh();
-      const phase p{got.out, c.qkv, got.kv, c.a, c.rows.rows(), c.s, splits, parts, finished.data()};
+      const phase p{got.out, c.qkv, got.kv, c.a, c.rows.rows(), frequency, c.s, splits, parts, finished.data()};
       ms::detail::device_call<ms::append_attend_t, decoded::B>::launch(shape, p);
       ms::settle(c.t.backend);
       CHECK(decoded::same_bits(got, usual));

@@ -69,7 +69,7 @@ template <class V, class B> class session {
   using T = scalar_t<B>;
   /// Prompts are run this many tokens at a time by every decoder, because a token's bits may depend on the size of a
   /// call beyond `invariant_rows`.
-  static constexpr int prefill_chunk = runs_late<B> ? 1024 : 128;
+  static constexpr int prefill_chunk = runs_late<B> ? 2048 : 128;  // a chunk reads all experts
   /// Calls of up to this many rows give each row the same bits as a call of its own.
   static constexpr int invariant_rows = 16;
 

@@ -55,7 +55,8 @@ template <class V, class B> std::string describe(const model<V, B>& m) {
   if (m.bytes_in_files() > 0)
     out += text("in files   ", grouped(index_t(m.bytes_in_files())), " bytes of weights, read where they stand\n");
   out += text("backend    ", B::name(), ", ", thread_count(), " threads\n");
-  if constexpr (requires { B::multiplies_by(); }) out += text("products   of many rows: ", B::multiplies_by(), "\n");
+  if constexpr (requires { B::multiplies_by(); })
+    out += text("many rows  products by ", B::multiplies_by(), ", attention by ", B::attends_by(s.head_size()), "\n");
   if (const std::string slow = fallbacks<B>(); !slow.empty()) out += text("plain      ops without SIMD: ", slow, "\n");
   if constexpr (requires { typename B::isa; }) {
     if (isa::offered().rank > B::isa::rank)

@@ -2,6 +2,7 @@
 // no host between tokens. Randomness is keyed as decode/ keys it, by the pending token's position and the round.
 #pragma once
 
+#include <limits>
 #include "moeskip/concepts/exit_rule.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/token_law.hpp"
@@ -20,8 +21,12 @@ struct growth {
   int steps = 1;        // the most that it can make
   int rounds = 0;       // of it so far
   int visits = 0;       // distinct experts of each layer and call, added up since the loop was started
-  int bad_choices = 0;  // some router chose experts that do not exist, or one twice
+  int bad_choices = 0;  // bad_choice() of an expert that does not exist, or that a router chose twice
   int damaged = 0;      // some logits were no finite numbers: the text is not to be used
+
+  /// An expert's id as a number that is not 0, and back.
+  MOESKIP_HD static int bad_choice(int e) { return e < 0 || e == std::numeric_limits<int>::max() ? e : e + 1; }
+  int bad_expert() const { return bad_choices > 0 ? bad_choices - 1 : bad_choices; }
 };
 
 /// What ops know of it. The arrays have room for C + 1 tokens, C the context.

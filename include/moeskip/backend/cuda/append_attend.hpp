@@ -70,6 +70,7 @@ template <class W> struct append_attend {
   static constexpr int barriers = 5;
   static constexpr int threads = 512, blocks_at_once = 1;  // of a kernel of its own; any number of warps will do
   static constexpr bool strides = true;                    // and of blocks
+  static constexpr bool memory_idles = true;               // keys are few beside weights
   // A strip: keys that a warp takes one after the other, a pair for each team of lanes, and then 16 strips on.
   static constexpr int strips = 16, keys_at_once = 2;
   // Of a group at once: they share one reading of the keys. Three already take all registers that 512 threads have.
@@ -80,6 +81,7 @@ template <class W> struct append_attend {
   kv_layer<float> kv;
   qkv_adjustment<W> adjustment;
   token_rows rows;
+  vec<const double> frequency;  // (r / 2) of rotations: powers in double are what blocks should not repeat
   attention_shape s;
   int splits;               // of a row there is room for
   mat<float> parts{};       // (N·H·splits, d + 2), where there are several: softmax_sum's
@@ -207,7 +209,7 @@ template <class W> struct append_attend {
       if (b.lane() == 0) in.scale[job] = scale;
     }
     for (int pair = b.threads() - 1 - b.thread(); pair < s.rotated() / 2; pair += b.threads()) {
-      const pair_turn turn(at.position, pair, s);
+      const pair_turn turn(at.position, frequency[pair]);
       in.cosine[pair] = turn.cosine, in.sine[pair] = turn.sine;
     }
   }
@@ -222,7 +224,7 @@ template <class W> struct append_attend {
       pair_values p = pair_of(pair, m, key_column(0), at.g, adjustment.k_gain, in.scale + group(s) + m);
       if (pair.turns) {
         const pair_turn turn =
-            m == at.n ? pair_turn{in.cosine[pair.i], in.sine[pair.i]} : pair_turn(rows.position[m], pair.i, s);
+            m == at.n ? pair_turn{in.cosine[pair.i], in.sine[pair.i]} : pair_turn(rows.position[m], frequency[pair.i]);
         turn(p.a, p.b);
       }
       float* key = in.keys + m * width(s) + pair.first;
@@ -363,7 +365,14 @@ template <> struct kernel<append_attend_t, on_cuda> {
     // A script knows no positions yet: it has room for what any row of the cache may ask for.
     int splits = script_steps::open() ? phase::key_splits::most_of(int(kv.keys.extent(1))) : 1;
     for (const int position : rows.position) splits = std::max(splits, phase::key_splits(position + 1).count);
-    phase::append_attend<W> p{call::seen(out), call::seen(qkv), call::seen(kv), adjustment, call::listed(rows), s,
+    const std::vector<double> frequency = detail::rope_frequencies(s);
+    phase::append_attend<W> p{call::seen(out),
+                              call::seen(qkv),
+                              call::seen(kv),
+                              adjustment,
+                              call::listed(rows),
+                              call::listed(vec<const double>(frequency.data(), index_t(frequency.size()))),
+                              s,
                               splits};
     call::seen(adjustment.bias), call::seen(adjustment.q_gain), call::seen(adjustment.k_gain);
     if (splits > 1) {

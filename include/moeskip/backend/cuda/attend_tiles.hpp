@@ -294,9 +294,6 @@ template <int Columns> struct attend_tiles_keys {
 
 namespace detail {
 
-/// Heads of up to this many numbers.
-inline constexpr int most_tiled_head_dim = 128;
-
 template <class Call, int Columns> struct tiled_attention {
   using shape = phase::attention_tiles<Columns>;
 

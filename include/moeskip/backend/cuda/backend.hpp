@@ -26,9 +26,13 @@ struct on_cuda {};
 namespace detail {
 /// Throws config_error where a script is open: who waits for the device to look at numbers cannot be part of one.
 inline void expect_no_script() {
-  MOESKIP_CHECK(config_error, !script_steps::open(),
-                "a loop on the device cannot wait for the host: this model looks at numbers in the middle of a layer");
+  MOESKIP_CHECK(
+      config_error, !script_steps::open(),
+      "a loop on the device cannot wait for the host, and a slot of this model's variant looks at numbers in the "
+      "middle of a layer: gates of layers, OpenMoE's experts or a router that chooses for all rows at once");
 }
+/// Tensor cores make the attention of many rows for heads of up to this many numbers.
+inline constexpr int most_tiled_head_dim = 128;
 }  // namespace detail
 
 template <class Driver, class List> class script;                       // backend/cuda/follow.hpp
@@ -57,6 +61,10 @@ template <Storage W, class Driver, Storage Product> struct cuda {
   void settle() const { detail::expect_no_script(), Driver::settle(); }
   /// What makes dense products of calls of more than 16 rows.
   static const char* multiplies_by() { return Driver::has_gemm() ? Driver::blas : "own kernels"; }
+  /// What makes attention of such calls, for heads of so many numbers.
+  static const char* attends_by(int head_dim) {
+    return std::same_as<Product, bf16> && head_dim <= detail::most_tiled_head_dim ? "tensor cores" : "ordinary cores";
+  }
   void forget() const { Driver::forget(); }
   /// What is asked for on this thread is kept, to be done later.
   static bool keeps() { return script_steps::open() != nullptr; }

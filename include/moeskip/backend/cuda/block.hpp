@@ -39,6 +39,16 @@ template <class Block> MOESKIP_HD float block_max(const Block& b, float v, int p
   return most;
 }
 
+/// Σ of v over the lanes of a warp up to this one, of whole numbers that floats hold exactly.
+template <class Block> MOESKIP_HD int lanes_up_to(const Block& b, int v) {
+  float sum = float(v);
+  for (int step = 1; step < 32; step *= 2) {
+    const float more = b.warp_at(sum, b.lane() < step ? b.lane() : b.lane() - step);
+    sum += b.lane() < step ? 0.f : more;
+  }
+  return int(sum);
+}
+
 /// Eight neighbours at once: one load of 16 bytes in bf16.
 inline constexpr int pack = 8;
 template <class W> struct alignas(16) packed { W value[pack]; };
@@ -73,6 +83,7 @@ inline constexpr int rows_at_once = 8;
 
 /// Rows of a call as lane_products reads them.
 struct plain_rows {
+  static constexpr int together = 2;  // packs; four would take too many registers
   mat<const float> x;
   index_t first;
   MOESKIP_HD void load(float (&out)[pack], int t, index_t i) const { load_pack(out, &x(first + t, 0), i, x.cols()); }
@@ -84,31 +95,54 @@ template <int Count, class F> MOESKIP_HD void unrolled(const F& f) {
   (std::make_integer_sequence<int, Count>{});
 }
 
-/// sum[t] = Σ_i w_i x_t,i of this lane's packs, for t < rows; x.load(out, t, i) gives a pack of row t. A row's sum is
-/// made alike whatever the other rows are, pack after pack.
-/// Four packs of weights (in float two) are asked for before the first is used, or the memory would wait for the sums;
-/// then a row's packs in pairs: four would take more registers than 512 threads have.
-template <class W, class X>
-MOESKIP_HD void lane_products(float (&sum)[rows_at_once], const W* w, index_t n, int lane, int rows, const X& x) {
-  constexpr int step = 32 * pack, ahead = sizeof(W) == 2 ? 4 : 2;
-  for (float& s : sum) s = 0;
-  for (int first = lane * pack; first < n; first += ahead * step) {
-    packed<W> weight[ahead];
-    for (int p = 0; p < ahead; ++p) weight[p] = stored_pack(w, first + p * step, n);
+/// Packs of a row of weights that a lane has asked for and not used yet: memory that waits for sums is idle.
+template <class W, int Count> struct packs_ahead {
+  static constexpr int step = 32 * pack;  // from a lane's pack to its next one
+  packed<W> weight[Count];
+  /// Those of the row w (n) from `first` on; w null: none.
+  MOESKIP_HD void ask(const W* w, int first, int n) {
+    for (int p = 0; p < Count; ++p) weight[p] = stored_pack(w, w ? first + p * step : n, n);
+  }
+};
+/// So many packs are asked for at a time, of all the rows that a warp reads at once.
+template <class W> inline constexpr int packs_at_once = sizeof(W) == 2 ? 4 : 2;
+
+/// sum[r][t] = Σ_i w_r,i x_t,i of this lane's packs, for t < rows; x.load(out, t, i) gives a pack of row t. A row's sum is
+/// made alike whatever the other rows are, pack after pack. While some packs are multiplied, the next are on their way.
+template <int Rows, class W, class X> MOESKIP_HD void lane_products(float (&sum)[Rows][rows_at_once],
+                                                                    const W* const (&w)[Rows], int n, int lane,
+                                                                    int rows, const X& x) {
+  constexpr int count = packs_at_once<W> / Rows, together = count < X::together ? count : X::together;
+  using ahead = packs_ahead<W, count>;
+  for (auto& of_row : sum)
+    for (float& s : of_row) s = 0;
+  ahead next[Rows];
+  unrolled<Rows>([&](auto r) { next[r].ask(w[r], lane * pack, n); });
+  for (int first = lane * pack; first < n; first += count * ahead::step) {
+    ahead now[Rows];
+    unrolled<Rows>([&](auto r) { now[r] = next[r], next[r].ask(w[r], first + count * ahead::step, n); });
     unrolled<rows_at_once>([&](auto t) {
       if (t >= rows) return;
-      unrolled<ahead / 2>([&](auto pair) {
-        const int i = first + 2 * pair * step;
+      unrolled<count / together>([&](auto some) {
+        const int i = first + some * together * ahead::step;
         if (i >= n) return;
-        float value[2][pack];
-        unrolled<2>([&](auto p) { x.load(value[p], t, i + p * step); });
-        unrolled<2>([&](auto p) {
-          if (i + p * step >= n) return;
-          for (int j = 0; j < pack; ++j) sum[t] += to<float>(weight[2 * pair + p].value[j]) * value[p][j];
+        float value[together][pack];
+        unrolled<together>([&](auto p) { x.load(value[p], t, i + p * ahead::step); });
+        unrolled<together>([&](auto p) {
+          if (i + p * ahead::step >= n) return;
+          unrolled<Rows>([&](auto r) {
+            for (int j = 0; j < pack; ++j)
+              sum[r][t] += to<float>(now[r].weight[some * together + p].value[j]) * value[p][j];
+          });
         });
       });
     });
   }
+}
+template <class W, class X>
+MOESKIP_HD void lane_products(float (&sum)[1][rows_at_once], const W* w, int n, int lane, int rows, const X& x) {
+  const W* const one[1] = {w};
+  lane_products<1>(sum, one, n, lane, rows, x);
 }
 
 /// How many of the rows from n on go together.

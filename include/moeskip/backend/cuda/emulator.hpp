@@ -62,6 +62,8 @@ class team {
   static constexpr std::size_t thread_stack = std::size_t{1} << 17;  // AddressSanitizer clears it at every switch
   static constexpr index_t most_shared = 99 * 1024;  // bytes of a block: what compute capability 8.6 has
   static constexpr std::size_t most_exchanged = 24;  // bytes of a thread
+  // Shared memory that nobody has written: no number, and as an int -1, an index that stays near.
+  static constexpr float untouched = std::bit_cast<float>(~std::uint32_t{0});
 
   /// One block after the other.
   template <class Phase> void run(const launch_shape& shape, const Phase& phase);
@@ -182,6 +184,10 @@ class emulated_block : played_warp {
     *counter = 0;
     return true;
   }
+  /// The line of memory around p will be read.
+  void prefetch(const void* p) const {
+    if (!reached_memory::has(p, 1)) fail("prefetch: expected memory that the device sees");
+  }
   /// Over the 32 lanes of a warp, which must all call it; added in the order of a butterfly.
   float warp_sum(float v) const {
     return fold(v, [](float a, float b) { return a + b; });
@@ -199,6 +205,15 @@ class emulated_block : played_warp {
     for (int i = 0; i < 32; ++i) bits |= std::uint32_t(all[i]) << i;
     return bits;
   }
+  /// Which lanes have the same number.
+  std::uint32_t warp_same(int v) const {
+    const int* all = team_->exchange(place_, v);
+    std::uint32_t bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= std::uint32_t(all[i] == v) << i;
+    return bits;
+  }
+  /// What the lanes of a warp wrote before, they all see.
+  void sync_warp() const { team_->exchange(place_, 0); }
   /// That of lane ^ mask.
   float warp_xor(float v, int mask) const { return team_->exchange(place_, v)[lane() ^ mask]; }
   /// From the rows (16 × 8 numbers in bf16) that lanes 0 to 15 bring: this lane's fragment of a right matrix.
@@ -269,7 +284,7 @@ template <class Phase> void team::run(const launch_shape& shape, const Phase& ph
   prepare(shape.threads);
   for (index_t i = 0; i < shape.blocks; ++i) {
     const index_t block = in_order(i, shape.blocks, order_for(shape.blocks, emulation::here().order));
-    std::fill(shared.begin(), shared.end(), std::numeric_limits<float>::quiet_NaN());
+    std::fill(shared.begin(), shared.end(), untouched);
     start(shape.threads, [&](int thread) {
       emulated_block b(*this, shape, block, thread, shared.data(), Phase::name);
       phase(b);
@@ -281,7 +296,7 @@ template <class Phase> void team::run(const launch_shape& shape, const Phase& ph
 template <class Phase> void team::run_together(const launch_shape& shape, const Phase& phase) {
   expect_launch(shape, Phase::name);
   const int threads = shape.threads, blocks = int(shape.blocks), all = blocks * threads;
-  std::vector<float> shared(std::size_t(shape.shared * blocks), std::numeric_limits<float>::quiet_NaN());
+  std::vector<float> shared(std::size_t(shape.shared * blocks), untouched);
   prepare(all);
   start(all, [&](int place) {
     emulated_block b(*this, shape, place / threads, place, shared.data() + place / threads * shape.shared, Phase::name);

@@ -1,5 +1,5 @@
-// The chosen experts of every row. Up to 16 rows a warp makes one unit of one expert for all rows that chose it,
-// reading its weights once; more rows go through the product grouped by expert. Either way a row's experts are added by
+// The chosen experts of every row. Up to 16 rows a warp makes one unit of one expert for all rows that chose it, and
+// then one output of one row; more rows go through the product grouped by expert. Either way a row's experts are added by
 // one thread in the order of their ids: no atomics, the same bits every time.
 #pragma once
 
@@ -13,6 +13,7 @@ namespace phase {
 
 /// Rows of assignments.
 struct assigned_rows {
+  static constexpr int together = plain_rows::together;
   mat<const float> h;
   const int* row;  // of each assignment from the first of these on
   MOESKIP_HD void load(float (&out)[pack], int t, index_t i) const { load_pack(out, &h(row[t], 0), i, h.cols()); }
@@ -35,12 +36,12 @@ template <class W> struct expert_units {
     for (index_t m = d.first[e]; m < d.first[e + 1]; m += rows_at_once) {
       const int rows = rows_from(m, d.first[e + 1]);
       const assigned_rows x{h, &d.row[m]};
-      float gate[rows_at_once], up[rows_at_once];
-      lane_products(gate, w.plane(e).row(f).data(), w.cols(), b.lane(), rows, x);
-      lane_products(up, w.plane(e).row(F + f).data(), w.cols(), b.lane(), rows, x);
+      const W* const gate_and_up[2] = {w.plane(e).row(f).data(), w.plane(e).row(F + f).data()};
+      float sum[2][rows_at_once];
+      lane_products(sum, gate_and_up, int(w.cols()), b.lane(), rows, x);
       for (int t = 0; t < rows_at_once; ++t) {
         if (t >= rows) break;
-        const float g = b.warp_sum(gate[t]), u = b.warp_sum(up[t]);
+        const float g = b.warp_sum(sum[0][t]), u = b.warp_sum(sum[1][t]);
         if (b.lane() != 0) continue;
         gate_up(m + t, f) = g, gate_up(m + t, F + f) = u;
         act(m + t, f) = silu(g) * u * (mask.masks() ? mask.factor(d.row[m + t], e, f) : 1.f);
@@ -80,7 +81,9 @@ struct row_assignments {
   }
 };
 
-/// y (N, D) = residual + Σ gate · down act of few rows: a warp an output, which goes through the row's experts.
+/// y (N, D) = residual + Σ gate · down act of few rows: a warp an output, which goes through the row's experts and asks
+/// for the next one's weights before it multiplies. Neighbours make the same output of other rows: who shares an expert
+/// reads its weights at about the same time, once from memory.
 template <class W> struct experts_down {
   static constexpr const char* name = "experts_down";
   mat<float> y;
@@ -90,15 +93,35 @@ template <class W> struct experts_down {
   vec<const float> gate;  // (N·K)
   int K;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    const index_t item = b.block() * b.warps() + b.warp(), D = y.cols();
+    const index_t item = b.block() * b.warps() + b.warp(), N = y.rows();
     if (item >= y.size()) return;
-    const index_t n = item / D, o = item % D;
+    const index_t n = item % N, o = item / N;
+    const int F = int(w.cols()), own = b.lane() * pack;
+    const auto row = [&](int m) { return m < 0 ? nullptr : w.plane(d.expert[m]).row(o).data(); };
     float out = residual(n, o);
     row_assignments mine{d.assignment.data() + n * K, K};
-    for (int m; (m = mine.next()) >= 0;) {
-      float sum[rows_at_once];
-      lane_products(sum, w.plane(d.expert[m]).row(o).data(), w.cols(), b.lane(), 1, plain_rows{act, m});
-      out += gate[d.choice[m]] * b.warp_sum(sum[0]);
+    using ahead = packs_ahead<W, packs_at_once<W>>;
+    ahead next;
+    int m = mine.next();
+    next.ask(row(m), own, F);
+    while (m >= 0) {
+      const int then = mine.next();
+      float sum = 0;
+      for (int first = own, end = own + F; first < end; first += packs_at_once<W> * ahead::step) {
+        const ahead now = next;
+        const int after = first + packs_at_once<W> * ahead::step;
+        if (after < end) next.ask(row(m), after, F);
+        else next.ask(row(then), own, F);
+        unrolled<packs_at_once<W>>([&](auto p) {
+          const int i = first + p * ahead::step;
+          if (i >= F) return;
+          float value[pack];
+          load_pack(value, &act(m, 0), i, F);
+          for (int j = 0; j < pack; ++j) sum += to<float>(now.weight[p].value[j]) * value[j];
+        });
+      }
+      out += gate[d.choice[m]] * b.warp_sum(sum);
+      m = then;
     }
     if (b.lane() == 0) y(n, o) = out;
   }

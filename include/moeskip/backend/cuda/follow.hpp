@@ -16,6 +16,15 @@ template <class... Phases> struct phase_list {};
 
 namespace phase {
 
+/// A warp as a block of its own.
+template <class Block> struct lone_warp : Block {
+  MOESKIP_HD explicit lone_warp(const Block& b) : Block(b) {}
+  MOESKIP_HD int thread() const { return Block::lane(); }
+  MOESKIP_HD static int threads() { return 32; }
+  MOESKIP_HD static int warp() { return 0; }
+  MOESKIP_HD static int warps() { return 1; }
+};
+
 /// Elements: phases of numbers made by themselves; Blocks: of threads that work together.
 template <class Elements, class Blocks> struct follow;
 
@@ -54,9 +63,16 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
   }
 
  private:
-  template <class Block> MOESKIP_HD void fetch(const Block& b, record& to, int at) const {
-    for (int i = b.thread(); at < count && i < record_floats; i += b.threads())
+  /// The step that comes next, and a line of its weights for each thread of all blocks: about what memory delivers while
+  /// blocks wait for each other.
+  template <class Block> [[gnu::noinline]] MOESKIP_HD void fetch(const Block& b, record& to, int at) const {
+    if (at >= count) return;
+    for (int i = b.thread(); i < record_floats; i += b.threads())
       reinterpret_cast<int*>(&to)[i] = reinterpret_cast<const int*>(records + at)[i];
+    constexpr index_t line = 128;  // bytes
+    const script_step& next = records[at].step;
+    if (const index_t own = (b.block() * b.threads() + b.thread()) * line; own < next.soon_bytes)
+      b.prefetch(static_cast<const std::byte*>(next.soon) + own);
   }
 
   template <int Number, class First, class... Others, class Block>
@@ -81,12 +97,16 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
   template <class Phase, class Block> [[gnu::noinline]] MOESKIP_HD static void blocks(const Block& b, const record& r) {
     const Phase& phase = r.template as<Phase>();
     const script_step& s = r.step;
-    const index_t count = s.over == script_step::kind::grid    ? b.blocks()
-                          : s.over == script_step::kind::warps ? (s.count + b.warps() - 1) / b.warps()
-                                                               : s.count;
-    for (index_t v = b.block(); v < count; v += b.blocks()) {
-      phase(b.as(v, count, b.shared() + 2 * record_floats, Phase::name));
-      b.sync(2);  // what they share is taken again
+    float* const shared = b.shared() + 2 * record_floats;
+    if constexpr (warps_are_alone<Phase>) {  // spread over all multiprocessors, and none waits for another
+      for (index_t i = b.warp() * b.blocks() + b.block(); i < s.count; i += b.warps() * b.blocks())
+        phase(lone_warp<Block>(b.as(i, s.count, shared, Phase::name)));
+    } else {
+      const index_t count = s.over == script_step::kind::grid ? b.blocks() : s.count;
+      for (index_t v = b.block(); v < count; v += b.blocks()) {
+        phase(b.as(v, count, shared, Phase::name));
+        b.sync(2);  // what they share is taken again
+      }
     }
   }
 };
@@ -120,7 +140,9 @@ template <class Driver, class List> class script : public script_steps {
     return here() - 1;
   }
   /// An earlier jump goes to what comes next.
-  void land(index_t jump) { aim(jump, int(here())); }
+  void land(index_t jump) {
+    amend(jump, [&](script_step& s) { s.target = int(here()); });
+  }
 
   /// From the first step to where the last one leads; settle() waits.
   void run() {

@@ -75,9 +75,14 @@ MOESKIP_HD int block_pick(const Block& b, index_t V, double u, const Mass& mass,
   return which < 0 ? -1 : *found;
 }
 
+/// Greedy, nothing is drawn: one thread does it all, without barriers.
+template <class Block> MOESKIP_HD bool nothing_to_do(const Block& b, const token_law<float>& law) {
+  return law.slope == 0 && b.thread() != 0;
+}
 /// The token at height u of a law of logits (1, V); -1 where none is a finite number. Barriers 0 and 1.
 template <class Block>
 MOESKIP_HD int draw(const Block& b, const token_law<float> law, mat<const float> logits, double u) {
+  if (law.slope == 0) return law.best;
   const float* row = logits.data();
   return block_pick(
       b, law.best < 0 ? 0 : logits.cols(), u, [&](index_t v) { return law.weight(v, row[v]); }, 0);
@@ -92,6 +97,7 @@ struct next_token {
   seed from;
   int exit_layer;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    if (nothing_to_do(b, law[0])) return;
     const double u = draws{from, stream::sampling}.uniform_double(std::uint64_t(text.at(0)));
     const int token = draw(b, law[0], logits, u);
     if (b.thread() != 0) return;
@@ -109,6 +115,7 @@ struct draft_token {
   seed from;
   int i;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    if (nothing_to_do(b, law[0])) return;
     const int token = draw(b, law[0], logits, detail::roll(from, stream::draft, text, i));
     if (b.thread() != 0) return;
     if (token < 0) detail::stop_damaged(text);
@@ -126,15 +133,19 @@ struct judge_draft {
   int exit_layer, layers;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const int K = int(q.rows());
-    const bool gone = text.now->damaged || detail::damaged(p_law);
+    const bool gone = text.now->damaged || detail::damaged(p_law), draws = !gone && p_law[0].slope != 0;
+    if (!draws && b.thread() != 0) return;
     const int kept = gone ? 0 : detail::standing<float>(text, p, p_law, q, q_law, from);
-    const double u = detail::roll(from, stream::sampling, text, kept);
-    detail::left_of<float> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, &p_law[kept],
-                                &q_law[kept < K ? kept : K - 1], q.cols()};
-    int token = block_pick(b, gone ? 0 : p.cols(), u, rest, 0);
-    if (token < 0 && !gone) {  // p equals q, but for rounding
-      rest.q = nullptr;
-      token = block_pick(b, p.cols(), u, rest, 2);
+    int token = gone ? -1 : p_law[kept].best;
+    if (draws) {
+      const double u = detail::roll(from, stream::sampling, text, kept);
+      detail::left_of<float> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, &p_law[kept],
+                                  &q_law[kept < K ? kept : K - 1], q.cols()};
+      token = block_pick(b, p.cols(), u, rest, 0);
+      if (token < 0) {  // p equals q, but for rounding
+        rest.q = nullptr;
+        token = block_pick(b, p.cols(), u, rest, 2);
+      }
     }
     if (b.thread() != 0) return;
     if (token < 0) detail::stop_damaged(text);

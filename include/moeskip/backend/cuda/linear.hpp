@@ -15,16 +15,17 @@ template <class W> struct few_rows {
   mat<const float> x;  // (N, I)
   mat<const W> w;      // (O, I)
   mat<const float> residual;
+  mat<const W> first_weights() const { return w; }
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const index_t o = b.block() * b.warps() + b.warp();
     if (o >= w.rows()) return;
     for (index_t n = 0; n < x.rows(); n += rows_at_once) {
       const int rows = rows_from(n, x.rows());
-      float sum[rows_at_once];
-      lane_products(sum, &w(o, 0), w.cols(), b.lane(), rows, plain_rows{x, n});
+      float sum[1][rows_at_once];
+      lane_products(sum, &w(o, 0), int(w.cols()), b.lane(), rows, plain_rows{x, n});
       for (int t = 0; t < rows_at_once; ++t) {
         if (t >= rows) break;
-        const float made = b.warp_sum(sum[t]);
+        const float made = b.warp_sum(sum[0][t]);
         if (b.lane() == 0) y(n + t, o) = residual.data() ? residual(n + t, o) + made : made;
       }
     }
@@ -33,6 +34,7 @@ template <class W> struct few_rows {
 
 /// Rows that are normalised while they are read.
 template <class W> struct normed_rows {
+  static constexpr int together = 1;  // packs: their gains take registers, too
   mat<const float> x;
   vec<const W> gain;
   const float* scale;  // (N) 1 / rms
@@ -55,6 +57,7 @@ template <class W> struct norm_few_rows {
   vec<const W> gain;
   mat<const W> w;  // (O, I)
   float eps;
+  mat<const W> first_weights() const { return w; }
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     float* scale = b.shared();
     for (index_t n = b.warp(); n < x.rows(); n += b.warps()) {
@@ -67,11 +70,11 @@ template <class W> struct norm_few_rows {
     for (index_t o = b.block() * b.warps() + b.warp(); o < w.rows(); o += b.blocks() * b.warps())
       for (index_t n = 0; n < x.rows(); n += rows_at_once) {
         const int rows = rows_from(n, x.rows());
-        float sum[rows_at_once];
-        lane_products(sum, &w(o, 0), w.cols(), b.lane(), rows, normed_rows<W>{x, gain, scale, n});
+        float sum[1][rows_at_once];
+        lane_products(sum, &w(o, 0), int(w.cols()), b.lane(), rows, normed_rows<W>{x, gain, scale, n});
         for (int t = 0; t < rows_at_once; ++t) {
           if (t >= rows) break;
-          const float made = b.warp_sum(sum[t]);
+          const float made = b.warp_sum(sum[0][t]);
           if (b.lane() == 0) y(n + t, o) = made;
         }
       }

@@ -27,10 +27,10 @@ template <class W, class R> struct norm_route {
   note_choices note;
   sort_choices sort;  // into nothing where nobody asks
   int* done;          // blocks that have written their scores
+  mat<const W> first_weights() const { return scores.w; }
 
-  /// Floats that a block of N rows shares: the rows' scales, then who is last, then where experts begin; and behind these
-  /// the bias.
-  static index_t shared(index_t N, index_t E) { return N + 2 * E + 1; }
+  /// Floats that a block of N rows shares: the rows' scales, then who is last, then what sorts; and behind these the bias.
+  static index_t shared(index_t N, index_t E) { return N + sort_choices::shared(E) + E; }
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     scores(b);  // barrier 0
@@ -56,7 +56,7 @@ template <class W, class R> struct norm_route {
 
   template <class Block> MOESKIP_HD vec<const float> widened(const Block& b) const {
     if (bias.size() == 0) return {};
-    float* const wide = b.shared() + 1 + bias.size();
+    float* const wide = b.shared() + sort_choices::shared(bias.size());
     for (index_t e = b.thread(); e < bias.size(); e += b.threads()) wide[e] = to<float>(bias[e]);
     b.sync(3);
     return {wide, bias.size()};

@@ -5,6 +5,8 @@
 // 64 × 64 outputs a block of 256 threads, 16 products deep at a time through shared memory. In bf16: tensor_product.hpp.
 #pragma once
 
+#include <bit>
+
 #include "moeskip/backend/cuda/block.hpp"
 #include "moeskip/backend/cuda/rowwise.hpp"
 
@@ -49,16 +51,27 @@ template <class W> struct product_call {
   struct place {
     int group, first, row, col, rows, depth;
   };
-  /// The tile of a block; group -1: there is none.
-  MOESKIP_HD place find(index_t block, int tile) const {
-    const index_t col_tiles = (cols + tile - 1) / tile, col = block % col_tiles * tile;
-    index_t row_tile = block / col_tiles;
-    for (int g = 0; g < groups; ++g) {
-      const int from = first ? first[g] : 0, count = first ? first[g + 1] - from : 0;
-      const int have = by == assigned::rows ? count : int(rows), tiles = (have + tile - 1) / tile;
-      if (row_tile < tiles)
-        return {g, from, int(row_tile) * tile, int(col), have, by == assigned::depth ? count : int(depth)};
-      row_tile -= tiles;
+  /// The tile of a block; group -1: there is none. Each warp looks for it, 32 groups at a time.
+  template <class Block> MOESKIP_HD place find(const Block& block, int tile) const {
+    const index_t col_tiles = (cols + tile - 1) / tile;
+    const int col = int(block.block() % col_tiles) * tile;
+    int row_tile = int(block.block() / col_tiles);
+    if (!first) return {row_tile * tile < rows ? 0 : -1, 0, row_tile * tile, col, int(rows), int(depth)};
+    for (int from = 0; from < groups; from += 32) {
+      const int mine = from + block.lane(), count = mine < groups ? first[mine + 1] - first[mine] : 0;
+      const int have = by == assigned::rows ? count : mine < groups ? int(rows) : 0, tiles = (have + tile - 1) / tile;
+      const int end = lanes_up_to(block, tiles);
+      if (const std::uint32_t behind = block.warp_which(row_tile < end)) {
+        const int lane = std::countr_zero(behind), g = from + lane;
+        const int own = row_tile - int(block.warp_at(float(end - tiles), lane)), assignments = first[g + 1] - first[g];
+        return {g,
+                first[g],
+                own * tile,
+                col,
+                by == assigned::rows ? assignments : int(rows),
+                by == assigned::depth ? assignments : int(depth)};
+      }
+      row_tile -= int(block.warp_at(float(end), 31));
     }
     return {-1, 0, 0, 0, 0, 0};
   }
@@ -89,7 +102,7 @@ template <class W> struct product {
   }
 
   template <class Block> MOESKIP_HD void operator()(const Block& block) const {
-    const place p = made.find(block.block(), tile);
+    const place p = made.find(block, tile);
     if (p.group < 0) return;
     float *left = block.shared(), *right = left + deep * padded;
     const int across = tile / each, r0 = block.thread() / across, c0 = block.thread() % across;

@@ -1,6 +1,8 @@
 // Rotary positions and the key/value cache: one pair of a head at a time.
 #pragma once
 
+#include <vector>
+
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/ops/rope.hpp"
 
@@ -34,10 +36,12 @@ struct row_pair : head_pair {
 struct pair_turn {
   float cosine, sine;
   MOESKIP_HD pair_turn(float c, float si) : cosine(c), sine(si) {}
-  MOESKIP_HD pair_turn(int position, int pair, const attention_shape& s) {
-    const rotation r(position, rope_frequency(pair, s));
+  MOESKIP_HD pair_turn(int position, double frequency) {
+    const rotation r(position, frequency);
     cosine = float(r.cosine), sine = float(r.sine);
   }
+  MOESKIP_HD pair_turn(int position, int pair, const attention_shape& s)
+      : pair_turn(position, rope_frequency(pair, s)) {}
   MOESKIP_HD void operator()(float& a, float& b) const {
     const float first = a;
     a = first * cosine - b * sine;
@@ -95,6 +99,15 @@ struct rope_append_backward {
 };
 
 }  // namespace phase
+
+namespace detail {
+/// Of each pair that is rotated (r / 2).
+inline std::vector<double> rope_frequencies(const attention_shape& s) {
+  std::vector<double> all;
+  for (int pair = 0; pair < s.rotated() / 2; ++pair) all.push_back(rope_frequency(pair, s));
+  return all;
+}
+}  // namespace detail
 
 template <> struct kernel<rope_append_t, on_cuda> {
   template <class B> static void run(B&, mat<float> q, kv_layer<float> kv, mat<const float> qkv, const token_rows& rows,

@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/ops/growing_text.hpp"
 #include "moeskip/ops/route.hpp"
 
 namespace moeskip {
@@ -90,10 +91,10 @@ struct note_choices {
   moeskip::routing<float> r;
   token_rows rows;
   cube<int> past;
-  int* bad = nullptr;  // set where a row's choices are not different experts
+  int* bad = nullptr;  // becomes bad_choice() of an expert, where a row's choices are not different ones
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     for (index_t n = b.block() * b.threads() + b.thread(); bad && n < r.chosen.rows(); n += b.blocks() * b.threads())
-      if (!sound(r.chosen.row(n))) *bad = 1;
+      if (const int code = bad_in(r.chosen.row(n))) *bad = code;
     const index_t choices = r.chosen.size(), K = r.chosen.cols();
     for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
       past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = expert(c);
@@ -114,13 +115,14 @@ struct note_choices {
     }
     return sum;
   }
-  MOESKIP_HD bool sound(vec<const int> chosen) const {
+  /// 0 where a row's choices are different experts.
+  MOESKIP_HD int bad_in(vec<const int> chosen) const {
     for (index_t k = 0; k < chosen.size(); ++k) {
-      if (chosen[k] < 0 || chosen[k] >= r.load.size()) return false;
+      if (chosen[k] < 0 || chosen[k] >= r.load.size()) return growth::bad_choice(chosen[k]);
       for (index_t j = 0; j < k; ++j)
-        if (chosen[j] == chosen[k]) return false;
+        if (chosen[j] == chosen[k]) return growth::bad_choice(chosen[k]);
     }
-    return true;
+    return 0;
   }
   MOESKIP_HD int expert(index_t c) const {
     const int e = r.chosen.data()[c];

@@ -16,10 +16,12 @@ namespace phase {
 
 /// 1 / sqrt(mean(x²) + eps) of a row (D), by one warp. X: a pointer, or what gives out numbers like one.
 template <class Block, class X> MOESKIP_HD float reciprocal_rms(const Block& b, const X& x, index_t D, float eps) {
+  constexpr int at_once = 8;  // a whole block waits for this, so it waits for memory as few times as may be
   float squares = 0;
-  for (index_t i = b.lane(); i < D; i += 32) {
-    const float value = x[i];
-    squares += value * value;
+  for (index_t i = b.lane(); i < D; i += 32 * at_once) {
+    float value[at_once];
+    unrolled<at_once>([&](auto j) { value[j] = i + 32 * j < D ? x[i + 32 * j] : 0.f; });
+    unrolled<at_once>([&](auto j) { squares += value[j] * value[j]; });
   }
   return 1.f / std::sqrt(b.warp_sum(squares) / float(D) + eps);
 }

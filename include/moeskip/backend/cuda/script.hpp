@@ -25,6 +25,9 @@ struct launch_shape {
   index_t warps = 0;  // where not 0: any number of threads do that make up so many warps in all
 };
 
+/// Phases of blocks without barriers: each warp does what no other needs.
+template <class Phase> inline constexpr bool warps_are_alone = !requires { Phase::barriers; };
+
 /// What a driver gives out as counters of blocks.
 class counters_of_blocks {
  public:
@@ -50,8 +53,10 @@ struct script_step {
   kind over;
   int phase;  // its number among those that a script may have
   index_t count;
-  const int* flag;  // of a jump: taken where it is not 0; null: always
-  int target;
+  const int* flag = nullptr;  // of a jump: taken where it is not 0; null: always
+  int target = 0;
+  const void* soon = nullptr;  // weights that blocks ask for while they wait for the step to begin
+  index_t soon_bytes = 0;
 };
 
 /// The steps of one script, and the memory that they need. Ops of its thread add to the one that is open.
@@ -63,13 +68,24 @@ class script_steps {
   static script_steps* open() { return opened(); }
 
   template <class Phase> void elements(index_t n, const Phase& phase) {
-    add({script_step::kind::elements, number_of<Phase>(), n, nullptr, 0}, phase);
+    add({script_step::kind::elements, number_of<Phase>(), n}, phase);
   }
   template <class Phase> void launch(const launch_shape& shape, const Phase& phase) {
     constexpr bool strides = requires { Phase::strides; };  // any number of blocks will do
     using kind = script_step::kind;
-    const kind over = strides ? kind::grid : shape.warps ? kind::warps : kind::blocks;
-    add({over, number_of<Phase>(), shape.warps ? shape.warps : shape.blocks, nullptr, 0}, phase);
+    const kind over = warps_are_alone<Phase> ? kind::warps : strides ? kind::grid : kind::blocks;
+    MOESKIP_CHECK(error, over != kind::warps || shape.warps > 0, Phase::name,
+                  ": its warps share nothing, so its launch must say how many there are");
+    script_step step{over, number_of<Phase>(), over == kind::warps ? shape.warps : shape.blocks};
+    if constexpr (requires { phase.first_weights(); }) {
+      const auto weights = phase.first_weights();
+      step.soon = weights.data(), step.soon_bytes = weights.size() * index_t(sizeof *weights.data());
+      if (memory_idles_)  // the phase before this one reads little: its blocks may as well ask for what comes then
+        amend(index_t(records_.size()) - 1,
+              [&](script_step& before) { before.soon = step.soon, before.soon_bytes = step.soon_bytes; });
+    }
+    add(step, phase);
+    memory_idles_ = requires { Phase::memory_idles; };
     shared_ = std::max(shared_, shape.shared);
   }
   /// A list that the device sees is used where it stands; another one is copied.
@@ -80,7 +96,7 @@ class script_steps {
   }
   /// Where visits of experts are counted, each layer's of each call; null: nowhere.
   int* visits = nullptr;
-  /// Set where a router chooses experts that do not exist, or one twice; null: nobody looks.
+  /// Becomes growth::bad_choice() of an expert that does not exist, or that a router chooses twice; null: nobody looks.
   int* bad_choices = nullptr;
   arena& scratch() { return scratch_; }
   /// Whether all blocks were counted; zeros again.
@@ -97,19 +113,19 @@ class script_steps {
     return now;
   }
   void add(const script_step& step, const void* phase, std::size_t bytes) {
-    changed_ = true;
+    changed_ = true, memory_idles_ = false;
     std::vector<std::byte>& r = records_.emplace_back(record_);
     std::memcpy(r.data(), &step, sizeof step);
     if (bytes) std::memcpy(r.data() + sizeof step, phase, bytes);
   }
-  /// Where jump `at` goes.
-  void aim(index_t at, int target) {
+  /// Changes step `at`.
+  template <class F> void amend(index_t at, F&& f) {
     changed_ = true;
-    auto& record = records_[std::size_t(at)];
+    std::byte* record = records_[std::size_t(at)].data();
     script_step step;
-    std::memcpy(&step, record.data(), sizeof step);
-    step.target = target;
-    std::memcpy(record.data(), &step, sizeof step);
+    std::memcpy(&step, record, sizeof step);
+    f(step);
+    std::memcpy(record, &step, sizeof step);
   }
 
   std::vector<std::vector<std::byte>> records_;  // a step, and behind it its phase
@@ -129,7 +145,8 @@ class script_steps {
   }
 
   std::vector<const char*> known_;
-  std::size_t record_;  // bytes
+  std::size_t record_;         // bytes
+  bool memory_idles_ = false;  // during the step added last
   arena scratch_, lists_;
   counters_of_blocks counters_;
 };

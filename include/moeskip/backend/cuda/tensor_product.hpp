@@ -63,7 +63,7 @@ template <class W> struct tensor_product {
   }
 
   template <class Block> MOESKIP_HD void operator()(const Block& block) const {
-    const place p = made.find(block.block(), tile);
+    const place p = made.find(block, tile);
     if (p.group < 0) return;
     auto* const tiles = reinterpret_cast<std::uint32_t*>(block.shared());
     const bool a_along = made.a.depth_step == 1, b_along = made.b.depth_step == 1;

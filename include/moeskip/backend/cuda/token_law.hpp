@@ -87,8 +87,16 @@ struct token_laws {
 
  private:
   template <class Block> MOESKIP_HD static row_peak peak_of(const Block& b, const float* row, index_t V) {
+    constexpr int at_once = 8;  // logits asked for before they are compared
     row_peak mine;
-    for (index_t v = b.thread(); v < V; v += b.threads()) mine.add(row[v], int(v));
+    for (index_t first = b.thread(); first < V; first += at_once * b.threads()) {
+      const auto id = [&](int j) { return first + j * b.threads(); };
+      float value[at_once];
+      unrolled<at_once>([&](auto j) { value[j] = id(j) < V ? row[id(j)] : 0.f; });
+      unrolled<at_once>([&](auto j) {
+        if (id(j) < V) mine.add(value[j], int(id(j)));
+      });
+    }
     for (int m = 16; m; m /= 2) {
       row_peak other;
       other.highest = b.warp_xor(mine.highest, m), other.second = b.warp_xor(mine.second, m);
@@ -126,11 +134,12 @@ struct token_laws {
     }
     block_sums(b, seen, 6, 3);
     // Among equals: the lower the id, the sooner.
-    std::uint32_t last = std::uint32_t(seen[2]);
-    if (seen[1] != 1)
-      last = ~highest_reaching(
-          b, V, goal - seen[0], [&](index_t v) { return order_key(row[v]) == least ? weight(v) : 0.f; },
-          [](index_t v) { return ~std::uint32_t(v); });
+    const std::uint32_t last =
+        seen[1] == 1
+            ? std::uint32_t(seen[2])
+            : ~highest_reaching(
+                  b, V, goal - seen[0], [&](index_t v) { return order_key(row[v]) == least ? weight(v) : 0.f; },
+                  [](index_t v) { return ~std::uint32_t(v); });
     law.least = of_order_key(least);
     law.last = last == ~std::uint32_t{0} ? std::numeric_limits<int>::max() : int(last);
   }

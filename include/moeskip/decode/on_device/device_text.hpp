@@ -69,8 +69,10 @@ template <class Session, class Rule> class device_text {
     loop.run();
     settle(backend());
     MOESKIP_CHECK(error, loop.clear_counters(), "a phase of a loop left blocks uncounted");
-    MOESKIP_CHECK(config_error, !now().bad_choices, "the router chose an expert that does not exist, or one twice");
-    MOESKIP_CHECK(config_error, !now().damaged, "logits are not finite: weights are damaged or diverged");
+    MOESKIP_CHECK(config_error, !now().bad_choices, "the router chose expert ", now().bad_expert(),
+                  ": expected different ones of ", model().sizes().experts);
+    MOESKIP_CHECK(config_error, !now().damaged, "logits behind token ", now().count - 1,
+                  " are not finite: weights are damaged or diverged");
     session_.meter().count_experts_read(now().visits);
     for (int i = count; i < now().count; ++i) {
       session_.push(tokens_[i]);
