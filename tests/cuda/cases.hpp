@@ -87,12 +87,13 @@ struct linear_case {
     const int N = many ? t.between(17, 90) : t.between(1, 16), I = t.between(1, 300), O = t.between(1, 70);
     const auto x = t.numbers(N, I), y = t.numbers(N, O), dx = t.numbers(N, I);
     const auto w = t.weights(O, I);
-    const auto dw = t.numbers(O, I);
+    const auto dw = t.numbers(O, I), z = t.numbers(N, O);
     ms::linear(t.backend, y, x, w);
     t.keep(y);
+    ms::linear(t.backend, z, x, w, y);
     ms::linear(t.backend, y, x, w, y);
     ms::linear_backward(t.backend, dx, dw, y, x, w);
-    t.keep(y, dx, dw);
+    t.keep(y, dx, dw, z);
   }
 };
 
@@ -299,8 +300,8 @@ template <class R> struct norm_route_case {
       const auto plan = route(capacity);
       t.keep(h, logits, r.probability, r.chosen, r.gate, r.load, past, plan.first, plan.assignment);
     }
-    CHECK(route(ms::norm_route.unsorted).first.size() == 0);
-    t.keep(r.chosen);
+    const auto unsorted = route(ms::norm_route.unsorted);
+    t.keep(r.chosen, unsorted.first);  // that is nothing
   }
 };
 
@@ -391,6 +392,11 @@ struct elementwise_case {
     for (const bool cautious : {false, true})
       ms::adamw_update(t.backend, a, m, v, b, {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.3, 0.2, 0.5, cautious});
     t.keep(a, b, m, v);
+
+    const ms::cube<int> past(t.memory.template take_zeroed<int>(2 * 12 * 3).data(), 2, 12, 3);
+    const two_sequences layer(t.between(1, 5), t.between(1, 5), t.between(0, 6));
+    ms::note_none(t.backend, past, layer.rows());
+    t.keep(past);
   }
 };
 

@@ -6,8 +6,9 @@
 #include <cmath>
 #include <limits>
 
-#include "cases.hpp"
 #include "models.hpp"
+#include "scripts.hpp"
+#include "text_cases.hpp"
 
 using namespace tests;
 
@@ -19,102 +20,6 @@ template <class T> constexpr T infinite = std::numeric_limits<T>::infinity();
 struct emulated {
   explicit emulated(ms::emulation e) { ms::emulation::here() = e; }
   ~emulated() { ms::emulation::here() = {}; }
-};
-
-const ms::sampling ways[] = {{},
-                             {.temperature = 0.7f},
-                             {.temperature = 1.3f, .top_k = 5},
-                             {.temperature = 1, .top_p = 0.6f},
-                             {.temperature = 0.5f, .top_k = 40, .top_p = 0.9f},
-                             {.temperature = 2, .top_k = 1000}};
-
-/// Logits with equals among them.
-template <class B> ms::mat<typename trial<B>::T> stepped(trial<B>& t, ms::index_t rows, ms::index_t cols) {
-  const auto m = t.numbers(rows, cols);
-  for (auto& x : m) x = std::round(float(x) * 12) / 4;
-  return m;
-}
-
-struct law_case {
-  ms::sampling options;
-  template <class B> void operator()(trial<B>& t) const {
-    const int N = t.between(1, 4), V = t.between(2, 500);
-    const auto logits = t.between(0, 2) ? stepped(t, N, V) : t.numbers(N, V);
-    if (V > 9) logits(0, 3) = NAN, logits(N - 1, 7) = -infinite<float>;
-    const auto laws = t.memory.template take<ms::token_law<typename trial<B>::T>>(N);
-    ms::token_laws(t.backend, laws, logits, options);
-    ms::settle(t.backend);
-    for (const auto& law : laws) {
-      t.out.push_back({double(law.best), double(law.highest), double(law.second), double(law.mass), double(law.total)});
-      t.out.push_back({double(law.weighted)});
-      if (options.cuts() && options.top_k < V) t.out.push_back({double(law.least), double(law.last)});
-    }
-  }
-};
-
-/// A text in memory that a device sees.
-template <class B> struct text_of {
-  ms::growing_text text;
-  explicit text_of(trial<B>& t, int count = 3, int room = 20) {
-    const auto some = [&] { return t.memory.template take_zeroed<int>(room); };
-    text = {some(), some(), some(), t.memory.template take<ms::growth>(1).data()};
-    *text.now = {.count = count, .end = room};
-  }
-  void show(trial<B>& t) const {
-    ms::settle(t.backend);
-    const ms::growth& now = *text.now;
-    t.out.push_back({double(now.count), double(now.going), double(now.rounds), double(now.damaged)});
-    for (const auto& list : {text.tokens, text.exits, text.drafted}) t.out.emplace_back(list.begin(), list.end());
-  }
-};
-
-/// Tokens drawn behind a text, and some of it embedded.
-struct draw_case {
-  ms::sampling options;
-  template <class B> void operator()(trial<B>& t) const {
-    using T = typename trial<B>::T;
-    const int V = t.between(2, 300), K = t.between(1, 4), D = t.between(1, 20);
-    text_of<B> its(t, K + 3);
-    const ms::growing_text& text = its.text;
-    for (int i = 0; i < K + 3; ++i) text.tokens[i] = t.between(0, V - 1);
-    const auto x = t.numbers(K, D);
-    const auto position = t.memory.template take<int>(K), token = t.memory.template take<int>(K);
-    text.now->count = 3;
-    ms::embed_text(t.backend, x, position, token, text, 1, t.weights(V, D));
-    t.keep(x, position, token);
-    const auto logits = stepped(t, K + 1, V);
-    const auto laws = t.memory.template take<ms::token_law<T>>(K + 1);
-    ms::token_laws(t.backend, laws, logits, options);
-    const auto law = [&](int n) { return ms::vec<const ms::token_law<T>>(&laws[n], 1); };
-    ms::next_token(t.backend, text, logits.rows(0, 1), law(0), ms::seed{8}, 4);
-    for (int k = 0; k < K; ++k) ms::draft_token(t.backend, text, logits.rows(k + 1, 1), law(k + 1), ms::seed{8}, k);
-    its.show(t);
-  }
-};
-
-/// A draft, given as it is, is judged.
-struct judge_case {
-  ms::sampling options;
-  bool alike = false;  // the draft is the full model
-  template <class B> void operator()(trial<B>& t) const {
-    using T = typename trial<B>::T;
-    const int V = t.between(2, 300), K = t.between(1, 4), n = alike ? V : t.between(1, V);
-    text_of<B> its(t);
-    const auto p = stepped(t, K + 1, V);
-    const auto q = stepped(t, K, n);
-    for (int k = 0; k < K; ++k) {
-      for (int i = 0; i < n; ++i) q(k, i) = alike ? p(k, i) : (q(k, i) + 3 * p(k, i)) / 4;
-      its.text.tokens[3 + k] = int(std::max_element(&q(k, 0), &q(k, 0) + n) - &q(k, 0));
-    }
-    const auto laws = [&](auto logits) {
-      const auto all = t.memory.template take<ms::token_law<T>>(logits.rows());
-      ms::token_laws(t.backend, all, logits, options);
-      return all;
-    };
-    const auto p_law = laws(p), q_law = laws(q);
-    ms::judge_draft(t.backend, its.text, p, p_law, q, q_law, ms::seed{8}, 2, 4);
-    its.show(t);
-  }
 };
 
 template <class B, class Case> auto outcome(const Case& c, std::uint64_t seed) {
@@ -131,21 +36,6 @@ template <class Case> void agrees(const Case& c) {
       const emulated e({.order = order});
       CHECK(difference(outcome<ms::reference<double>>(c, seed), outcome<ms::emulated_cuda<float>>(c, seed)) < 1e-5);
     }
-}
-
-/// Whether leaving this barrier out shows.
-template <class Case> bool caught(const Case& c, std::string_view phase, int barrier) {
-  for (int order = 0; order < 3; ++order)
-    for (std::uint64_t seed = 1; seed <= 6; ++seed) {
-      const emulated e({.order = order, .without_in = phase, .without = barrier});
-      try {
-        const auto expected = outcome<ms::reference<double>>(c, seed);
-        if (!(difference(expected, outcome<ms::emulated_cuda<float>>(c, seed)) < 1e-3)) return true;
-      } catch (const ms::error&) {
-        return true;
-      }
-    }
-  return false;
 }
 
 }  // namespace
@@ -181,8 +71,14 @@ TEST_CASE("a cut that all numbers together do not reach keeps them all, and drop
 TEST_CASE("tokens that are drawn, drafted and judged are those of plain loops") {
   for (const int way : {0, 1, 4}) {
     agrees(draw_case{ways[way]}), agrees(judge_case{ways[way]});
-    agrees(judge_case{ways[way], true});
+    agrees(judge_case{ways[way], drafted::alike}), agrees(judge_case{ways[way], drafted::impossible});
   }
+}
+
+TEST_CASE("exits are asked as plain loops ask them") {
+  agrees(ask_case<ms::exit_rule::fixed>{{.exit_layer = 2}});
+  agrees(ask_case<ms::exit_rule::max_probability>{{.threshold = 0.2f}});
+  agrees(ask_case<ms::exit_rule::patience>{{.exits = 2}});
 }
 
 TEST_CASE("logits that are no finite numbers stop a text") {
@@ -233,20 +129,6 @@ TEST_CASE("what is judged has the full model's distribution, whatever drafted it
   CHECK(statistic < 18.47);  // 99.9 % of four degrees of freedom
   CHECK(accepted > rounds / 10);
   CHECK(accepted < rounds * 9 / 10);
-}
-
-TEST_CASE("every barrier of the phases of a text is needed") {
-  if (sanitized) return;
-  for (int b = 0; b < ms::phase::token_laws::barriers; ++b) {
-    CAPTURE(b);
-    CHECK(caught(law_case{ways[4]}, "token_laws", b));
-  }
-  for (int b = 0; b < 2; ++b) {
-    CAPTURE(b);
-    CHECK(caught(draw_case{ways[1]}, "next_token", b));
-    CHECK(caught(draw_case{ways[1]}, "draft_token", b));
-    CHECK(caught(judge_case{ways[1]}, "judge_draft", b));
-  }
 }
 
 namespace {
@@ -358,99 +240,31 @@ TEST_CASE("rules say the same of logits and of their law") {
 
 namespace tests {
 
-/// out = in turned around, and one more: who reads needs what another block wrote.
-struct turn_around {
-  static constexpr const char* name = "turn_around";
-  ms::vec<int> out;
-  ms::vec<const int> in;
-  void operator()(ms::index_t i) const { out[i] = in[in.size() - 1 - i] + 1; }
-};
-/// Adds to each number of a block of 128 that of the block's next thread; more blocks than a grid has.
-struct add_neighbour {
-  static constexpr const char* name = "add_neighbour";
-  static constexpr int barriers = 1;
-  ms::vec<int> numbers;
-  template <class Block> void operator()(const Block& b) const {
-    int* shared = reinterpret_cast<int*>(b.shared());
-    int& mine = numbers[b.block() * 128 + b.thread()];
-    shared[b.thread()] = mine;
-    b.sync(0);
-    mine += shared[(b.thread() + 1) % b.threads()];
-  }
-};
-/// Goes on until it has been asked so often.
-struct count_down {
-  static constexpr const char* name = "count_down";
-  ms::vec<int> left;
-  void operator()(ms::index_t) const { --left[0]; }
-};
 struct unknown {
   static constexpr const char* name = "unknown";
   void operator()(ms::index_t) const {}
-};
-struct some_phases {
-  using elements = ms::phase_list<turn_around, count_down>;
-  using blocks = ms::phase_list<add_neighbour>;
 };
 
 }  // namespace tests
 
 TEST_CASE("a script: steps in order, jumps, blocks that wait for each other and each for itself") {
+  for (int order = 0; order < 3; ++order) {
+    const emulated e({.order = order});
+    CHECK(followed(true) == followed_by_hand());
+  }
+}
+
+TEST_CASE("a script takes no phase that its kernel does not know, and waits for nobody while it is written") {
   using B = ms::emulated_cuda<float>;
-  using call = ms::detail::device_call<ms::linear_t, B>;
-  constexpr int n = 128 * 7, times = 3;
-  // Blocks that do not wait for each other would never see a loop's end: `jumps` says whether there is one.
-  const auto followed = [&](const ms::emulation& how, bool jumps) {
-    const emulated e(how);
-    B b;
-    ms::arena memory;
-    const auto x = memory.take<int>(n), y = memory.take<int>(n), left = memory.take<int>(1);
-    for (int i = 0; i < n; ++i) x[i] = i * i % 1000;
-    left[0] = times;
-    ms::script<ms::driver::emulator, some_phases> script;
-    {
-      const auto open = script.write();
-      const auto over = script.jump(nullptr);
-      call::each(n, turn_around{x, y});  // jumped over
-      script.land(over);
-      const auto begin = script.here();
-      for (int time = 0; time < (jumps ? 1 : times); ++time) {
-        call::each(n, turn_around{y, x});
-        call::launch({7, 128, 128}, add_neighbour{y});
-        call::each(n, turn_around{x, y});
-        call::each(1, count_down{left});
-      }
-      if (jumps) script.jump(left.data(), int(begin));
-      CHECK_THROWS_WITH_AS(call::each(1, unknown{}),
-                           "a loop on the device has no unknown: it has what models of the library do for few rows "
-                           "(backend/cuda/program.hpp)",
-                           ms::config_error);
-      CHECK_THROWS_AS(ms::settle(b), ms::config_error);
-      CHECK_THROWS_AS(static_cast<void>(script.write()), ms::error);
-    }
-    script.run();
-    CHECK(left[0] == times);  // nothing is done yet
-    ms::settle(b);
-    return std::vector<int>(x.begin(), x.end());
-  };
-  std::vector<int> x(n), y(n);
-  for (int i = 0; i < n; ++i) x[std::size_t(i)] = i * i % 1000;
-  for (int time = 0; time < times; ++time) {
-    for (std::size_t i = 0; i < n; ++i) y[i] = x[n - 1 - i] + 1;
-    const auto before = y;
-    for (std::size_t i = 0; i < n; ++i) y[i] += before[i / 128 * 128 + (i + 1) % 128];
-    for (std::size_t i = 0; i < n; ++i) x[i] = y[n - 1 - i] + 1;
-  }
-  for (int order = 0; order < 3; ++order) CHECK(followed({.order = order}, true) == x);
-  for (int barrier = 1; barrier < ms::phase::follow<some_phases::elements, some_phases::blocks>::barriers; ++barrier) {
-    CAPTURE(barrier);
-    int wrong = 0;
-    for (int order = 0; order < 3; ++order)
-      wrong += followed({.order = order, .without_in = "follow", .without = barrier}, false) != x;
-    CHECK(wrong > 0);
-  }
-  // Barrier 0, before the first step is looked at, cannot be left out without reading a step that is none: a number of a
-  // phase that does not exist, at which nothing is done, or a jump to nowhere.
+  B b;
+  ms::script<ms::driver::emulator, some_phases> script;
+  const auto open = script.write();
+  CHECK_THROWS_WITH_AS((ms::detail::device_call<ms::linear_t, B>::each(1, unknown{})),
+                       "a loop on the device has no unknown: it has what models of the library do for few rows "
+                       "(backend/cuda/program.hpp)",
+                       ms::config_error);
+  CHECK_THROWS_AS(ms::settle(b), ms::config_error);
+  CHECK_THROWS_AS(static_cast<void>(script.write()), ms::error);
 }
 
 TEST_CASE("attention in a script is that of calls of its own, wherever in a long context a row stands") {
