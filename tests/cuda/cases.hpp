@@ -250,6 +250,32 @@ template <class R> struct moe_case {
   }
 };
 
+/// Few rows of more numbers than a lane asks for at once, and of experts that rows share. Not among each_case.
+struct long_rows_case {
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    constexpr int E = 3, K = 2;
+    const int N = t.between(1, 12), D = t.between(1025, 2300), O = t.between(1, 30);
+    const auto x = t.numbers(N, D), y = t.numbers(N, O), h = t.numbers(N, D);
+    const auto w = t.weights(O, D);
+    ms::linear(t.backend, y, x, w, y);
+    t.keep(y);
+    ms::norm_linear(t.backend, y, h, x, t.weights(D), w, 1e-5f);
+    t.keep(y, h);
+    const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+    for (ms::index_t n = 0; n < N; ++n)
+      for (int k = 0; k < K; ++k) r.chosen(n, k) = (int(n) + k) % E;
+    const auto plan = ms::sort_choices(t.backend, r.chosen, E, 0, t.memory);
+    const auto visit = [&](int dim, int units) {
+      const ms::expert_weights<const ms::weight_t<B>> of{t.weights(E, 2 * units, dim), t.weights(E, dim, units)};
+      const auto in = t.numbers(N, dim), out = t.numbers(N, dim), gate_up = t.numbers(plan.size(), 2 * units);
+      ms::experts(t.backend, out, gate_up, t.numbers(N, dim), in, r, plan, of, t.memory, {});
+      t.keep(out, gate_up);
+    };
+    visit(D, t.between(1, 9)), visit(t.between(1, 9), D);
+  }
+};
+
 /// Routing by R among more experts than a warp has lanes, behind earlier tokens. Not among each_case.
 template <class R> struct route_case {
   int first, second;  // rows of two sequences

@@ -223,6 +223,17 @@ TEST_CASE("tensor cores are exact but for rounding: numbers of bf16 give sums of
   }
 }
 
+TEST_CASE("few rows of many numbers") {
+  for (int order = 0; order < orders; ++order) {
+    CAPTURE(order);
+    const auto seed = std::uint64_t(order) + 1;
+    const auto expected = run<ms::reference<double>>(long_rows_case{}, seed);
+    const emulated e(order);
+    CHECK(difference(expected, run<ms::emulated_cuda<float>>(long_rows_case{}, seed)) < 3e-5);
+    CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(long_rows_case{}, seed)) < 3e-5);
+  }
+}
+
 TEST_CASE("many experts, and one of more rows than a tile") {
   const auto expected = run<ms::reference<double>>(crowded_case{}, 1);
   for (int order = 0; order < orders; ++order) {

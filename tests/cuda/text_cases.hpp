@@ -147,6 +147,7 @@ template <class F> void each_gpu_case(F&& f) {
     f(c, ms::text(c.phase, c.many ? " (many rows)" : " (few rows)"), limits{3e-5, 0.1});
   });
   f(crowded_case{}, "many experts", limits{3e-5, 5e-2});
+  f(long_rows_case{}, "few rows of many numbers", limits{});
   f(long_attend_case{false}, "attend_tiles<64>", limits{0, 2e-2});
   f(long_attend_case{true}, "attend_tiles<128>", limits{0, 2e-2});
   f(long_attend_case{false, true}, "attend_tiles<64>, steep", limits{0, 5e-2});

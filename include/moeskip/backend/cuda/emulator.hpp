@@ -15,7 +15,6 @@
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <string_view>
 #include <type_traits>
