@@ -57,9 +57,9 @@ template <class Driver> void check_products() {
   };
   std::printf("dense products of many rows by %s\n", ms::cuda<ms::bf16, Driver>::multiplies_by());
   check(linear_case{true}, "linear"), check(norm_case{true}, "norm_linear");
-  // Products of bf16's numbers are exact and sums are f32, so the emulator, which rounds each sum to nearest, stays under
-  // 3e-6. Tensor cores are reported to cut sums off instead: their errors all have one sign and add up. With that,
-  // sums of 280 products come to 2e-6 to 3.7e-6 of their root mean square.
+  // Products of bf16's numbers are exact and sums are f32, so the emulator, which rounds each sum to nearest, stays
+  // under 3e-6. Tensor cores are reported to cut sums off instead: errors all have one sign and add up, which a
+  // simulation of 280 products puts at 2e-6 to 3.7e-6. A wrong number would be off by far more than the limit.
   constexpr double cut_off = 2e-5;
   check_op<ms::cuda<ms::bf16, Driver>>(rounded_case{}, "numbers of bf16", cut_off);
   check_op<ms::cuda<float, Driver, ms::bf16>>(rounded_case{}, "numbers of bf16", cut_off);

@@ -1,5 +1,5 @@
-// Every barrier of every phase is needed, or stands here with the reason why that cannot be shown; and what a GPU is asked
-// to do (text_cases.hpp) meets every phase, and every barrier that a phase says it has.
+// Every barrier of every phase is needed, or stands here with the reason why that cannot be shown; and what a GPU is
+// asked to do (text_cases.hpp) meets every phase, and every barrier that a phase says it has.
 #include <doctest/doctest.h>
 
 #include <map>
