@@ -12,16 +12,16 @@ if [ "$what" = downstream ]; then
   set -- -S "$sources/tests/cuda/downstream" "-DMOESKIP=$sources" "$@"
   targets=generate
 else
-  set -- -S "$sources" -DMOESKIP_CUDA=ON -DMOESKIP_BUILD_TESTS=OFF -DMOESKIP_BUILD_EXAMPLES=OFF -DMOESKIP_BUILD_BENCH=OFF \
-    -DMOESKIP_INSTALL=OFF "$@"
+  set -- -S "$sources" -DMOESKIP_CUDA=ON -DMOESKIP_BUILD_TESTS=OFF -DMOESKIP_BUILD_EXAMPLES=OFF \
+    -DMOESKIP_BUILD_BENCH=OFF -DMOESKIP_INSTALL=OFF "$@"
   targets='gpu_check gpu_time'
 fi
-cmake "$@" -B "$build" -DMOESKIP_WERROR=ON "-DCMAKE_CUDA_COMPILER=$nvcc" "-DMOESKIP_CUDA_ARCHITECTURES=$architectures" ||
-  exit 1
+cmake "$@" -B "$build" -DMOESKIP_WERROR=ON "-DCMAKE_CUDA_COMPILER=$nvcc" \
+  "-DMOESKIP_CUDA_ARCHITECTURES=$architectures" || exit 1
 # shellcheck disable=SC2086  # there are two
 cmake --build "$build" --target $targets || exit 1
 
-# says <program> <status without a GPU>: whether there is a GPU for it, or it says that there is none. Else it has failed.
+# says <program> <status without a GPU>: 0 if it has a GPU, 1 if it says that there is none. Else it has failed.
 says() {
   said=$("$build/$1" 2>&1)
   status=$?

@@ -1,5 +1,5 @@
-// Every barrier of every phase is needed, or stands here with the reason why that cannot be shown; and what a GPU is asked
-// to do (text_cases.hpp) meets every phase, and every barrier that a phase says it has.
+// Every barrier of every phase is needed, or stands here with the reason why that cannot be shown; and what a GPU is
+// asked to do (text_cases.hpp) meets every phase, and every barrier that a phase says it has.
 #include <doctest/doctest.h>
 
 #include <map>
@@ -17,6 +17,7 @@ using ms::emulated_cuda;
 
 namespace {
 
+/// A barrier that is needed, which the emulator cannot show.
 struct unshown {
   std::string_view phase;
   int barrier;
@@ -27,9 +28,8 @@ constexpr unshown without_proof[] = {
      "it keeps a block from reporting a split whose sums some of its threads have not written yet, and blocks are "
      "emulated one after the other"},
     {"follow", 0,
-     "before the first step is looked at: without it a step is read that is none, which may be a number of no phase, "
-     "or "
-     "a jump to nowhere"},
+     "without it a step is read that is none yet: a number of no phase, at which nothing is done, or a jump to "
+     "nowhere"},
 };
 bool has_no_proof(std::string_view phase, int barrier) {
   return std::any_of(std::begin(without_proof), std::end(without_proof),
@@ -224,4 +224,9 @@ TEST_CASE("what a GPU is asked to do is right on the emulator, and meets every p
   each(ms::each_of_floats{}), each(ms::each_of_weights<float>{}), each(ms::each_of_weights<bf16>{});
   each(ms::blocks_of_floats{}), each(ms::blocks_of_weights<float>{}), each(ms::blocks_of_weights<bf16>{});
   each(ms::each_of_router<sticky_router>{}), each(ms::blocks_of_router<everything::router>{});
+  using namespace ms::exit_rule;
+  each(ms::phase_list<phase::ask_exit<fixed>, phase::ask_exit<max_probability>, phase::ask_exit<patience>>{});
+  // What a loop may be made of is, one by one, right too.
+  using of_loops = ms::script_phases<bf16, everything::router, fixed>;
+  each(of_loops::elements{}), each(of_loops::blocks{});
 }

@@ -1,5 +1,5 @@
-// Loops of decoding on the device: the ops that they are made of beside plain loops in double, scripts, and the tokens and
-// statistics of every decoder that runs there.
+// Loops of decoding on the device: the ops that they are made of beside plain loops in double, scripts, and the tokens
+// and statistics of every decoder that runs there.
 #include <doctest/doctest.h>
 
 #include <array>

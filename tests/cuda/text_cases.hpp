@@ -93,7 +93,7 @@ struct draw_case {
 };
 
 /// Which draft is judged: the likeliest tokens of a model near the full one, or of the full model itself; or the full
-/// model's least likely ones, of which its law, if it cuts, allows none, while it leaves nothing that the draft's does not.
+/// model's least likely ones. A law that cuts allows none of these, and where both laws are one it leaves nothing else.
 enum class drafted { near_it, alike, impossible };
 
 /// A draft, given as it is, is judged.
@@ -133,14 +133,14 @@ template <class Rule> struct ask_case {
   }
 };
 
-/// How far from double numbers may be, relative to their root mean square: where sums alone are rounded, and where tensor
-/// cores multiply. 0: not asked.
+/// How far from double numbers may be, relative to their root mean square: where sums alone are rounded, and where
+/// tensor cores multiply. 0: not asked.
 struct limits {
   double sums = 3e-5, tensor_cores = 3e-5;
 };
 
-/// Calls f(case, its name, limits) for all that bench/gpu/check.cpp asks of a device. It stands here so that a test sees
-/// which phases it meets.
+/// Calls f(case, its name, limits) for all that bench/gpu/check.cpp asks of a device. It stands here so that a test
+/// sees which phases it meets.
 template <class F> void each_gpu_case(F&& f) {
   // Activations are rounded there, too, and a chain of ops multiplies their largest errors.
   each_case([&](const auto& c) {
