@@ -149,7 +149,7 @@ report() {
     cp "$work/report.$kind" "$to.$kind"
     [ -z "${OUT:-}" ] || cp "$to.$kind" "$OUT/"
   done
-  sed '/^~~~/,/^~~~/d' "$to.md" # but for the long lists
+  awk '/^## (time|peer)/ { exit } { print }' "$to.md" # but for the long lists
   say "report: $to.md"
 }
 

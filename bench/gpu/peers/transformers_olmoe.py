@@ -5,8 +5,9 @@
 
 Decoding is one token at a time behind 512, from its id to its logits. First, since these are what counts, the ways that
 are compiled: torch.compile with a static cache and each implementation of the experts that this transformers has, as
-CUDA graphs where the implementation may be captured. Then each implementation as it is, with a cache that grows, and the
-prefill of 2048 tokens with each. A way that fails, or would begin with too little time left, is a line that says so.
+CUDA graphs where the implementation may be captured. Then each implementation as it is, with a cache that grows, and
+the prefill of 2048 tokens with each. A way that fails, or would begin with too little time left, is a line that says
+so.
   peer transformers decode, compiled with a static cache     the fastest of the first; without one this peer fails
   peer transformers decode, any way                          the fastest of all
 Exit status 77: no GPU, no torch or no transformers with OLMoE.

@@ -4,8 +4,8 @@
     python3 bench/gpu/peers/triton_decode.py [--device cuda|cpu] [--tiny]
 
 One token behind 512, from its id to its logits, random bf16 weights. The mixture is three kernels: the choice of the
-experts, gate and up with SwiGLU for those chosen, down with the weighted sum. All else is PyTorch with a static cache of
-keys and values, in two ways, of which the faster one counts:
+experts, gate and up with SwiGLU for those chosen, down with the weighted sum. All else is PyTorch with a static cache
+of keys and values, in two ways, of which the faster one counts:
   plain     as it is
   compiled  a layer by torch.compile, which fuses what is around the kernels
 Before that small models must have the logits of a mixture in plain PyTorch. On the CPU Triton's interpreter runs the
@@ -45,7 +45,7 @@ def choose_kernel(logits, chosen, gates, E: tl.constexpr, K: tl.constexpr):
 @triton.jit
 def gate_up_kernel(x, weights, chosen, hidden, D: tl.constexpr, FFN: tl.constexpr, ROWS: tl.constexpr,
                    COLS: tl.constexpr):
-    """hidden[k] = silu(gate x) * (up x), some rows of the k-th chosen expert. weights (E, 2 FFN, D): gates, then ups."""
+    """hidden[k] = silu(gate x) * (up x), some rows of the k-th chosen expert. weights (E, 2 FFN, D): gates, ups."""
     k = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     expert = tl.load(chosen + k).to(tl.int64)
