@@ -76,7 +76,7 @@ function row(what, wanted, got, holds,   verdict) {
   ++count[holds == "" ? "open" : holds ? "held" : "missed"]
   out("| " what " | " wanted " | " got " | " verdict " |")
   gsub(/"/, "'", got); gsub(/\*\*/, "", verdict)
-  printf "{\"what\": \"%s\", \"wanted\": \"%s\", ", what, wanted >jsonl
+  printf "{\"date\": \"%s\", \"what\": \"%s\", \"wanted\": \"%s\", ", latest, what, wanted >jsonl
   printf "\"got\": \"%s\", \"verdict\": \"%s\"}\n", got, verdict >jsonl
 }
 function clean(s, what) {

@@ -20,6 +20,7 @@
 # Further settings:
 #   MOESKIP_COMMIT               what is measured, where there is no .git
 #   MOESKIP_CUDA_ARCHITECTURES   by default those of the card, without one all that CI builds
+#   MOESKIP_BUILD_SECONDS        limit of compiling, 410; a build goes on where it was stopped
 #   MOESKIP_CMAKE                more options for CMake, such as -DFETCHCONTENT_SOURCE_DIR_XSIMD=<folder>
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
