@@ -7,9 +7,9 @@ function commit_run(status, seconds,   i, n) {
   if (status == 77 && (stage in state) && state[stage] != 77) { stage = ""; return }
   for (i in value) { split(i, part, SUBSEP); if (part[1] == stage) { delete value[i]; delete unit[i] } }
   for (i in reason) { split(i, part, SUBSEP); if (part[1] == stage) delete reason[i] }
-  first[stage] = ""
+  missed[stage] = ""
   for (i = 1; i <= pending; ++i) {
-    if (pending_reason[i] != "" && first[stage] == "") first[stage] = pending_what[i] ": " pending_reason[i]
+    if (pending_reason[i] != "") missed[stage] = pending_what[i] ": " pending_reason[i] # the last says most
     if (pending_reason[i] != "") reason[stage, pending_what[i]] = pending_reason[i]
     else { value[stage, pending_what[i]] = pending_value[i]; unit[stage, pending_what[i]] = pending_unit[i] }
     order[stage, i] = pending_what[i]
@@ -54,11 +54,12 @@ function percent(x) { return sprintf("%.1f %%", 100 * x) }
 
 function result_of(s) {
   if (!(s in state)) return "**not run**"
-  if (state[s] == "killed") return "**stopped** before its end: what it had printed counts"
+  before = broken[s] != "" ? "; before that: " cell(broken[s]) : ""
+  if (state[s] == "killed") return "**stopped** before its end: what it had printed counts" before
   if (state[s] == 77) return "**not done**: " cell(last_line[s])
-  if (state[s] == 124 || state[s] == 137) return "**stopped at its limit** after " took[s] " s"
+  if (state[s] == 124 || state[s] == 137) return "**stopped at its limit** after " took[s] " s" before
   if (state[s] != 0)
-    return "**failed**: " cell(broken[s] != "" ? broken[s] : last_line[s] != "" ? last_line[s] : first[s])
+    return "**failed**: " cell(missed[s] != "" ? missed[s] : broken[s] != "" ? broken[s] : last_line[s])
   return "done in " took[s] " s" (passed[s] ? ": " passed[s] " checks held" : "")
 }
 # Why there is no such line.
