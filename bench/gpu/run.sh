@@ -84,7 +84,7 @@ stage() {
 }
 
 configure_and_build() {
-  echo "kernels for $architectures; spilled registers are errors"
+  echo "kernels for $architectures; none may spill registers"
   set --
   for package in xsimd nlohmann_json; do
     [ ! -d "$dependencies/$package" ] ||
@@ -138,7 +138,7 @@ fetch_dependencies() {
 
 report() {
   to=$root/docs/gpu-results
-  find "$results" -name '*.log' | sort >"$work/logs"
+  ls "$results"/*.log >"$work/logs" 2>/dev/null # by time
   [ -s "$work/logs" ] || { say "report: no logs in $results"; failures=$((failures + 1)); return; }
   # A log that was cut off may end within a line.
   while read -r each; do cat "$each" && echo; done <"$work/logs" |
@@ -173,5 +173,8 @@ run() {
     report) report ;;
   esac
 }
-for asked in "$@"; do run "$asked"; done
-[ "$failures" -eq 0 ]
+{ # read as a whole: the script may be edited while it runs
+  for asked in "$@"; do run "$asked"; done
+  [ "$failures" -eq 0 ]
+  exit
+}
