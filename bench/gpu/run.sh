@@ -88,7 +88,7 @@ configure_and_build() {
   set --
   for package in xsimd nlohmann_json; do
     [ ! -d "$dependencies/$package" ] ||
-      set -- "$@" "-DFETCHCONTENT_SOURCE_DIR_$(echo $package | tr '[:lower:]' '[:upper:]')=$dependencies/$package"
+      set -- "$@" "-DFETCHCONTENT_SOURCE_DIR_$(echo "$package" | tr '[:lower:]' '[:upper:]')=$dependencies/$package"
   done
   # shellcheck disable=SC2086  # several options may stand in it
   (cd "$root" && limited 120 cmake --preset cuda -DMOESKIP_WERROR=ON -DMOESKIP_BUILD_TESTS=OFF \
@@ -173,8 +173,5 @@ run() {
     report) report ;;
   esac
 }
-{ # read as a whole: the script may be edited while it runs
-  for asked in "$@"; do run "$asked"; done
-  [ "$failures" -eq 0 ]
-  exit
-}
+for asked in "$@"; do run "$asked"; done
+[ "$failures" -eq 0 ]
