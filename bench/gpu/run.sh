@@ -93,7 +93,7 @@ configure_and_build() {
   # shellcheck disable=SC2086  # several options may stand in it
   (cd "$root" && limited 120 cmake --preset cuda -DMOESKIP_WERROR=ON -DMOESKIP_BUILD_TESTS=OFF \
     -DMOESKIP_BUILD_EXAMPLES=OFF "-DMOESKIP_CUDA_ARCHITECTURES=$architectures" "$@" ${MOESKIP_CMAKE:-}) &&
-    limited "${MOESKIP_BUILD_SECONDS:-410}" cmake --build "$build" --target gpu_check gpu_time
+    limited "${MOESKIP_BUILD_SECONDS:-410}" cmake --build "$build" --target gpu_check gpu_time -- -k 0
 }
 
 # program <name> <seconds> <arguments...>: one that was built, started by what $by names.
