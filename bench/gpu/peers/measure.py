@@ -1,12 +1,17 @@
-"""What the peers share: options, a clock, and the lines they print. Exit status 77: no GPU, or a package is missing."""
+"""What the peers share: options, a clock, and the lines they print. Exit status 77: no GPU, or a package is missing.
+
+Each line leaves at once: run.sh stops a peer at its limit, and what it printed before counts.
+"""
 import argparse
 import importlib
 import json
 import statistics
 import sys
 import time
+import traceback
 
 started = time.perf_counter()
+SECONDS = 530  # run.sh's limit
 
 
 def skip(why):
@@ -37,19 +42,27 @@ def line(what, value, unit):
     print(f"{what:52} {value:12.4g} {unit}", file=sys.stderr, flush=True)
 
 
+def failed(what, reason):
+    """A result that is missing, and why. Quotes and backslashes of a reason interest nobody."""
+    reason = reason.replace('"', "'").replace("\\", "/").encode("ascii", "replace").decode()
+    print(json.dumps({"what": what, "failed": reason}), flush=True)
+    print(f"{what:52} failed: {reason}", file=sys.stderr, flush=True)
+
+
 def attempt(what, work):
     """What work() returns; None where it fails, which is told and loses nothing else."""
     try:
         return work()
     except Exception as e:
         told = str(e).strip().splitlines()
-        print(f"{what}: cannot run: {type(e).__name__}: {told[0] if told else ''}", file=sys.stderr, flush=True)
+        failed(what, f"{type(e).__name__}: {told[0] if told else ''}")
+        traceback.print_exc()
         return None
 
 
-def elapsed():
-    """Seconds since the program started."""
-    return time.perf_counter() - started
+def time_left(seconds):
+    """Whether so many seconds are left before the limit."""
+    return time.perf_counter() - started + seconds < SECONDS
 
 
 def median_time(work, args, runs=9, warm_up=3):
