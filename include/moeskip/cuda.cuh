@@ -58,10 +58,8 @@ class device_block {
     __threadfence();
     return last;
   }
-  __device__ float warp_sum(float v) const {
-    for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
-    return v;
-  }
+  __device__ float warp_sum(float v) const { return butterfly(v); }
+  __device__ double warp_sum(double v) const { return butterfly(v); }
   __device__ float warp_max(float v) const {
     for (int m = 16; m; m /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, m));
     return v;
@@ -87,6 +85,10 @@ class device_block {
 
  private:
   __device__ device_block(float* shared, int block, int blocks) : shared_(shared), block_(block), blocks_(blocks) {}
+  template <class T> __device__ static T butterfly(T v) {
+    for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
+    return v;
+  }
   float* shared_;
   int block_, blocks_;
 };

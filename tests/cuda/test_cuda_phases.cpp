@@ -288,6 +288,10 @@ TEST_CASE("every barrier of a phase is needed") {
     CHECK(caught(append_attend_case{true}, "append_attend", b));
   }
   CHECK(caught(norm_case{false}, "norm_few_rows", 0));
+  for (const char* phase : {"sum_of_squares", "adamw_moments", "adamw_weights"}) {
+    CAPTURE(phase);
+    CHECK(caught(vector_case{true}, phase, 0));
+  }
   for (int b = 0; b < ms::phase::cross_entropy::barriers; ++b) {
     CAPTURE(b);
     CHECK(caught(loss_case{true}, "cross_entropy", b));
