@@ -471,11 +471,13 @@ TEST_CASE("cpu ops: distillation") {
   });
 }
 
-TEST_CASE("cpu ops: accumulate, sum_of_squares") {
+TEST_CASE("cpu ops: accumulate, fill_with, sum_of_squares") {
   compare_op([](auto& s) {
     const int n = s.number(0, 2) ? s.number(1, 9000) : s.number(32768, 50000);
     const auto x = s.input(n);
     ms::accumulate(s.backend, s.sum(n), x);
+    ms::fill_with(s.backend, s.output(n), 0);
+    ms::fill_with(s.backend, s.output(n), -1.25);
     s.result(ms::sum_of_squares(s.backend, x));
   });
 }

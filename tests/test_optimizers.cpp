@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 
+#include "moeskip/train/optimizer/only_exits.hpp"
 #include "moeskip/train/resume.hpp"
 #include "tiny.hpp"
 
@@ -79,6 +80,38 @@ template <class B, class O> struct run {
     return all;
   }
 };
+
+/// AdamW that counts what it is asked for, with neighbours together or one by one.
+template <bool Together> struct counting_adamw : ms::adamw {
+  static inline int updates = 0;
+  template <class B> struct on : ms::adamw::on<B> {
+    using ms::adamw::on<B>::on;
+    void update(B& b, const ms::adamw& o, const ms::tensor_info& t, ms::vec<float> w, ms::vec<const float> g,
+                double rate, std::uint64_t step, double scale) {
+      ++updates;
+      ms::adamw::on<B>::update(b, o, t, w, g, rate, step, scale);
+    }
+    static bool together(const ms::adamw& o, const ms::tensor_info& a, const ms::tensor_info& b) {
+      return Together && ms::adamw::on<B>::together(o, a, b);
+    }
+  };
+};
+
+struct exits_and_biases : ms::variant {
+  using router = ms::router::biased<ms::router::top_k<2>>;
+  using exit_head = ms::exit_head::low_rank;
+};
+
+/// The weights after two steps.
+template <class O> std::vector<float> two_steps(const O& optimizer) {
+  ms::config<exits_and_biases> c{.sizes = tiny_sizes, .exits = ms::exits_after(1, 3)};
+  ms::model<exits_and_biases, ms::cpu<float>> m(c, ms::seed{1});
+  ms::trainer<exits_and_biases, ms::cpu<float>, O> t(m, {.optimizer = optimizer});
+  const std::vector<int> text = random_tokens(500, 17, 3);
+  ms::random_windows data(text, 2, 16, ms::seed{2});
+  t.step(data), t.step(data);
+  return {m.block().begin(), m.block().end()};
+}
 
 struct scratch_file {
   fs::path path = fs::temp_directory_path() / ms::text("moeskip-optimizers-", int(::getpid()), ".safetensors");
@@ -276,6 +309,28 @@ TEST_CASE_TEMPLATE("cautious AdamW against plain loops", B, ms::reference<double
       CHECK(double(w[i]) == doctest::Approx(want[i]).epsilon(1e-4));
     }
   }
+}
+
+TEST_CASE("AdamW takes neighbours together, with the bits of one by one") {
+  using together = counting_adamw<true>;
+  using apart = counting_adamw<false>;
+  const auto steps = [](const auto& o) {
+    together::updates = apart::updates = 0;
+    return two_steps(o);
+  };
+  const auto one_by_one = steps(apart{{.lr = 0.01}});
+  CHECK(apart::updates > 2 * 60);
+  CHECK(steps(together{{.lr = 0.01}}) == one_by_one);
+  // The embedding; two norms of each layer and what follows them, where a bias of routing stands between in 2 of 4; the
+  // last norm and the head; a norm and the matrices of each of two exits.
+  CHECK(together::updates == 2 * (1 + 4 * 4 + 2 + 2 + 4));
+
+  const auto exits_alone = steps(ms::only_exits<apart>{{{.lr = 0.01}}});
+  CHECK(exits_alone != one_by_one);
+  CHECK(steps(ms::only_exits<together>{{{.lr = 0.01}}}) == exits_alone);
+
+  steps(together{{.lr = 0.01, .cautious = true}});
+  CHECK(together::updates > 2 * 60);
 }
 
 TEST_CASE("optimizer numbers that mean nothing are refused by name") {

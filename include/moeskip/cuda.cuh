@@ -61,10 +61,8 @@ class device_block {
   }
   /// The line of memory around p will be read: into the second level of cache.
   __device__ void prefetch(const void* p) const { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-  __device__ float warp_sum(float v) const {
-    for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
-    return v;
-  }
+  __device__ float warp_sum(float v) const { return butterfly(v); }
+  __device__ double warp_sum(double v) const { return butterfly(v); }
   __device__ float warp_max(float v) const {
     for (int m = 16; m; m /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, m));
     return v;
@@ -92,6 +90,10 @@ class device_block {
 
  private:
   __device__ device_block(float* shared, int block, int blocks) : shared_(shared), block_(block), blocks_(blocks) {}
+  template <class T> __device__ static T butterfly(T v) {
+    for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
+    return v;
+  }
   float* shared_;
   int block_, blocks_;
 };

@@ -426,6 +426,30 @@ struct elementwise_case {
   }
 };
 
+/// Vectors of several blocks, some of which begin where no quad of numbers may be read at once.
+struct vector_case {
+  static constexpr const char* phase = "sum_of_squares";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    using T = ms::scalar_t<B>;
+    const ms::index_t n = many ? t.between(4000, 5000) : t.between(1, 9);
+    const auto from = [&](int first) {  // n numbers behind `first` others
+      const auto all = t.numbers(n + first);
+      return ms::vec<T>(all.data() + first, n);
+    };
+    const auto aligned = from(0), shifted = from(1), w = from(3), m = from(0), v = from(2), g = from(0);
+    for (auto& square : v) square = std::abs(square);
+    t.out.push_back({ms::sum_of_squares(t.backend, aligned), ms::sum_of_squares(t.backend, shifted)});
+    for (const bool cautious : {false, true})
+      ms::adamw_update(t.backend, w, m, v, g, {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.3, 0.2, 0.5, cautious});
+    ms::fill_with(t.backend, aligned, 0), ms::fill_with(t.backend, shifted, -1.5);
+    const auto stored = t.weights(n + 1);
+    const auto behind = ms::vec<ms::weight_t<B>>(stored.data() + 1, n);
+    ms::store_weights(t.backend, behind, ms::vec<const T>(t.rounded(1, n).data(), n));
+    t.keep(w, m, v, aligned, shifted, behind);
+  }
+};
+
 struct projection_case {
   static constexpr const char* phase = "norm_groups";
   bool many;
@@ -453,7 +477,7 @@ template <class F> void each_case(F&& f) {
   for (const bool many : {false, true}) {
     f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(append_attend_case{many}), f(loss_case{many}),
         f(distillation_case{many});
-    f(elementwise_case{many}), f(projection_case{many});
+    f(elementwise_case{many}), f(vector_case{many}), f(projection_case{many});
     f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<sticky_router>{many});
   }
 }

@@ -93,6 +93,9 @@ bool needed(of<phase::cross_entropy>, int b) { return shows<emulated_cuda<>>("cr
 bool needed(of<phase::distillation>, int b) {
   return shows<emulated_cuda<>>("distillation", b, distillation_case{true});
 }
+bool needed(of<phase::sum_of_squares>, int b) { return shows<emulated_cuda<>>("sum_of_squares", b, vector_case{true}); }
+bool needed(of<phase::adamw_moments>, int b) { return shows<emulated_cuda<>>("adamw_moments", b, vector_case{true}); }
+bool needed(of<phase::adamw_weights>, int b) { return shows<emulated_cuda<>>("adamw_weights", b, vector_case{true}); }
 bool needed(of<phase::attend>, int b) { return shows<emulated_cuda<>>("attend", b, attend_case{true}); }
 template <int D> bool needed(of<phase::attend_tiles<D>>, int b) {
   return shows<emulated_cuda<bf16>>("attend_tiles", b, long_attend_case{D > 64});

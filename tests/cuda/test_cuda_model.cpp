@@ -189,6 +189,70 @@ TEST_CASE("training steps with every policy on agree with the CPU's") {
   CHECK(training_difference<plain, B>(ms::muon{.lr = 1e-2, .iterations = 2}, 2) < 1e-4f);
 }
 
+namespace {
+
+/// 64 rows of logits at a time.
+struct few_logits : ms::driver::emulator {
+  static constexpr ms::index_t logits_at_once = 1;
+};
+
+struct losses_of_batch {
+  std::vector<float> numbers;  // losses, gradients
+  long long waits;
+};
+template <class B> losses_of_batch losses_of(double distill) {
+  auto m = lively_model<plain, B>();
+  ms::arena memory;
+  ms::buffer<float> block(m.block().size());
+  ms::model_weights<plain, float> grads;
+  ms::bind_weights<plain, float>(m.configuration(), grads, block.data());
+  const std::vector<int> inputs = random_tokens(150, tiny_sizes.vocab, 1), targets = random_tokens(150, 17, 2);
+  const long long before = ms::emulation::here().waits;
+  const auto losses =
+      ms::loss_and_gradient(m, ms::batch{{inputs.data(), 150}, {targets.data(), 150}, 5, 30},
+                            ms::loss_weights(ms::exit_weight_rule::uniform, m.configuration().exits, m.layers(), 1),
+                            grads, ms::seed{1}, 0, memory, {.distill = distill});
+  const long long waits = ms::emulation::here().waits - before;
+  losses_of_batch out{{losses.total}, waits};
+  for (const auto& some : {losses.exits, losses.divergence})
+    out.numbers.insert(out.numbers.end(), some.begin(), some.end());
+  out.numbers.insert(out.numbers.end(), block.view().begin(), block.view().end());
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("logits made in parts give the same losses and gradients, and the host waits no more often") {
+  for (const double distill : {0.0, 0.25}) {
+    CAPTURE(distill);
+    const auto expected = losses_of<ms::cpu<float>>(distill), whole = losses_of<ms::emulated_cuda<float>>(distill);
+    const auto parts = losses_of<ms::cuda<float, few_logits, float>>(distill);
+    CHECK(parts.waits == whole.waits);
+    for (std::size_t i = 0; i < expected.numbers.size(); ++i) {
+      CAPTURE(i);
+      CHECK(parts.numbers[i] == doctest::Approx(whole.numbers[i]).epsilon(1e-4));
+      CHECK(parts.numbers[i] == doctest::Approx(expected.numbers[i]).epsilon(1e-3));
+    }
+  }
+}
+
+TEST_CASE("a batch that is refused half-way leaves nothing behind to be done") {
+  using B = ms::emulated_cuda<float>;
+  {
+    auto m = lively_model<plain, B>();
+    ms::trainer<plain, B> t(m, {});
+    const std::vector<int> inputs(8, 1), targets(8, tiny_sizes.vocab);
+    CHECK_THROWS_AS(t.step([&](auto, auto) {
+      return ms::batch{{inputs.data(), 8}, {targets.data(), 8}, 1, 8};
+    }),
+                    ms::config_error);
+  }
+  const long long before = ms::emulation::here().launches;
+  B other;
+  ms::settle(other);  // the model is gone
+  CHECK(ms::emulation::here().launches == before);
+}
+
 TEST_CASE("training whose dense products a BLAS makes agrees with the CPU's") {
   using B = ms::emulated_cuda<float>;
   ms::emulation::here().gemm = true;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <concepts>
+#include <exception>
 #include <string>
 
 #include "moeskip/base/scalar.hpp"
@@ -79,5 +80,24 @@ template <class B> void hand_over(B& b) {
 template <class B> void forget(B& b) {
   if constexpr (requires { b.forget(); }) b.forget();
 }
+/// Does so where its scope is left by an exception.
+template <class B> class [[nodiscard]] forgets_on_failure {
+ public:
+  explicit forgets_on_failure(B& b) : backend_(b) {}
+  forgets_on_failure(const forgets_on_failure&) = delete;
+  ~forgets_on_failure() {
+    if (std::uncaught_exceptions() > before_) forget(backend_);
+  }
+
+ private:
+  B& backend_;
+  int before_ = std::uncaught_exceptions();
+};
+
+/// How many numbers of logits exist at a time while training: about a million, unless B says otherwise.
+template <class B> inline constexpr index_t logits_at_once = index_t{1} << 20;
+template <class B>
+  requires requires { B::logits_at_once; }
+inline constexpr index_t logits_at_once<B> = B::logits_at_once;
 
 }  // namespace moeskip

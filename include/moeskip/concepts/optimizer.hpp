@@ -16,7 +16,8 @@ struct tensor_info;  // model/weights.hpp
 /// on<B>(tensors) holds the state of a model's weights. update(backend, optimizer, tensor, w, g, rate, t,
 /// gradient_scale) updates one tensor from its gradient g times gradient_scale; t counts updates from 1. blocks(f)
 /// calls f(name, tensors, block) for each block of state and the tensors that lie in it, so that checkpoints can save
-/// and load it.
+/// and load it. A state may have together(optimizer, a, b), of tensors that follow each other: whether update() may get
+/// both in one call, as a tensor without a shape, because what it does to a number depends on that number alone.
 template <class O, class B> concept Optimizer =
     std::equality_comparable<O> && std::constructible_from < typename O::template on<B>,
 const std::vector<tensor_info>& >

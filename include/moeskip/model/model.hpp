@@ -135,22 +135,24 @@ template <class V, class B> class model {
   /// normed (N, D) keeps what is projected. Throws config_error where there is no such exit, or n is more than there
   /// are.
   void head(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
+    head_forward(logits, normed, x, exit_layer);
+    hand_over(backend_);
+  }
+
+  /// What head() asks for; who reads it settles.
+  void head_forward(mat<T> logits, mat<T> normed, mat<const T> x, int exit_layer) {
     check_head(exit_layer, logits.cols());
     head_weights<const W> w = weights_.head(exit_layer);
     w.projection = w.projection.rows(0, logits.cols());
-    if (w.down.empty()) {
-      norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
-      return hand_over(backend_);
-    }
+    if (w.down.empty()) return norm_linear(backend_, logits, normed, x, w.norm, w.projection, sizes().norm_eps);
     rms_norm(backend_, normed, x, w.norm, sizes().norm_eps);
     const mat<T> middle(logits.data(), x.rows(), w.down.rows());  // the logits' memory has room, and is free until then
     linear(backend_, middle, normed, w.down);
     linear(backend_, normed, middle, w.up, normed);
     linear(backend_, logits, normed, w.projection);
-    hand_over(backend_);
   }
 
-  /// Backward of head(): dx (N, D) += and grads += for dlogits (N, V). normed is as head() left it, and used up.
+  /// Backward of head_forward(): dx (N, D) += and grads += for dlogits (N, V). normed is as that left it, and used up.
   void head_backward(mat<T> dx, model_weights<V, T>& grads, mat<const T> dlogits, mat<const T> x, mat<T> normed,
                      int exit_layer, arena& memory) {
     const auto scope = memory.scope();
@@ -158,10 +160,9 @@ template <class V, class B> class model {
     const head_weights<T> dw = grads.head(exit_layer);
     const float eps = sizes().norm_eps;
     mat<T> dh = memory.take<T>(x.rows(), x.cols());
-    if (w.down.empty()) {
-      norm_linear_backward(backend_, dx, dh, dw.norm, dw.projection, dlogits, x, normed, w.norm, w.projection, eps);
-      return settle(backend_);
-    }
+    if (w.down.empty())
+      return norm_linear_backward(backend_, dx, dh, dw.norm, dw.projection, dlogits, x, normed, w.norm, w.projection,
+                                  eps);
     const index_t N = x.rows(), r = w.down.rows();
     mat<T> middle = memory.take<T>(N, r), dmiddle = memory.take<T>(N, r), dh_down = memory.take<T>(N, x.cols());
     linear_backward(backend_, dh, dw.projection, dlogits, normed, w.projection);
@@ -171,7 +172,6 @@ template <class V, class B> class model {
     linear_backward(backend_, dh_down, dw.down, dmiddle, normed, w.down);
     accumulate(backend_, {dh.data(), dh.size()}, {dh_down.data(), dh_down.size()});
     rms_norm_backward(backend_, dx, dw.norm, dh, x, w.norm, eps);
-    settle(backend_);
   }
 
   /// Keys and values of layers [first, last) for tokens that left the model after `first` layers with stream x (N, D).
@@ -316,7 +316,7 @@ template <class V, class B> class model {
   mat<T> run_selected(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, const participation& part, Tape& tape) {
     arena& memory = tape.memory();
     mat<T> y = memory.template take<T>(x.rows(), x.cols());
-    std::copy(x.begin(), x.end(), y.begin());
+    combine(backend_, {y.data(), y.size()}, 1, {x.data(), x.size()}, 0, {x.data(), x.size()});  // a copy
     if (const index_t M = part.selected.size(); M > 0) {
       mat<T> few = memory.template take<T>(M, x.cols());
       gather_rows(backend_, few, x, part.selected);

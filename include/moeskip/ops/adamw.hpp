@@ -4,7 +4,6 @@
 //   m = β₁ m + (1−β₁) g    v = β₂ v + (1−β₂) g²    w -= lr ( m̂ / (√v̂ + ε) + λ w )    m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ)
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include "moeskip/ops/contract.hpp"
@@ -19,8 +18,9 @@ struct adamw_step {
   bool cautious = false;
 
   /// By what the updates of `agreeing` of `size` weights are multiplied; at most 1000.
-  double boost(index_t agreeing, index_t size) const {
-    return 1 / std::max(double(agreeing) / double(std::max<index_t>(size, 1)), 1e-3);
+  static MOESKIP_HD double boost(index_t agreeing, index_t size) {
+    const double share = double(agreeing) / double(size > 0 ? size : 1);
+    return 1 / (share > 1e-3 ? share : 1e-3);
   }
 };
 

@@ -1,6 +1,8 @@
 // Elementwise work on long vectors: sums of gradients, and the weights that a backend stores.
 #pragma once
 
+#include <algorithm>
+
 #include "moeskip/ops/contract.hpp"
 #include "moeskip/tensor/view.hpp"
 
@@ -27,6 +29,15 @@ struct combine_t {
   }
 };
 inline constexpr combine_t combine{};
+
+/// y = value, everywhere.
+struct fill_with_t {
+  static constexpr const char* name = "fill_with";
+  template <class B> void operator()(B& b, vec<scalar_t<B>> y, double value) const {
+    run_kernel<fill_with_t>(b, y, value);
+  }
+};
+inline constexpr fill_with_t fill_with{};
 
 /// Σ x², in double.
 struct sum_of_squares_t {
@@ -59,6 +70,12 @@ template <> struct kernel<combine_t, on_reference> {
   template <class B, class T> static void run(B&, vec<T> out, double a, vec<const T> x, double b, vec<const T> y) {
     using R = real_t<T>;
     for (index_t i = 0; i < out.size(); ++i) out[i] = R(a) * x[i] + R(b) * y[i];
+  }
+};
+
+template <> struct kernel<fill_with_t, on_reference> {
+  template <class B, class T> static void run(B&, vec<T> y, double value) {
+    std::fill(y.begin(), y.end(), T(real_t<T>(value)));
   }
 };
 

@@ -2,11 +2,10 @@
 // V's projection may add a bias, or normalise queries and keys.
 #pragma once
 
-#include <algorithm>
-
 #include "moeskip/memory/tape.hpp"
 #include "moeskip/ops/append_attend.hpp"
 #include "moeskip/ops/norm_linear.hpp"
+#include "moeskip/ops/vector.hpp"
 #include "moeskip/parts/sizes.hpp"
 
 namespace moeskip {
@@ -57,7 +56,7 @@ template <class V, class B> struct attention {
       mat<T> qkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
       norm_linear(b, qkv, h, x, w.norm, w.qkv(), size.norm_eps);
       if constexpr (Tape::records) {
-        if (input.data()) settle(b), std::copy(qkv.begin(), qkv.end(), input.begin());
+        if (input.data()) combine(b, flat(input), 1, flat(qkv), 0, flat(qkv));  // a copy
         w.projected.forward(b, qkv, size);
         rope_append(b, q, kv, qkv, rows, shape);
       } else {
@@ -81,9 +80,9 @@ template <class V, class B> struct attention {
     const index_t N = dx.rows();
     mat<T> d_o = memory.take<T>(N, shape.q_dim()), dq = memory.take<T>(N, shape.q_dim());
     mat<T> dqkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim()), dh = memory.take<T>(N, size.dim);
-    settle(b);
     const index_t S = s.kv.keys.extent(0), C = s.kv.keys.extent(1);
-    const kv_layer<T> dkv{memory.take_zeroed<T>(S, C, shape.kv_dim()), memory.take_zeroed<T>(S, C, shape.kv_dim())};
+    const kv_layer<T> dkv{memory.take<T>(S, C, shape.kv_dim()), memory.take<T>(S, C, shape.kv_dim())};
+    fill_with(b, flat(dkv.keys), 0), fill_with(b, flat(dkv.values), 0);
     linear_backward(b, d_o, dw.o, dx, s.o, w.o);
     attend_backward(b, dq, dkv, d_o, s.q, s.kv, s.rows, shape, memory);
     rope_append_backward(b, dqkv, dq, dkv, s.rows, shape);
@@ -103,6 +102,8 @@ template <class V, class B> struct attention {
   }
 
  private:
+  template <int Rank> static vec<T> flat(const view<T, Rank>& v) { return {v.data(), v.size()}; }
+
   /// What is still to be done to qkv: all that the projection describes, or nothing where it only knows how to do it.
   qkv_adjustment<weight_t<B>> left_to_adjust(B& b, mat<T> qkv) const {
     if constexpr (requires { w.projected.adjustment(size); }) return w.projected.adjustment(size);

@@ -50,9 +50,9 @@ template <class V, class T> row_bytes moe_bytes(const config<V>& c) {
 
 /// A head's logits, normed rows, their gradients and losses, with those of a teacher where exits are distilled.
 template <class V, class B> index_t head_bytes(const model<V, B>& m, index_t N, int exit_layer, bool distilled) {
-  const index_t V_ = m.sizes().vocab, D = m.sizes().dim, rows = logit_rows(N, V_);
+  const index_t V_ = m.sizes().vocab, D = m.sizes().dim, rows = logit_rows<B>(N, V_);
   const index_t r = m.weights().head(exit_layer).down.rows(), copies = distilled ? 2 : 1;
-  const index_t losses = distilled ? 2 * rows : N;
+  const index_t losses = N * (distilled ? 2 * (m.layers() + 1) : 1);
   return index_t(sizeof(scalar_t<B>)) * (rows * (copies * (V_ + D) + D + (r ? 2 * r + D : 0)) + losses);
 }
 

@@ -46,9 +46,9 @@ inline token_rows batch_rows(int sequences, int length, arena& memory) {
 
 namespace detail {
 
-/// Rows of logits that exist at a time: about a million numbers.
-inline index_t logit_rows(index_t rows, index_t vocab) {
-  return std::min(rows, std::max<index_t>(64, (index_t{1} << 20) / vocab));
+/// Rows of logits that exist at a time.
+template <class B> index_t logit_rows(index_t rows, index_t vocab) {
+  return std::min(rows, std::max<index_t>(64, logits_at_once<B> / vocab));
 }
 
 /// Mean cross-entropy of one exit over x (N, D). With grads: dx (N, D) += weight times its gradient, and the head's.
@@ -57,7 +57,8 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
                                                   model_weights<V, scalar_t<B>>* grads, arena& memory) {
   using T = scalar_t<B>;
   const auto scope = memory.scope();
-  const index_t N = x.rows(), rows = logit_rows(N, m.sizes().vocab);
+  const forgets_on_failure guard(m.backend());
+  const index_t N = x.rows(), rows = logit_rows<B>(N, m.sizes().vocab);
   const double scale = grads ? weight / double(N) : 0;
   mat<T> logits = memory.take<T>(rows, m.sizes().vocab);
   mat<T> h = memory.take<T>(rows, x.cols());
@@ -65,11 +66,12 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
   for (index_t first = 0; first < N; first += rows) {
     const index_t count = std::min(rows, N - first);
     const mat<T> chunk = logits.rows(0, count), normed = h.rows(0, count);
-    m.head(chunk, normed, x.rows(first, count), exit_layer);
+    m.head_forward(chunk, normed, x.rows(first, count), exit_layer);
     cross_entropy(m.backend(), {losses.data() + first, count}, chunk, {targets.data() + first, count}, scale);
     if (scale == 0) continue;  // no gradient is wanted, and cross_entropy left none in the logits
     m.head_backward(dx.rows(first, count), *grads, chunk, x.rows(first, count), normed, exit_layer, memory);
   }
+  settle(m.backend());  // once, however many parts there were
   T sum{};
   for (const T& loss : losses) sum += loss;
   return sum / T(real_t<T>(N));
@@ -87,21 +89,26 @@ void distilled_losses(model<V, B>& m, const exit_streams<scalar_t<B>>& x, const 
   using T = scalar_t<B>;
   const auto scope = memory.scope();
   const int top = m.layers();
-  const index_t N = targets.size(), rows = logit_rows(N, m.sizes().vocab), D = m.sizes().dim;
+  const index_t N = targets.size(), rows = logit_rows<B>(N, m.sizes().vocab), D = m.sizes().dim;
   mat<T> logits = memory.take<T>(rows, m.sizes().vocab), teacher = memory.take<T>(rows, m.sizes().vocab);
   mat<T> h = memory.take<T>(rows, D), h_top = memory.take<T>(rows, D);
-  vec<T> ce = memory.take<T>(rows), kl = memory.take<T>(rows);
-  const auto mean = [&](vec<const T> values, index_t count) {
-    T sum{};
-    for (index_t n = 0; n < count; ++n) sum += values[n];
-    return sum / T(real_t<T>(N));
+  const mat<T> ce = memory.take<T>(top + 1, N), kl = memory.take<T>(top + 1, N);
+  const auto mean = [&](vec<const T> values) {
+    T all{};
+    for (index_t first = 0; first < N; first += rows) {
+      T sum{};
+      for (index_t n = first; n < std::min(first + rows, N); ++n) sum += values[n];
+      all += sum / T(real_t<T>(N));
+    }
+    return all;
   };
   for (index_t first = 0; first < N; first += rows) {
     const index_t count = std::min(rows, N - first);
     const vec<const int> of_chunk{targets.data() + first, count};
     const auto chunk = [&](int e, mat<T> made, mat<T> normed) {
-      m.head(made, normed, x[std::size_t(e)].rows(first, count), e);
+      m.head_forward(made, normed, x[std::size_t(e)].rows(first, count), e);
     };
+    const auto of = [&](const mat<T>& values, int e) { return vec<T>(&values(e, first), count); };
     const auto backward = [&](int e, mat<T> dlogits, mat<T> normed) {
       m.head_backward(dx[std::size_t(e)].rows(first, count), grads, dlogits, x[std::size_t(e)].rows(first, count),
                       normed, e, memory);
@@ -110,17 +117,18 @@ void distilled_losses(model<V, B>& m, const exit_streams<scalar_t<B>>& x, const 
     for (int e = 1; e < top; ++e) {
       if (!dx[std::size_t(e)].data()) continue;
       chunk(e, logits.rows(0, count), h.rows(0, count));
-      distillation(m.backend(), {ce.data(), count}, {kl.data(), count}, logits.rows(0, count), teacher.rows(0, count),
-                   of_chunk, weights[std::size_t(e)] / double(N), share);
+      distillation(m.backend(), of(ce, e), of(kl, e), logits.rows(0, count), teacher.rows(0, count), of_chunk,
+                   weights[std::size_t(e)] / double(N), share);
       backward(e, logits.rows(0, count), h.rows(0, count));
-      losses.exits[std::size_t(e)] += mean(ce, count), losses.divergence[std::size_t(e)] += mean(kl, count);
     }
-    cross_entropy(m.backend(), {ce.data(), count}, teacher.rows(0, count), of_chunk,
-                  weights[std::size_t(top)] / double(N));
+    cross_entropy(m.backend(), of(ce, top), teacher.rows(0, count), of_chunk, weights[std::size_t(top)] / double(N));
     if (weights[std::size_t(top)] != 0) backward(top, teacher.rows(0, count), h_top.rows(0, count));
-    losses.exits[std::size_t(top)] += mean(ce, count);
   }
+  settle(m.backend());
   for (int e = 1; e <= top; ++e) {
+    if (!dx[std::size_t(e)].data()) continue;
+    losses.exits[std::size_t(e)] = mean(ce.row(e));
+    if (e < top) losses.divergence[std::size_t(e)] = mean(kl.row(e));
     const double a = e < top ? share : 0;
     losses.total += T(real_t<T>(weights[std::size_t(e)])) * (T(real_t<T>(1 - a)) * losses.exits[std::size_t(e)] +
                                                              T(real_t<T>(a)) * losses.divergence[std::size_t(e)]);
@@ -138,6 +146,7 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   using T = scalar_t<B>;
   const sizes& s = m.sizes();
   const auto scope = memory.scope();
+  const forgets_on_failure guard(m.backend());
   const index_t N = index_t(data.sequences) * data.length;
   MOESKIP_CHECK(config_error, data.inputs.size() == N && data.targets.size() == N, "a batch of ", data.sequences,
                 " sequences of ", data.length, " needs ", N, " inputs and targets, got ", data.inputs.size(), " and ",
@@ -157,7 +166,8 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
     x = m.run_layers(e - 1, e, x, kv, rows, record);
     const double weight = weights[std::size_t(e)];
     if (weight == 0 && e < s.layers) continue;
-    mat<T>& dx = dx_exit[std::size_t(e)] = memory.take_zeroed<T>(N, s.dim);
+    mat<T>& dx = dx_exit[std::size_t(e)] = memory.take<T>(N, s.dim);
+    fill_with(m.backend(), {dx.data(), dx.size()}, 0);
     x_exit[std::size_t(e)] = x;  // the tape keeps it
     if (options.distill > 0) continue;
     T& loss = losses.exits[std::size_t(e)];

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "moeskip/train/curriculum.hpp"
 #include "moeskip/train/loss.hpp"
@@ -61,6 +62,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
         average_(options.ema > 0 ? m.block().size() : 0),
         load_errors_(selection_biases(m)) {
     check_options();
+    updates_ = updated_at_a_time();
     bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
     if constexpr (separate_master)
       for (index_t i = 0; i < master_.size(); ++i) master_[i] = to<T>(m.block()[i]);
@@ -71,7 +73,8 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   template <class Data> step_report<T> step(Data&& data) {
     MOESKIP_CHECK(error, !shows_average_, "no training step while the model holds its averaged weights");
     step_report<T> report;
-    std::fill(gradients_.view().begin(), gradients_.view().end(), T{});
+    const forgets_on_failure guard(model_.backend());
+    fill_with(model_.backend(), gradients_.view(), 0);
     for (int micro = 0; micro < options_.accumulate; ++micro) {
       const exit_weights weights = exit_weights_now();
       const auto losses = loss_and_gradient(model_, data(step_, std::uint64_t(micro)), weights, grads_, options_.masks,
@@ -90,10 +93,9 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     if constexpr (!requires { requires !O::moves_selection_biases; }) move_selection_biases(loads);
     ++step_;
     const vec<T> w = master();
-    for (const tensor_info& t : model_.tensors())
-      if (t.kind != tensor_kind::selection_bias)
-        state_.update(model_.backend(), options_.optimizer, t, {w.data() + t.offset, t.size},
-                      {gradients_.data() + t.offset, t.size}, report.rate, step_, average * clip);
+    for (const tensor_info& t : updates_)
+      state_.update(model_.backend(), options_.optimizer, t, {w.data() + t.offset, t.size},
+                    {gradients_.data() + t.offset, t.size}, report.rate, step_, average * clip);
     if (keeps_average()) {  // at first over the few steps that there were
       const double decay = std::min(options_.ema, double(step_) / double(step_ + 9));
       combine(model_.backend(), average_.view(), decay, average_.view(), 1 - decay, w);
@@ -192,6 +194,23 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     for (const tensor_info& t : m.tensors()) count += t.kind == tensor_kind::selection_bias ? t.size : 0;
     return count;
   }
+  /// Tensors; those that the optimizer takes together are one, with what pads them: zeros, whose gradients are zero.
+  std::vector<tensor_info> updated_at_a_time() const {
+    std::vector<tensor_info> all;
+    const tensor_info* before = nullptr;
+    const auto joins = [&](const tensor_info& t) {
+      if constexpr (requires { state_.together(options_.optimizer, t, t); })
+        return before && state_.together(options_.optimizer, *before, t);
+      else return false;
+    };
+    for (const tensor_info& t : model_.tensors()) {
+      const bool updated = t.kind != tensor_kind::selection_bias;
+      if (updated && joins(t)) all.back().size = t.offset + t.size - all.back().offset, all.back().shape.clear();
+      else if (updated) all.push_back(t);
+      before = updated ? &t : nullptr;
+    }
+    return all;
+  }
   void publish() {
     if constexpr (separate_master)
       store_weights(model_.backend(), model_.block(), shows_average_ ? average_.view() : master_.view());
@@ -210,6 +229,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   buffer<T> gradients_;
   model_weights<V, T> grads_;
   typename O::template on<B> state_;
+  std::vector<tensor_info> updates_;
   buffer<T> master_, average_;
   buffer<T> load_errors_;
   bool shows_average_ = false;

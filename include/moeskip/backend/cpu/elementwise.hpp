@@ -1,6 +1,7 @@
 // Elementwise work on the CPU: SwiGLU, AdamW, and operations on long vectors.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 
@@ -134,6 +135,15 @@ template <> struct kernel<combine_t, on_cpu> {
           });
         },
         k::parallel_elements, 64);
+  }
+};
+
+template <> struct kernel<fill_with_t, on_cpu> {
+  template <class W, class Isa, class P> static void run(cpu<W, Isa, P>&, vec<float> y, double value) {
+    parallel_for(
+        y.size(),
+        [&](index_t first, index_t last) { std::fill(y.data() + first, y.data() + last, static_cast<float>(value)); },
+        cpu_kernels::parallel_elements, 64);
   }
 };
 

@@ -51,6 +51,7 @@ template <Storage W, class Driver, Storage Product> struct cuda {
   using product = Product;
   using widened = cuda<float, Driver, Product>;
   using unrounded = cuda<W, Driver, float>;
+  static constexpr index_t logits_at_once = Driver::logits_at_once;
 
   /// Throws error, in one sentence, where there is no device.
   cuda() { Driver::start(); }

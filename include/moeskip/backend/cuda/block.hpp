@@ -11,9 +11,9 @@
 
 namespace moeskip::phase {
 
-/// Σ of each v over the block. They use shared floats [32 place, 32 place + 32 N), and one barrier.
-template <int N, class Block> MOESKIP_HD void block_sums(const Block& b, float (&v)[N], int place, int barrier) {
-  float* parts = b.shared() + 32 * place;
+/// Σ of each v over the block, in its own type. They use the shared T [32 place, 32 place + 32 N), and one barrier.
+template <int N, class T, class Block> MOESKIP_HD void block_sums(const Block& b, T (&v)[N], int place, int barrier) {
+  T* parts = reinterpret_cast<T*>(b.shared()) + 32 * place;
   for (int i = 0; i < N; ++i) {
     v[i] = b.warp_sum(v[i]);
     if (b.lane() == 0) parts[32 * i + b.warp()] = v[i];
@@ -24,8 +24,8 @@ template <int N, class Block> MOESKIP_HD void block_sums(const Block& b, float (
     for (int w = 0; w < b.warps(); ++w) v[i] += parts[32 * i + w];
   }
 }
-template <class Block> MOESKIP_HD float block_sum(const Block& b, float v, int place, int barrier) {
-  float sum[1] = {v};
+template <class T, class Block> MOESKIP_HD T block_sum(const Block& b, T v, int place, int barrier) {
+  T sum[1] = {v};
   block_sums(b, sum, place, barrier);
   return sum[0];
 }
@@ -49,32 +49,36 @@ template <class Block> MOESKIP_HD int lanes_up_to(const Block& b, int v) {
   return int(sum);
 }
 
-/// Eight neighbours at once: one load of 16 bytes in bf16.
-inline constexpr int pack = 8;
-template <class W> struct alignas(16) packed { W value[pack]; };
+/// Eight neighbours at once: one load of 16 bytes in bf16. Where all are floats, four are.
+inline constexpr int pack = 8, quad = 4;
+template <class W, int Count = pack> struct alignas(Count * sizeof(W) < 16 ? Count * sizeof(W) : 16) packed {
+  W value[Count];
+};
 
-/// w[i] … w[i + 7] as they are stored, zero from n on; one load where w allows it.
-template <class W> MOESKIP_HD packed<W> stored_pack(const W* w, index_t i, index_t n) {
-  if (i + pack <= n && reinterpret_cast<std::uintptr_t>(w + i) % alignof(packed<W>) == 0)
-    return *reinterpret_cast<const packed<W>*>(w + i);
-  packed<W> p;
-  for (int j = 0; j < pack; ++j) p.value[j] = i + j < n ? w[i + j] : W(0.f);
+/// w[i] … w[i + Count - 1] as they are stored, zero from n on; one load where w allows it.
+template <int Count = pack, class W> MOESKIP_HD packed<W, Count> stored_pack(const W* w, index_t i, index_t n) {
+  using P = packed<W, Count>;
+  if (i + Count <= n && reinterpret_cast<std::uintptr_t>(w + i) % alignof(P) == 0)
+    return *reinterpret_cast<const P*>(w + i);
+  P p;
+  for (int j = 0; j < Count; ++j) p.value[j] = i + j < n ? w[i + j] : W(0.f);
   return p;
 }
 /// The same as numbers.
-template <class W> MOESKIP_HD void load_pack(float (&out)[pack], const W* w, index_t i, index_t n) {
-  const packed<W> p = stored_pack(w, i, n);
-  for (int j = 0; j < pack; ++j) out[j] = to<float>(p.value[j]);
+template <int Count, class W> MOESKIP_HD void load_pack(float (&out)[Count], const W* w, index_t i, index_t n) {
+  const packed<W, Count> p = stored_pack<Count>(w, i, n);
+  for (int j = 0; j < Count; ++j) out[j] = to<float>(p.value[j]);
 }
 
-/// to[i] … to[i + 7] = value, as far as n; stores as a pack where `to` allows it.
-template <class T> MOESKIP_HD void store_pack(T* to, index_t i, index_t n, const float (&value)[pack]) {
-  if (i + pack <= n && reinterpret_cast<std::uintptr_t>(to + i) % alignof(packed<T>) == 0) {
-    packed<T> p;
-    for (int j = 0; j < pack; ++j) p.value[j] = T(value[j]);
-    *reinterpret_cast<packed<T>*>(to + i) = p;
+/// to[i] … to[i + Count - 1] = value, as far as n; stores as a pack where `to` allows it.
+template <class T, int Count> MOESKIP_HD void store_pack(T* to, index_t i, index_t n, const float (&value)[Count]) {
+  using P = packed<T, Count>;
+  if (i + Count <= n && reinterpret_cast<std::uintptr_t>(to + i) % alignof(P) == 0) {
+    P p;
+    for (int j = 0; j < Count; ++j) p.value[j] = T(value[j]);
+    *reinterpret_cast<P*>(to + i) = p;
   } else {
-    for (int j = 0; j < pack && i + j < n; ++j) to[i + j] = T(value[j]);
+    for (int j = 0; j < Count && i + j < n; ++j) to[i + j] = T(value[j]);
   }
 }
 

@@ -16,6 +16,8 @@ namespace moeskip::driver {
 
 struct device {
   static constexpr const char *name = "cuda", *blas = "cuBLAS";
+  /// 256 MiB in float. Each part of the logits reads and writes all of the head's gradient: it should be worth it.
+  static constexpr index_t logits_at_once = index_t{1} << 26;
 
   /// Throws error, in one sentence, where there is no device that can be used. From the first call on, buffers are made
   /// of memory that host and device share.
@@ -38,6 +40,7 @@ struct device {
 
 struct graph {
   static constexpr const char *name = "cuda graphs", *blas = device::blas;
+  static constexpr index_t logits_at_once = device::logits_at_once;
 
   static void start() { device::start(); }
   template <class Phase> static void each(index_t n, const Phase& phase) { begin(), device::each(n, phase); }

@@ -1,10 +1,12 @@
-// Phases in which every number is made by itself: embedding, rows gathered and scattered, SwiGLU, sums, stored weights.
+// Phases in which every number is made by itself: embedding, rows gathered and scattered, SwiGLU, sums, stored weights;
+// and the sum of squares.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/backend/cuda/block.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/gate_rows.hpp"
 #include "moeskip/ops/note_none.hpp"
@@ -99,6 +101,16 @@ struct accumulate {
   MOESKIP_HD void operator()(index_t i) const { y[i] += x[i]; }
 };
 
+struct fill_with {
+  static constexpr const char* name = "fill_with";
+  vec<float> y;
+  float value;
+  MOESKIP_HD void operator()(index_t i) const {
+    const float four[quad] = {value, value, value, value};
+    store_pack(y.data(), i * quad, y.size(), four);
+  }
+};
+
 struct note_none {
   static constexpr const char* name = "note_none";
   cube<int> past;
@@ -106,26 +118,55 @@ struct note_none {
   MOESKIP_HD void operator()(index_t n) const { past.plane(rows.slot[n])(rows.position[n], 0) = -1; }
 };
 
-template <class W> struct store_weights {
-  static constexpr const char* name = "store_weights";
-  vec<W> w;
-  vec<const float> master;
-  MOESKIP_HD void operator()(index_t i) const { w[i] = W(master[i]); }
+/// Numbers as another type, or a copy of them; a thread takes a pack.
+template <class To, class From> struct converted {
+  static constexpr const char* name = "converted";
+  vec<To> to;  // (n)
+  vec<const From> from;
+  MOESKIP_HD static constexpr index_t count(index_t n) { return (n + pack - 1) / pack; }
+  MOESKIP_HD void operator()(index_t i) const {
+    float value[pack];
+    load_pack(value, from.data(), i * pack, from.size());
+    store_pack(to.data(), i * pack, to.size(), value);
+  }
 };
 
-/// Of every parts.size()-th number: neighbours read neighbours.
+/// f(i) for every fourth i < n, by all threads of all blocks in turn.
+template <class Block, class F> MOESKIP_HD void for_quads(const Block& b, index_t n, const F& f) {
+  const index_t step = quad * b.blocks() * b.threads();
+  for (index_t i = quad * (b.block() * b.threads() + b.thread()); i < n; i += step) f(i);
+}
+
+/// parts: the sum of each block's share.
 struct sum_of_squares {
   static constexpr const char* name = "sum_of_squares";
+  static constexpr int barriers = 1;
   vec<double> parts;
   vec<const float> x;
-  MOESKIP_HD void operator()(index_t part) const {
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     double sum = 0;
-    for (index_t i = part; i < x.size(); i += parts.size()) sum += double(x[i]) * double(x[i]);
-    parts[part] = sum;
+    for_quads(b, x.size(), [&](index_t i) {
+      float value[quad];
+      load_pack(value, x.data(), i, x.size());
+      for (const float v : value) sum += double(v) * double(v);
+    });
+    sum = block_sum(b, sum, 0, 0);
+    if (b.thread() == 0) parts[b.block()] = sum;
   }
 };
 
 }  // namespace phase
+
+namespace detail {
+
+/// Blocks that go over n numbers in quads. A large GPU is full with half of the most there are; they do not depend on
+/// the GPU, or its sums would.
+constexpr launch_shape blocks_over(index_t n, index_t shared) {
+  constexpr index_t threads = 256, most = 2048;
+  return {std::min(ceiling(n, phase::quad * threads), most), int(threads), shared};
+}
+
+}  // namespace detail
 
 template <> struct kernel<embed_t, on_cuda> {
   template <class B, class W> static void run(B&, mat<float> x, vec<const int> tokens, mat<const W> table) {
@@ -198,6 +239,13 @@ template <> struct kernel<combine_t, on_cuda> {
   }
 };
 
+template <> struct kernel<fill_with_t, on_cuda> {
+  template <class B> static void run(B&, vec<float> y, double value) {
+    using call = detail::device_call<fill_with_t, B>;
+    call::each(detail::ceiling(y.size(), phase::quad), phase::fill_with{call::seen(y), float(value)});
+  }
+};
+
 template <> struct kernel<note_none_t, on_cuda> {
   template <class B> static void run(B&, cube<int> past, const token_rows& rows) {
     using call = detail::device_call<note_none_t, B>;
@@ -208,19 +256,20 @@ template <> struct kernel<note_none_t, on_cuda> {
 template <> struct kernel<store_weights_t, on_cuda> {
   template <class B, class W> static void run(B&, vec<W> w, vec<const float> master) {
     using call = detail::device_call<store_weights_t, B>;
-    call::each(w.size(), phase::store_weights<W>{call::seen(w), call::seen(master)});
+    using convert = phase::converted<W, float>;
+    call::each(convert::count(w.size()), convert{call::seen(w), call::seen(master)});
   }
 };
 
 template <> struct kernel<sum_of_squares_t, on_cuda> {
-  static constexpr index_t parts = 4096;
   template <class B> static void run(B&, double& sum, vec<const float> x) {
     using call = detail::device_call<sum_of_squares_t, B>;
     const auto scope = call::scratch().scope();
-    const vec<double> each = call::scratch().template take<double>(std::min(parts, x.size()));
-    call::each(each.size(), phase::sum_of_squares{each, call::seen(x)});
+    const launch_shape shape = detail::blocks_over(x.size(), 64);
+    const vec<double> parts = call::scratch().template take<double>(shape.blocks);
+    call::launch(shape, phase::sum_of_squares{parts, call::seen(x)});
     call::settle();
-    for (const double part : each) sum += part;
+    for (const double part : parts) sum += part;
   }
 };
 

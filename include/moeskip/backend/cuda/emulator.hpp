@@ -191,6 +191,9 @@ class emulated_block : played_warp {
   float warp_sum(float v) const {
     return fold(v, [](float a, float b) { return a + b; });
   }
+  double warp_sum(double v) const {
+    return fold(v, [](double a, double b) { return a + b; });
+  }
   float warp_max(float v) const {
     return fold(v, [](float a, float b) { return a > b ? a : b; });
   }
@@ -251,8 +254,8 @@ class emulated_block : played_warp {
     const int* all = team_->exchange(place_, v);
     return *std::max_element(all, all + 32);
   }
-  template <class F> float fold(float v, F&& f) const {
-    float all[32];
+  template <class T, class F> T fold(T v, F&& f) const {
+    T all[32];
     std::memcpy(all, team_->exchange(place_, v), sizeof all);
     for (int m = 16; m; m /= 2)
       for (int i = 0; i < m; ++i) all[i] = f(all[i], all[i + m]);
@@ -385,6 +388,7 @@ namespace driver {
 
 struct emulator {
   static constexpr const char *name = "emulated_cuda", *blas = "plain loops";
+  static constexpr index_t logits_at_once = index_t{1} << 20;
 
   static void start() {
     buffers_from = {[](std::size_t bytes, std::size_t align) {

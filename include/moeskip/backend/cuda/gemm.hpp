@@ -4,6 +4,7 @@
 // cᵀ = b aᵀ: the factors change places, columns of c become m, and nothing is moved.
 #pragma once
 
+#include "moeskip/backend/cuda/elementwise.hpp"
 #include "moeskip/backend/cuda/tensor_product.hpp"
 
 namespace moeskip {
@@ -23,23 +24,6 @@ struct gemm_call {
   bool in_bf16 = false;
   bool adds = false;  // to c, which otherwise is not read
 };
-
-namespace phase {
-
-/// Numbers as another type, or a copy of them; a thread takes a pack.
-template <class To, class From> struct converted {
-  static constexpr const char* name = "converted";
-  vec<To> to;  // (n)
-  vec<const From> from;
-  MOESKIP_HD static constexpr index_t count(index_t n) { return (n + pack - 1) / pack; }
-  MOESKIP_HD void operator()(index_t i) const {
-    float value[pack];
-    load_pack(value, from.data(), i * pack, from.size());
-    store_pack(to.data(), i * pack, to.size(), value);
-  }
-};
-
-}  // namespace phase
 
 namespace detail {
 

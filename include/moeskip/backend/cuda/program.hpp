@@ -18,16 +18,14 @@
 namespace moeskip {
 
 /// Phases of numbers that each thread makes by itself.
-template <class W> using each_of_weights =
-    phase_list<phase::embed<W>, phase::embed_text<W>, phase::store_weights<W>, phase::add_bias<W>>;
+template <class W> using each_of_weights = phase_list<phase::embed<W>, phase::embed_text<W>, phase::add_bias<W>>;
 using each_of_floats =
     phase_list<phase::embed_backward, phase::gather_rows, phase::scatter_rows, phase::swiglu, phase::swiglu_backward,
-               phase::gate_rows, phase::note_none, phase::combine, phase::accumulate, phase::sum_of_squares,
+               phase::gate_rows, phase::note_none, phase::combine, phase::accumulate, phase::fill_with,
                phase::gain_gradient, phase::sum_of_rows, phase::rope_append, phase::rope_append_backward,
-               phase::balance_loss, phase::expert_act, phase::add_experts, phase::dropped_gates, phase::adamw_moments,
-               phase::count_agreeing, phase::adamw_weights, phase::column_sums, phase::add_rows, phase::gated_swiglu,
-               phase::group_gain_gradient, phase::converted<bf16, float>, phase::converted<float, bf16>,
-               phase::converted<float, float>>;
+               phase::balance_loss, phase::expert_act, phase::add_experts, phase::dropped_gates, phase::adamw,
+               phase::column_sums, phase::add_rows, phase::gated_swiglu, phase::group_gain_gradient,
+               phase::converted<bf16, float>, phase::converted<float, bf16>, phase::converted<float, float>>;
 template <class R> using each_of_router = phase_list<phase::route_backward<R>>;
 
 /// Phases of threads that work together.
@@ -38,12 +36,12 @@ template <class W> using blocks_of_weights =
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,
                phase::norm_groups<W>, phase::norm_groups_backward<W>, phase::append_attend<W>>;
 using blocks_of_floats =
-    phase_list<phase::gate_rows_backward, phase::note_choices, phase::sort_choices, phase::cross_entropy,
-               phase::distillation, phase::attend, phase::attend_tiles<64>, phase::attend_tiles<128>,
-               phase::attend_tiles_queries<64>, phase::attend_tiles_queries<128>, phase::attend_tiles_keys<64>,
-               phase::attend_tiles_keys<128>, phase::attend_backward_queries, phase::attend_backward_keys,
-               phase::expert_act_backward, phase::group_scales, phase::token_laws, phase::next_token,
-               phase::draft_token, phase::judge_draft>;
+    phase_list<phase::sum_of_squares, phase::adamw_moments, phase::adamw_weights, phase::gate_rows_backward,
+               phase::note_choices, phase::sort_choices, phase::cross_entropy, phase::distillation, phase::attend,
+               phase::attend_tiles<64>, phase::attend_tiles<128>, phase::attend_tiles_queries<64>,
+               phase::attend_tiles_queries<128>, phase::attend_tiles_keys<64>, phase::attend_tiles_keys<128>,
+               phase::attend_backward_queries, phase::attend_backward_keys, phase::expert_act_backward,
+               phase::group_scales, phase::token_laws, phase::next_token, phase::draft_token, phase::judge_draft>;
 
 /// What a loop of decoding on the device may be made of: few rows of weights W, routed by Router, that leave by ExitRule.
 template <class W, class Router, class ExitRule> struct script_phases {

@@ -199,7 +199,6 @@ template <> struct kernel<cross_entropy_t, on_cuda> {
     using call = detail::device_call<cross_entropy_t, B>;
     call::launch({logits.rows(), 256, 32 * phase::cross_entropy::barriers},
                  phase::cross_entropy{call::seen(losses), call::seen(logits), call::listed(targets), float(scale)});
-    call::settle();  // losses are read by the host
   }
 };
 
@@ -210,7 +209,6 @@ template <> struct kernel<distillation_t, on_cuda> {
     call::launch({logits.rows(), 256, 32 * phase::distillation::barriers},
                  phase::distillation{call::seen(losses), call::seen(divergences), call::seen(logits),
                                      call::seen(teacher), call::listed(targets), float(scale), float(share)});
-    call::settle();  // losses are read by the host
   }
 };
 

@@ -55,7 +55,11 @@ struct adamw {
       f("first_moment", tensors, first_moment), f("second_moment", tensors, second_moment);
     }
 
-    /// w: the weights of one of the tensors, g: their gradients; t counts updates from 1.
+    /// Whether neighbours a and b may be updated in one call: a cautious update counts signs in each tensor.
+    static bool together(const adamw& o, const tensor_info& a, const tensor_info& b) {
+      return !o.cautious && decays(a.kind) == decays(b.kind);
+    }
+    /// w: the weights of one of the tensors, or of several together, g: their gradients; t counts updates from 1.
     void update(B& b, const adamw& o, const tensor_info& tensor, vec<T> w, vec<const T> g, double rate, std::uint64_t t,
                 double gradient_scale) {
       adamw_update(b, w, {first_moment.data() + tensor.offset, w.size()},

@@ -51,8 +51,7 @@ void newton_schulz(B& b, mat<scalar_t<B>> x, newton_schulz_scratch<scalar_t<B>>&
     if (m <= n) {
       linear(b, a, x, x);
     } else {  // Xᵀ X, as the gradient of a weight
-      settle(b);
-      std::fill(a.begin(), a.end(), scalar_t<B>{});
+      fill_with(b, flat(a), 0);
       linear_backward(b, {}, a, x, x, a2);
     }
     linear(b, a2, a, a);  // a is symmetric

@@ -25,6 +25,11 @@ template <class O> struct only_exits : O {
 
     template <class F> void blocks(F&& f) { state.blocks(f); }
 
+    static bool together(const only_exits& o, const tensor_info& a, const tensor_info& b) {
+      if constexpr (requires { O::template on<B>::together(o, a, b); })
+        return is_exit(a) == is_exit(b) && O::template on<B>::together(o, a, b);
+      else return false;
+    }
     void update(B& b, const only_exits& o, const tensor_info& tensor, vec<scalar_t<B>> w, vec<const scalar_t<B>> g,
                 double rate, std::uint64_t t, double gradient_scale) {
       if (!is_exit(tensor)) return;
