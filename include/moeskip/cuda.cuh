@@ -419,6 +419,16 @@ inline void graph::forget() {
   device::forget();
 }
 
+inline void device::bring(const void* p, std::size_t bytes) {
+  int number = 0;
+  detail::expect_success(cudaGetDevice(&number), "cudaGetDevice", "weights");
+#if CUDART_VERSION >= 13000
+  const cudaError_t code = cudaMemPrefetchAsync(p, bytes, {cudaMemLocationTypeDevice, number}, 0, cudaStreamPerThread);
+#else
+  const cudaError_t code = cudaMemPrefetchAsync(p, bytes, number, cudaStreamPerThread);
+#endif
+  detail::expect_success(code, "cudaMemPrefetchAsync", "weights");
+}
 inline const void* device::list(const void* p, std::size_t bytes) {
   return p && bytes ? detail::device_stream::here().list(p, bytes) : nullptr;
 }
@@ -452,6 +462,7 @@ template <class... None> struct cuda_kernels {
                                           reinterpret_cast<const void*>(&driver::graph::begin),
                                           reinterpret_cast<const void*>(&driver::graph::forget),
                                           reinterpret_cast<const void*>(&driver::device::forget),
+                                          reinterpret_cast<const void*>(&driver::device::bring),
                                           reinterpret_cast<const void*>(&driver::device::list),
                                           reinterpret_cast<const void*>(&driver::device::scratch),
                                           reinterpret_cast<const void*>(&driver::device::counters),

@@ -10,6 +10,7 @@
 
 #include "moeskip/base/scalar.hpp"
 #include "moeskip/fwd.hpp"
+#include "moeskip/tensor/view.hpp"
 
 namespace moeskip {
 
@@ -93,6 +94,11 @@ template <class B> class [[nodiscard]] forgets_on_failure {
   B& backend_;
   int before_ = std::uncaught_exceptions();
 };
+
+/// The host has written what ops will read again and again: it may go to where they are done.
+template <class B, class T> void bring(B& b, vec<T> v) {
+  if constexpr (requires { b.bring(v); }) b.bring(v);
+}
 
 /// How many numbers of logits exist at a time while training: about a million, unless B says otherwise.
 template <class B> inline constexpr index_t logits_at_once = index_t{1} << 20;

@@ -87,6 +87,7 @@ template <class V, class B> class session {
         token_(std::size_t(m.sizes().context)) {
     for (std::size_t i = 0; i < position_.size(); ++i) position_[i] = int(i);
     tape_.ask(m.asks());
+    m.bring();
   }
   session(const session&) = delete;
 

@@ -75,6 +75,10 @@ template <class V, class B> class model {
   /// What is asked for ahead: everything where weights stand in files (model/mapped.hpp) and so may not be in memory.
   /// Sessions and batches made from then on see a change.
   ask_ahead asks() const { return asks_; }
+  /// Whoever is about to run the model says so: the host has written its weights.
+  void bring() {
+    if (!std::exchange(brought_, true)) moeskip::bring(backend_, block_.view());
+  }
   void ask(ask_ahead which) { asks_ = which; }
   const model_weights<V, const W>& weights() const { return weights_; }
 
@@ -333,6 +337,7 @@ template <class V, class B> class model {
   buffer<W> block_;
   outside_weights<const W> outside_;
   ask_ahead asks_ = ask_ahead::nothing;
+  bool brought_ = false;  // weights, to where the backend works
   model_weights<V, const W> weights_;
 };
 

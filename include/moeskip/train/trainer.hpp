@@ -62,6 +62,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
         average_(options.ema > 0 ? m.block().size() : 0),
         load_errors_(selection_biases(m)) {
     check_options();
+    m.bring();
     updates_ = updated_at_a_time();
     bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
     if constexpr (separate_master)

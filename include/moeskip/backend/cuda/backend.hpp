@@ -67,6 +67,11 @@ template <Storage W, class Driver, Storage Product> struct cuda {
     return std::same_as<Product, bf16> && head_dim <= detail::most_tiled_head_dim ? "tensor cores" : "ordinary cores";
   }
   void forget() const { Driver::forget(); }
+  /// v goes to the device's own memory; what the device does not see stays where it is.
+  template <class T> void bring(vec<T> v) const {
+    const std::size_t bytes = std::size_t(v.size()) * sizeof(T);
+    if (bytes && reached_memory::has(v.data(), bytes)) Driver::bring(v.data(), bytes);
+  }
   /// What is asked for on this thread is kept, to be done later.
   static bool keeps() { return script_steps::open() != nullptr; }
   /// Loops of decoding with this router and exit rule that run on the device.

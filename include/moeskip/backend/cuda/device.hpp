@@ -33,6 +33,8 @@ struct device {
   static void settle();
   /// Waits, and is silent about what went wrong.
   static void forget();
+  /// Pages of p go to the device before it asks for them one by one.
+  static void bring(const void* p, std::size_t bytes);
   static const void* list(const void* p, std::size_t bytes);
   static arena& scratch();
   static int* counters(index_t n);
@@ -54,6 +56,7 @@ struct graph {
   static void gemm(const gemm_call& call) { begin(), device::gemm(call); }
   static void settle();
   static void forget();
+  static void bring(const void* p, std::size_t bytes) { settle(), device::bring(p, bytes); }
   static const void* list(const void* p, std::size_t bytes) { return begin(), device::list(p, bytes); }
   static arena& scratch() { return device::scratch(); }
   static int* counters(index_t n) { return device::counters(n); }
