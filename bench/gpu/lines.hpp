@@ -1,5 +1,5 @@
-// How gpu_time measures, and the lines that it prints: an object each on stdout, and for people on stderr. Each leaves at
-// once, so who is stopped at a limit loses only what was not measured yet.
+// How gpu_time measures, and the lines that it prints: an object each on stdout, and for people on stderr. Each leaves
+// at once, so who is stopped at a limit loses only what was not measured yet.
 #pragma once
 
 #include <cmath>
@@ -66,8 +66,8 @@ struct loop_cost {
   double tokens = 0, rounds = 0, experts_read = 0;
 };
 
-/// The difference between a long and a short generation: scripts, memory that is taken anew and the tokens that the host
-/// adds at the end are in both. Medians of pairs.
+/// The difference between a long and a short generation: scripts, memory that is taken anew and the tokens that the
+/// host adds at the end are in both. Medians of pairs.
 template <class Session, class Decoder> loop_cost time_loop(Session& s, std::span<const int> prompt,
                                                             const Decoder& decoder, int fewer, int more,
                                                             const ms::sampling& sampling = {}, int pairs = 5) {

@@ -1,5 +1,5 @@
-// Kernels of the router of examples/models, in the types of models.hpp, and of loops on the device. OLMoE's router is one
-// of those that moeskip::cuda brings.
+// Kernels of the router of examples/models, in the types of models.hpp, and of loops on the device. OLMoE's router is
+// one of those that moeskip::cuda brings.
 #include "moeskip/cuda.cuh"
 #include "moeskip/decode/exit_rule/fixed.hpp"
 #include "moeskip/decode/exit_rule/max_probability.hpp"
