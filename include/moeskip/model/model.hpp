@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concepts>
+#include <utility>
 
 #include "moeskip/memory/kv_cache.hpp"
 #include "moeskip/model/first_weights.hpp"
