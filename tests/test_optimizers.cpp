@@ -91,6 +91,7 @@ template <bool Together> struct counting_adamw : ms::adamw {
       ++updates;
       ms::adamw::on<B>::update(b, o, t, w, g, rate, step, scale);
     }
+    using takes_together = on;
     static bool together(const ms::adamw& o, const ms::tensor_info& a, const ms::tensor_info& b) {
       return Together && ms::adamw::on<B>::together(o, a, b);
     }

@@ -28,7 +28,7 @@ template <class Driver> struct olmoe_on {
   ms::model<variant, backend> m{config, ms::seed{1}};
   ms::session<variant, backend> s{m};
 
-  /// Weights go to the device when it first asks for them, so every expert is visited before anything is timed.
+  /// Caches and temporaries go to the device when it first asks for them, so that happens before anything is timed.
   olmoe_on() {
     for (int i = 0; i < 2; ++i) s.prefill(ids(2049));
   }

@@ -135,8 +135,13 @@ inline void expect_success(cudaError_t code, const char* call, const char* purpo
 struct shared_pages {
   static void* take(std::size_t bytes, std::size_t) {
     // More than the device has would travel to and fro, and can bring it to a halt.
-    if (taken() += bytes; taken() > memory_of_device()) taken() -= bytes, throw std::bad_alloc();
+    const std::size_t have = memory_of_device(), others = taken().fetch_add(bytes);
     void* p = nullptr;
+    if (others + bytes > have) {
+      taken() -= bytes;
+      fail("out of memory: ", bytes, " bytes were asked for; expected at most the ", have,
+           " that the device had free at the start, of which ", others, " are taken");
+    }
     if (cudaMallocManaged(&p, bytes) != cudaSuccess) {
       cudaGetLastError();  // forgotten, or the next launch would report it
       taken() -= bytes;

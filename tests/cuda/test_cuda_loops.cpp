@@ -303,6 +303,23 @@ TEST_CASE("attention in a script is that of calls of its own, wherever in a long
   }
 }
 
+TEST_CASE("blocks ask for weights while they wait: each product's once, attention's wait for the one behind it") {
+  auto m = lively_model<plain, ms::emulated_cuda<float>>();
+  ms::session s(m);
+  s.prefill(random_tokens(3, tiny_sizes.vocab, 1));
+  constexpr int tokens = 4;
+  ms::emulation::here().prefetched.clear();
+  run(s, on_device<ms::decoder::autoregressive>{}, {.max_new_tokens = tokens}, 1);
+  const auto& asked = ms::emulation::here().prefetched;
+  const auto times = [&](const void* first) { return std::count(asked.begin(), asked.end(), first); };
+  for (int l = 0; l < m.layers(); ++l) {
+    CAPTURE(l);
+    // The output projection says that it was asked for before, so that nobody asks where attention does not.
+    CHECK(times(m.weights().layers[std::size_t(l)].attention.o.data()) == tokens);
+    CHECK(times(m.weights().layers[std::size_t(l)].attention.q.data()) == tokens);
+  }
+}
+
 TEST_CASE("a loop on the device stops where its text does") {
   auto m = lively_model<plain, ms::emulated_cuda<float>>();
   ms::session here(m), there(m);

@@ -236,6 +236,30 @@ TEST_CASE("logits made in parts give the same losses and gradients, and the host
   }
 }
 
+TEST_CASE("what the host wrote is brought to the device: weights to a session's, all that training keeps to a step's") {
+  using B = ms::emulated_cuda<ms::bf16>;
+  auto& brought = ms::emulation::here().brought;
+  const auto has = [&](const void* p) { return std::count(brought.begin(), brought.end(), p) == 1; };
+  auto m = lively_model<plain, B>();
+  brought.clear();
+  ms::session s(m), another(m);
+  CHECK(brought.size() == 1);
+  CHECK(has(m.block().data()));
+  ms::trainer run(m, ms::training<plain>{.steps = 4, .ema = 0.9});
+  const std::vector<int> text = random_tokens(200, tiny_sizes.vocab, 1);
+  ms::random_windows batches(text, 2, 8, ms::seed{1});
+  brought.clear();
+  run.step(batches), run.step(batches);
+  CHECK(brought.size() == 6);  // weights, gradients, master, average, two moments
+  CHECK(has(m.block().data()));
+  CHECK(has(run.master().data()));
+  CHECK(has(run.average().data()));
+  run.optimizer_state().blocks([&](std::string_view, const auto&, auto& block) { CHECK(has(block.data())); });
+  run.continue_at(run.next_step());  // whoever says so has written them
+  run.step(batches);
+  CHECK(brought.size() == 12);
+}
+
 TEST_CASE("a batch that is refused half-way leaves nothing behind to be done") {
   using B = ms::emulated_cuda<float>;
   {

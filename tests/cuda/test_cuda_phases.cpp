@@ -347,8 +347,7 @@ TEST_CASE("bits of attention depend on no number of threads or blocks, nor on th
     const auto parts = c.t.memory.take<float>(N * c.H * splits, c.d + 2);
     const auto finished = c.t.memory.take_zeroed<int>(N * c.G);
     const ms::index_t items = N * c.G * splits;
-    const std::vector<double> turns = ms::detail::rope_frequencies(c.s);
-    const ms::vec<const double> frequency(turns.data(), ms::index_t(turns.size()));
+    const ms::vec<const double> frequency = ms::detail::rope_frequencies(c.s);
     int order = int(seed);
     const ms::index_t shared = phase::shared(N, c.s);
     for (const ms::launch_shape& shape : {ms::launch_shape{items + 3, 32, shared},

@@ -17,7 +17,8 @@ struct tensor_info;  // model/weights.hpp
 /// gradient_scale) updates one tensor from its gradient g times gradient_scale; t counts updates from 1. blocks(f)
 /// calls f(name, tensors, block) for each block of state and the tensors that lie in it, so that checkpoints can save
 /// and load it. A state may have together(optimizer, a, b), of tensors that follow each other: whether update() may get
-/// both in one call, as a tensor without a shape, because what it does to a number depends on that number alone.
+/// both in one call, as a tensor without a shape, because what it does to a number depends on that number alone. It says
+/// so by naming itself, `using takes_together = on`, so that what derives from it does not inherit the promise.
 template <class O, class B> concept Optimizer =
     std::equality_comparable<O> && std::constructible_from < typename O::template on<B>,
 const std::vector<tensor_info>& >
@@ -29,5 +30,7 @@ const std::vector<tensor_info>& >
   state.update(backend, o, tensor, w, g, double{}, std::uint64_t{}, double{});
   state.blocks([](std::string_view, const auto&, auto&) {});
 };
+
+template <class State> concept TakesTogether = std::same_as<typename State::takes_together, State>;
 
 }  // namespace moeskip

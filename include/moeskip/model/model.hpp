@@ -157,7 +157,7 @@ template <class V, class B> class model {
     linear(backend_, logits, normed, w.projection);
   }
 
-  /// Backward of head_forward(): dx (N, D) += and grads += for dlogits (N, V). normed is as that left it, and used up.
+  /// Its backward, which does not wait either: dx (N, D), grads += for dlogits (N, V). normed is as that left it; used up.
   void head_backward(mat<T> dx, model_weights<V, T>& grads, mat<const T> dlogits, mat<const T> x, mat<T> normed,
                      int exit_layer, arena& memory) {
     const auto scope = memory.scope();

@@ -8,8 +8,8 @@
 
 namespace moeskip {
 
-/// losses(N) = …, and logits(N,V) become their own gradient, scale · (softmax − onehot); where `scale` is 0 what is
-/// left in them means nothing. Throws config_error for a target outside [0, V).
+/// losses(N) = …, and logits(N,V) become their own gradient, scale · (softmax − onehot), nothing where `scale` is 0. Like
+/// any op it may be done late: settle() before a look at them. Throws config_error for a target outside [0, V).
 struct cross_entropy_t {
   static constexpr const char* name = "cross_entropy";
   template <class B>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <limits>
+
 #include "moeskip/concepts/exit_rule.hpp"
 #include "moeskip/ops/embed.hpp"
 #include "moeskip/ops/token_law.hpp"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <vector>
 
 #include "moeskip/model/checkpoint.hpp"
 #include "moeskip/train/trainer.hpp"
@@ -78,15 +79,16 @@ void resume(trainer<V, B, O, S>& run, const std::filesystem::path& path, string_
   MOESKIP_CHECK(file_error, next != file.metadata().end() && detail::parse(next->second, step), path.string(),
                 ": metadata training.next_step: expected a number");
   // Into fresh memory first: a file that turns out damaged half way must not leave half a run.
-  buffer<T> weights(m.block().size()), average(run.average().size());
+  std::vector<T> weights(std::size_t(m.block().size())), average(std::size_t(run.average().size()));
+  const auto all = [](std::vector<T>& v) { return vec<T>(v.data(), index_t(v.size())); };
   typename O::template on<B> state(m.tensors());
-  detail::read_block<T>(file, m.tensors(), weights.view());
+  detail::read_block<T>(file, m.tensors(), all(weights));
   state.blocks([&](std::string_view name, const auto& tensors, buffer<T>& block) {
     detail::read_block<T>(file, tensors, block.view(), text("optimizer.", name, "."));
   });
-  if (run.keeps_average()) detail::read_block<T>(file, m.tensors(), average.view(), "ema.");
-  std::copy(average.view().begin(), average.view().end(), run.average().begin());
-  std::copy(weights.view().begin(), weights.view().end(), run.master().begin());
+  if (run.keeps_average()) detail::read_block<T>(file, m.tensors(), all(average), "ema.");
+  std::copy(average.begin(), average.end(), run.average().begin());
+  std::copy(weights.begin(), weights.end(), run.master().begin());
   run.optimizer_state() = std::move(state);
   run.continue_at(step);
 }

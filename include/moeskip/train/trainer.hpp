@@ -62,7 +62,6 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
         average_(options.ema > 0 ? m.block().size() : 0),
         load_errors_(selection_biases(m)) {
     check_options();
-    m.bring();
     updates_ = updated_at_a_time();
     bind_weights<V, T>(m.configuration(), grads_, gradients_.data());
     if constexpr (separate_master)
@@ -75,6 +74,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     MOESKIP_CHECK(error, !shows_average_, "no training step while the model holds its averaged weights");
     step_report<T> report;
     const forgets_on_failure guard(model_.backend());
+    if (!std::exchange(brought_, true)) bring_all();
     fill_with(model_.backend(), gradients_.view(), 0);
     for (int micro = 0; micro < options_.accumulate; ++micro) {
       const exit_weights weights = exit_weights_now();
@@ -141,13 +141,13 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     return scalars * index_t(sizeof(T));
   }
   /// Continues at `step` from weights and state that were written into master() and optimizer_state().
-  void continue_at(std::uint64_t step) { step_ = step, publish(); }
+  void continue_at(std::uint64_t step) { step_ = step, brought_ = false, publish(); }
 
   /// Puts the averaged weights into the model, or the trained ones back; see averaged_weights.
   void show_average(bool on) {
     MOESKIP_CHECK(config_error, keeps_average(), "there are no averaged weights: training.ema is 0");
     MOESKIP_CHECK(error, shows_average_ != on, "the model holds its ", on ? "averaged" : "trained", " weights already");
-    shows_average_ = on;
+    shows_average_ = on, brought_ = false;
     if constexpr (separate_master) publish();
     else std::swap_ranges(average_.view().begin(), average_.view().end(), model_.block().begin());
   }
@@ -200,7 +200,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
     std::vector<tensor_info> all;
     const tensor_info* before = nullptr;
     const auto joins = [&](const tensor_info& t) {
-      if constexpr (requires { state_.together(options_.optimizer, t, t); })
+      if constexpr (TakesTogether<typename O::template on<B>>)
         return before && state_.together(options_.optimizer, *before, t);
       else return false;
     };
@@ -211,6 +211,12 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
       before = updated ? &t : nullptr;
     }
     return all;
+  }
+  /// What the host has written: a step reads and writes all of it.
+  void bring_all() {
+    B& b = model_.backend();
+    bring(b, model_.block()), bring(b, gradients_.view()), bring(b, master_.view()), bring(b, average_.view());
+    state_.blocks([&](std::string_view, const auto&, auto& block) { bring(b, block.view()); });
   }
   void publish() {
     if constexpr (separate_master)
@@ -233,6 +239,7 @@ template <class V, class B, class O = adamw, class S = warmup_cosine> class trai
   std::vector<tensor_info> updates_;
   buffer<T> master_, average_;
   buffer<T> load_errors_;
+  bool brought_ = false;  // all of this, to where the backend works
   bool shows_average_ = false;
   arena memory_;
   std::uint64_t step_ = 0;

@@ -365,13 +365,12 @@ template <> struct kernel<append_attend_t, on_cuda> {
     // A script knows no positions yet: it has room for what any row of the cache may ask for.
     int splits = script_steps::open() ? phase::key_splits::most_of(int(kv.keys.extent(1))) : 1;
     for (const int position : rows.position) splits = std::max(splits, phase::key_splits(position + 1).count);
-    const std::vector<double> frequency = detail::rope_frequencies(s);
     phase::append_attend<W> p{call::seen(out),
                               call::seen(qkv),
                               call::seen(kv),
                               adjustment,
                               call::listed(rows),
-                              call::listed(vec<const double>(frequency.data(), index_t(frequency.size()))),
+                              call::listed(detail::rope_frequencies(s)),
                               s,
                               splits};
     call::seen(adjustment.bias), call::seen(adjustment.q_gain), call::seen(adjustment.k_gain);

@@ -124,7 +124,9 @@ template <int Rows, class W, class X> MOESKIP_HD void lane_products(float (&sum)
   unrolled<Rows>([&](auto r) { next[r].ask(w[r], lane * pack, n); });
   for (int first = lane * pack; first < n; first += count * ahead::step) {
     ahead now[Rows];
-    unrolled<Rows>([&](auto r) { now[r] = next[r], next[r].ask(w[r], first + count * ahead::step, n); });
+    unrolled<Rows>([&](auto r) { now[r] = next[r]; });
+    if (const int after = first + count * ahead::step; after < n)
+      unrolled<Rows>([&](auto r) { next[r].ask(w[r], after, n); });
     unrolled<rows_at_once>([&](auto t) {
       if (t >= rows) return;
       unrolled<count / together>([&](auto some) {

@@ -34,10 +34,12 @@ struct emulation {
   int without = -1;
   index_t grid_blocks = 3;  // that follow a script
   int grid_threads = 128;
-  bool gemm = false;       // dense products of many rows by what stands for a BLAS
-  long long gemms = 0;     // those asked for so far
-  long long launches = 0;  // of phases, and gemms, so far
-  long long waits = 0;     // settle() so far
+  bool gemm = false;                      // dense products of many rows by what stands for a BLAS
+  long long gemms = 0;                    // those asked for so far
+  long long launches = 0;                 // of phases, and gemms, so far
+  long long waits = 0;                    // settle() so far
+  std::vector<const void*> prefetched{};  // so far
+  std::vector<const void*> brought{};     // where what was brought to the device begins
   static emulation& here() {
     thread_local emulation e;
     return e;
@@ -186,6 +188,7 @@ class emulated_block : played_warp {
   /// The line of memory around p will be read.
   void prefetch(const void* p) const {
     if (!reached_memory::has(p, 1)) fail("prefetch: expected memory that the device sees");
+    emulation::here().prefetched.push_back(p);
   }
   /// Over the 32 lanes of a warp, which must all call it; added in the order of a butterfly.
   float warp_sum(float v) const {
@@ -446,7 +449,7 @@ struct emulator {
     auto& stream = detail::emulated_stream::here();
     stream.asked.clear(), stream.lists.clear(), stream.counters.clear();
   }
-  static void bring(const void*, std::size_t) {}  // everything is near
+  static void bring(const void* p, std::size_t) { emulation::here().brought.push_back(p); }
   static const void* list(const void* p, std::size_t bytes) {
     if (!p) return nullptr;
     const auto* first = static_cast<const char*>(p);

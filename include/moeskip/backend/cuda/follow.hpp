@@ -63,7 +63,7 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
   }
 
  private:
-  /// The step that comes next, and a line of its weights for each thread of all blocks: about what memory delivers while
+  /// The step that comes next, and a line of weights for each thread of all blocks: about what memory delivers while
   /// blocks wait for each other.
   template <class Block> [[gnu::noinline]] MOESKIP_HD void fetch(const Block& b, record& to, int at) const {
     if (at >= count) return;
@@ -71,8 +71,9 @@ template <class... Each, class... Together> struct follow<phase_list<Each...>, p
       reinterpret_cast<int*>(&to)[i] = reinterpret_cast<const int*>(records + at)[i];
     constexpr index_t line = 128;  // bytes
     const script_step& next = records[at].step;
-    if (const index_t own = (b.block() * b.threads() + b.thread()) * line; own < next.soon_bytes)
-      b.prefetch(static_cast<const std::byte*>(next.soon) + own);
+    const index_t lines = b.blocks() * b.threads(), own = b.block() * b.threads() + b.thread();
+    if (const index_t from = (next.begun ? lines + own : own) * line; from < next.soon_bytes)
+      b.prefetch(static_cast<const std::byte*>(next.soon) + from);
   }
 
   template <int Number, class First, class... Others, class Block>

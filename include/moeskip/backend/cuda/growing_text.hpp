@@ -133,11 +133,11 @@ struct judge_draft {
   int exit_layer, layers;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const int K = int(q.rows());
-    const bool gone = text.now->damaged || detail::damaged(p_law), draws = !gone && p_law[0].slope != 0;
-    if (!draws && b.thread() != 0) return;
+    const bool gone = text.now->damaged || detail::damaged(p_law), sampled = !gone && p_law[0].slope != 0;
+    if (!sampled && b.thread() != 0) return;  // as in nothing_to_do(), or the text is given up
     const int kept = gone ? 0 : detail::standing<float>(text, p, p_law, q, q_law, from);
     int token = gone ? -1 : p_law[kept].best;
-    if (draws) {
+    if (sampled) {
       const double u = detail::roll(from, stream::sampling, text, kept);
       detail::left_of<float> rest{&p(kept, 0), kept < K ? &q(kept, 0) : nullptr, &p_law[kept],
                                   &q_law[kept < K ? kept : K - 1], q.cols()};

@@ -1,6 +1,8 @@
 // Rotary positions and the key/value cache: one pair of a head at a time.
 #pragma once
 
+#include <map>
+#include <tuple>
 #include <vector>
 
 #include "moeskip/backend/cuda/backend.hpp"
@@ -40,8 +42,6 @@ struct pair_turn {
     const rotation r(position, frequency);
     cosine = float(r.cosine), sine = float(r.sine);
   }
-  MOESKIP_HD pair_turn(int position, int pair, const attention_shape& s)
-      : pair_turn(position, rope_frequency(pair, s)) {}
   MOESKIP_HD void operator()(float& a, float& b) const {
     const float first = a;
     a = first * cosine - b * sine;
@@ -60,6 +60,7 @@ struct rope_append {
   kv_layer<float> kv;
   mat<const float> qkv;
   token_rows rows;
+  vec<const double> frequency;  // (r / 2)
   attention_shape s;
   MOESKIP_HD int query_heads() const { return q.data() ? s.heads : 0; }
   MOESKIP_HD void operator()(index_t index) const {
@@ -71,7 +72,7 @@ struct rope_append {
     if (at.head < H) out = &q(at.n, at.head * s.head_dim + at.first);
     else if (at.head < H + G) out = &kv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.first);
     else out = &kv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.first);
-    if (at.turns && at.head < H + G) pair_turn(int(position), at.i, s)(a, b);
+    if (at.turns && at.head < H + G) pair_turn(int(position), frequency[at.i])(a, b);
     out[0] = a, out[at.apart] = b;
   }
 };
@@ -82,6 +83,7 @@ struct rope_append_backward {
   mat<const float> dq;
   kv_layer<float> dkv;
   token_rows rows;
+  vec<const double> frequency;  // (r / 2)
   attention_shape s;
   MOESKIP_HD void operator()(index_t index) const {
     const int H = s.heads, G = s.kv_heads;
@@ -93,7 +95,7 @@ struct rope_append_backward {
     else if (at.head < H + G) in = &dkv.keys.plane(slot)(position, (at.head - H) * s.head_dim + at.first);
     else in = &dkv.values.plane(slot)(position, (at.head - H - G) * s.head_dim + at.first);
     float a = in[0], b = in[at.apart];
-    if (at.turns && at.head < H + G) pair_turn(int(position), at.i, s).back()(a, b);
+    if (at.turns && at.head < H + G) pair_turn(int(position), frequency[at.i]).back()(a, b);
     out[0] = a, out[at.apart] = b;
   }
 };
@@ -101,11 +103,13 @@ struct rope_append_backward {
 }  // namespace phase
 
 namespace detail {
-/// Of each pair that is rotated (r / 2).
-inline std::vector<double> rope_frequencies(const attention_shape& s) {
-  std::vector<double> all;
-  for (int pair = 0; pair < s.rotated() / 2; ++pair) all.push_back(rope_frequency(pair, s));
-  return all;
+/// Of each pair that is rotated (r / 2). The calling thread keeps them for each shape that it has met.
+inline vec<const double> rope_frequencies(const attention_shape& s) {
+  const rope_stretch& r = s.stretch;
+  thread_local std::map<std::tuple<float, int, float, float, float, int>, std::vector<double>> tables;
+  std::vector<double>& table = tables[{s.rope_theta, s.rotated(), r.factor, r.low, r.high, r.original}];
+  for (int pair = int(table.size()); pair < s.rotated() / 2; ++pair) table.push_back(rope_frequency(pair, s));
+  return {table.data(), index_t(table.size())};
 }
 }  // namespace detail
 
@@ -113,7 +117,12 @@ template <> struct kernel<rope_append_t, on_cuda> {
   template <class B> static void run(B&, mat<float> q, kv_layer<float> kv, mat<const float> qkv, const token_rows& rows,
                                      const attention_shape& s) {
     using call = detail::device_call<rope_append_t, B>;
-    const phase::rope_append p{call::seen(q), call::seen(kv), call::seen(qkv), call::listed(rows), s};
+    const phase::rope_append p{call::seen(q),
+                               call::seen(kv),
+                               call::seen(qkv),
+                               call::listed(rows),
+                               call::listed(detail::rope_frequencies(s)),
+                               s};
     call::each(rows.size() * (p.query_heads() + 2 * s.kv_heads) * (s.head_dim / 2), p);
   }
 };
@@ -123,7 +132,8 @@ template <> struct kernel<rope_append_backward_t, on_cuda> {
                                      const token_rows& rows, const attention_shape& s) {
     using call = detail::device_call<rope_append_backward_t, B>;
     call::each(rows.size() * (s.heads + 2 * s.kv_heads) * (s.head_dim / 2),
-               phase::rope_append_backward{call::seen(dqkv), call::seen(dq), call::seen(dkv), call::listed(rows), s});
+               phase::rope_append_backward{call::seen(dqkv), call::seen(dq), call::seen(dkv), call::listed(rows),
+                                           call::listed(detail::rope_frequencies(s)), s});
   }
 };
 

@@ -98,23 +98,18 @@ struct note_choices {
     const index_t choices = r.chosen.size(), K = r.chosen.cols();
     for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
       past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = expert(c);
-    const int all = count(b, [](int e) { return e >= 0; });
     for (index_t item = b.block() * b.warps() + b.warp(); item < r.load.size(); item += b.blocks() * b.warps()) {
-      const int mine = count(b, [&](int e) { return e == item; });
-      if (b.lane() == 0) r.load[item] = all > 0 ? float(mine) / float(all) : 0.f;
+      int mine = 0, all = 0;
+      for (index_t c = b.lane(); c < choices; c += 32) {
+        const int e = expert(c);
+        mine += e == item, all += e >= 0;
+      }
+      const float own = b.warp_sum(float(mine)), of = b.warp_sum(float(all));  // whole numbers below 2^24
+      if (b.lane() == 0) r.load[item] = of > 0 ? own / of : 0.f;
     }
   }
 
  private:
-  /// Choices of experts that are which(expert), counted by a warp.
-  template <class Block, class Which> MOESKIP_HD int count(const Block& b, const Which& which) const {
-    int sum = 0;
-    for (index_t from = 0; from < r.chosen.size(); from += 32) {
-      const index_t c = from + b.lane();
-      sum += std::popcount(b.warp_which(c < r.chosen.size() && which(expert(c))));
-    }
-    return sum;
-  }
   /// 0 where a row's choices are different experts.
   MOESKIP_HD int bad_in(vec<const int> chosen) const {
     for (index_t k = 0; k < chosen.size(); ++k) {

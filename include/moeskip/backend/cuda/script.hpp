@@ -55,8 +55,10 @@ struct script_step {
   index_t count;
   const int* flag = nullptr;  // of a jump: taken where it is not 0; null: always
   int target = 0;
-  const void* soon = nullptr;  // weights that blocks ask for while they wait for the step to begin
+  const void* soon =
+      nullptr;  // weights that blocks ask for while they wait for the step to begin: its own or the next's
   index_t soon_bytes = 0;
+  bool begun = false;  // the step before has asked for the first of them
 };
 
 /// The steps of one script, and the memory that they need. Ops of its thread add to the one that is open.
@@ -80,6 +82,7 @@ class script_steps {
     if constexpr (requires { phase.first_weights(); }) {
       const auto weights = phase.first_weights();
       step.soon = weights.data(), step.soon_bytes = weights.size() * index_t(sizeof *weights.data());
+      step.begun = memory_idles_;
       if (memory_idles_)  // the phase before this one reads little: its blocks may as well ask for what comes then
         amend(index_t(records_.size()) - 1,
               [&](script_step& before) { before.soon = step.soon, before.soon_bytes = step.soon_bytes; });

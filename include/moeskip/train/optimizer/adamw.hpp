@@ -55,6 +55,7 @@ struct adamw {
       f("first_moment", tensors, first_moment), f("second_moment", tensors, second_moment);
     }
 
+    using takes_together = on;
     /// Whether neighbours a and b may be updated in one call: a cautious update counts signs in each tensor.
     static bool together(const adamw& o, const tensor_info& a, const tensor_info& b) {
       return !o.cautious && decays(a.kind) == decays(b.kind);

@@ -25,8 +25,9 @@ template <class O> struct only_exits : O {
 
     template <class F> void blocks(F&& f) { state.blocks(f); }
 
+    using takes_together = on;
     static bool together(const only_exits& o, const tensor_info& a, const tensor_info& b) {
-      if constexpr (requires { O::template on<B>::together(o, a, b); })
+      if constexpr (TakesTogether<typename O::template on<B>>)
         return is_exit(a) == is_exit(b) && O::template on<B>::together(o, a, b);
       else return false;
     }
