@@ -55,10 +55,10 @@ struct script_step {
   index_t count;
   const int* flag = nullptr;  // of a jump: taken where it is not 0; null: always
   int target = 0;
+  bool begun = false;  // the step before has asked for the first of the weights
   const void* soon =
       nullptr;  // weights that blocks ask for while they wait for the step to begin: its own or the next's
   index_t soon_bytes = 0;
-  bool begun = false;  // the step before has asked for the first of them
 };
 
 /// The steps of one script, and the memory that they need. Ops of its thread add to the one that is open.
