@@ -56,8 +56,8 @@ struct script_step {
   const int* flag = nullptr;  // of a jump: taken where it is not 0; null: always
   int target = 0;
   bool begun = false;  // the step before has asked for the first of the weights
-  const void* soon =
-      nullptr;  // weights that blocks ask for while they wait for the step to begin: its own or the next's
+  // Weights that blocks ask for while they wait for the step to begin: its own, or the next one's.
+  const void* soon = nullptr;
   index_t soon_bytes = 0;
 };
 
