@@ -16,6 +16,7 @@ function commit_run(status, seconds,   i, n) {
   }
   lines[stage] = pending
   state[stage] = status; took[stage] = seconds; last_line[stage] = last; passed[stage] = oks; broken[stage] = complaint
+  about[stage] = remark
   when[stage] = begin[3]; of_commit[stage] = begin[4]; of_card[stage] = begin[5]; of_toolkit[stage] = begin[6]
   stage = ""
 }
@@ -23,7 +24,7 @@ function commit_run(status, seconds,   i, n) {
 /^== begin \| / {
   commit_run("killed", "")
   n = split($0, begin, / \| /)
-  stage = begin[2]; pending = oks = 0; last = complaint = ""
+  stage = begin[2]; pending = oks = 0; last = complaint = remark = ""
   next
 }
 /^== end \| / { split($0, end, / \| /); if (end[2] == stage) commit_run(end[3], end[4]); next }
@@ -41,6 +42,7 @@ stage == "" { next }
 {
   if ($0 != "") last = $0
   if (/^ok /) ++oks
+  if (/^kernels for .*; /) remark = $0 # what build was asked for
   if (complaint == "" && tolower($0) ~ /failed|error|undefined reference/) complaint = $0
 }
 
@@ -60,7 +62,7 @@ function result_of(s) {
   if (state[s] == 124 || state[s] == 137) return "**stopped at its limit** after " took[s] " s" before
   if (state[s] != 0)
     return "**failed**: " cell(missed[s] != "" ? missed[s] : broken[s] != "" ? broken[s] : last_line[s])
-  return "done in " took[s] " s" (passed[s] ? ": " passed[s] " checks held" : "")
+  return "done in " took[s] " s" (passed[s] ? ": " passed[s] " checks held" : "") (about[s] != "" ? ": " about[s] : "")
 }
 # Why there is no such line.
 function why(s, what) {
@@ -76,7 +78,7 @@ function row(what, wanted, got, holds,   verdict) {
   verdict = holds == "" ? "not measured" : holds ? "held" : "**missed**"
   ++count[holds == "" ? "open" : holds ? "held" : "missed"]
   out("| " what " | " wanted " | " got " | " verdict " |")
-  gsub(/"/, "'", got); gsub(/\*\*/, "", verdict)
+  gsub(/"/, "'", got); gsub(/\*\*/, "", got); gsub(/\*\*/, "", verdict)
   printf "{\"date\": \"%s\", \"what\": \"%s\", \"wanted\": \"%s\", ", latest, what, wanted >jsonl
   printf "\"got\": \"%s\", \"verdict\": \"%s\"}\n", got, verdict >jsonl
 }
