@@ -2,8 +2,6 @@
 // if the router knows of lanes. One that looks at the token before chooses for a sequence's run of rows in order.
 #pragma once
 
-#include <bit>
-
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/ops/growing_text.hpp"
 #include "moeskip/ops/route.hpp"
