@@ -418,7 +418,7 @@ TEST_CASE("cpu ops: route, route_backward, balance_loss") {
       ms::route(s.backend, r, logits, router, call, s.memory);
       for (const int e : chosen) s.result(e);
       for (const int e : past) s.result(e);
-      const auto losses = ms::balance_loss(s.backend, r, logits, call);
+      const auto losses = losses_of(s.backend, r, logits, call, s.memory);
       s.result(losses.balance), s.result(losses.z), s.result(losses.change);
       const ms::auxiliary_weights weights{.balance = 0.3, .z = s.number(0, 1) * 0.2, .change = s.number(0, 1) * 0.4};
       ms::route_backward(s.backend, s.output(N, logits.cols()), s.input(N, K), logits, r, router, call, weights,

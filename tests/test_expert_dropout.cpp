@@ -114,8 +114,9 @@ TEST_CASE("expert dropout: one set for a step, a sequence or a token") {
   constexpr int E = 64, K = 2, sequences = 3, length = 70;
   const batch_rows rows(sequences, length);
   ms::arena memory;
+  ms::cpu<float> backend;
   const auto sets = [&](mask_scope scope) {
-    return ms::draw_survivors(experts::bernoulli{.p = 0.5f, .scope = scope}, key_at(2), rows.view(), E, K, memory);
+    return ms::survivors(backend, experts::bernoulli{.p = 0.5f, .scope = scope}, key_at(2), rows.view(), E, K, memory);
   };
   const ms::living_experts step = sets(mask_scope::step), sequence = sets(mask_scope::sequence),
                            token = sets(mask_scope::token);
@@ -134,7 +135,7 @@ TEST_CASE("expert dropout: one set for a step, a sequence or a token") {
   const ms::token_rows few{{slot.data(), count}, {position.data(), count}};
   for (const mask_scope scope : {mask_scope::sequence, mask_scope::token}) {
     const experts::bernoulli policy{.p = 0.5f, .scope = scope};
-    const ms::living_experts part = ms::draw_survivors(policy, key_at(2), few, E, K, memory);
+    const ms::living_experts part = ms::survivors(backend, policy, key_at(2), few, E, K, memory);
     for (int i = 0; i < count; ++i) CHECK(part.of(i) == (scope == mask_scope::token ? token : sequence).of(3 * i));
   }
 }
@@ -415,7 +416,7 @@ TEST_CASE_TEMPLATE("expert dropout: auxiliary losses count the survivors of each
   const ms::routing<T> r{memory.take<T>(2, 4), memory.take<int>(2, 2), memory.take<T>(2, 2), memory.take<T>(4)};
   ms::route(backend, r, l, ms::router::top_k<2>{}, call, memory);
   CHECK(std::vector<int>(r.chosen.begin(), r.chosen.end()) == std::vector<int>{3, 1, 1, 2});
-  const ms::auxiliary_losses<T> losses = ms::balance_loss(backend, r, l, call);
+  const ms::auxiliary_losses<T> losses = losses_of(backend, r, l, call, memory);
   // load (0, 2, 1, 1) / 4: the mean of 3 (2/8 2/4 + 5/8 1/4) and 2 (1/2 2/4 + 1/2 1/4)
   CHECK(losses.balance == doctest::Approx((3 * 9 / 32. + 2 * 3 / 8.) / 2));
   CHECK(losses.z == doctest::Approx((std::pow(std::log(8.), 2) + std::pow(std::log(2.), 2)) / 2));
@@ -434,7 +435,7 @@ TEST_CASE("expert dropout: a balanced router whose rows have sets of their own m
   const ms::routing<double> r{memory.take<double>(3, 3), memory.take<int>(3, 2), memory.take<double>(3, 2),
                               memory.take<double>(3)};
   ms::route(backend, r, logits, router, call, memory);
-  CHECK(ms::balance_loss(backend, r, logits, call).balance == doctest::Approx(2 / 3.));
+  CHECK(losses_of(backend, r, logits, call, memory).balance == doctest::Approx(2 / 3.));
   ms::route_backward(backend, dlogits, dgate, logits, r, router, call, {.balance = 1}, memory);
   for (const double g : dlogits) CHECK(std::abs(g) < 1e-15);
 }

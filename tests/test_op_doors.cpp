@@ -152,7 +152,7 @@ TEST_CASE_TEMPLATE("balance_loss: routings of other shapes", B, cpu, plain) {
   const ms::expert_set all = ms::expert_set::first(3);
   const ms::routing_call<float> call{.alive = {{&all, 1}}};
   const auto loss = [&](ms::mat<float> probability, ms::vec<float> load) {
-    ms::balance_loss(b, ms::routing<float>{probability, {}, {}, load}, z(2, 3), call);
+    losses_of(b, ms::routing<float>{probability, {}, {}, load}, z(2, 3), call, z.memory);
   };
   CHECK_THROWS_WITH_AS(loss(z(2, 4), z(4)), "balance_loss: logits must be (2, 4), got (2, 3)", ms::shape_error);
   CHECK_THROWS_WITH_AS(loss(z(3, 3), z(3)), "balance_loss: logits must be (3, 3), got (2, 3)", ms::shape_error);

@@ -377,7 +377,7 @@ template <class R> void check_router(const R& router) {
         const ms::routing<T> r{s.scratch(N, E), chosen, gate.value, s.scratch(E)};
         const ms::auxiliary_weights weights{.balance = 0.3, .z = z_weight, .change = 0.9};
         ms::route(s.backend, r, logits.value, router, call, s.memory);
-        const auto losses = ms::balance_loss(s.backend, r, logits.value, call);
+        const auto losses = losses_of(s.backend, r, logits.value, call, s.memory);
         s.add_to_loss(0.3 * losses.balance + z_weight * losses.z + 0.9 * losses.change);
         s.backward([&] {
           ms::route_backward(s.backend, logits.gradient, gate.gradient, logits.value, r, router, call, weights,

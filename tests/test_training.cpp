@@ -383,7 +383,7 @@ TEST_CASE_TEMPLATE("the balance loss counts living experts only", B, ms::referen
   ms::route(backend, r, l, router, call, memory);
   CHECK(std::vector<int>(r.chosen.begin(), r.chosen.end()) == std::vector<int>{3, 1, 0, 1});
   // load (1/4, 1/2, 0, 1/4), mean probability (5, 5, 0, 6) / 16: 3 · (5/64 + 10/64 + 6/64)
-  const ms::auxiliary_losses<T> losses = ms::balance_loss(backend, r, l, call);
+  const ms::auxiliary_losses<T> losses = losses_of(backend, r, l, call, memory);
   CHECK(losses.balance == doctest::Approx(3 * 21 / 64.0));
   CHECK(losses.z == doctest::Approx(std::log(8.) * std::log(8.)));
   // Its gradient, p (dp − Σ p dp) with dp = 3/2 · load = (3, 6, 0, 3) / 8.

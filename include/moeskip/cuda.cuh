@@ -2,8 +2,8 @@
 //   #include <moeskip/cuda.cuh>
 //   #include "my_variant.hpp"
 //   template struct moeskip::cuda_kernels<>;               // every phase
-//   template struct moeskip::cuda_program<my_variant>;     // what its router does per token, so that it runs on the device
-// The CMake helper moeskip_add_cuda(target) brings the first with routers of the library, and the flags that nvcc
+//   template struct moeskip::cuda_program<my_variant>;     // its router and expert dropout, which run on the device
+// The CMake helper moeskip_add_cuda(target) brings the first with policies of the library, and the flags that nvcc
 // needs, and defines MOESKIP_CUBLAS where it links cuBLAS.
 #pragma once
 
@@ -457,7 +457,7 @@ template <class... P> int keep_blocks(phase_list<P...>) {
 
 }  // namespace detail
 
-/// Kernels of every phase but those that routers make, for weights in float and bf16.
+/// Kernels of every phase but those that policies make, for weights in float and bf16.
 template <class... None> struct cuda_kernels {
   static int keep() {
     using namespace detail;
@@ -487,6 +487,11 @@ template <class... Routers> struct cuda_routers {
   }
 };
 
+/// Kernels of expert dropout alone, for training.
+template <class... Policies> struct cuda_expert_dropout {
+  static int keep() { return (0 + ... + detail::keep_each(each_of_dropout<Policies>{})); }
+};
+
 /// Kernels of the loops of decoder::on_device for weights W and a router: of each exit rule's early exit, and with
 /// exit_rule::fixed also of plain and of speculative decoding.
 template <class W, class Router, class... Rules> struct cuda_loops {
@@ -497,9 +502,12 @@ template <class W, class Router, class... Rules> struct cuda_loops {
   }
 };
 
-/// Kernels that variant V adds: its router, run per token on the device.
-template <class V> struct cuda_program : cuda_routers<typename V::router> {
-  static int keep() { return cuda_routers<typename V::router>::keep(); }
+/// Kernels that variant V adds: its router, run per token on the device, and its expert dropout, per set of survivors.
+template <class V> struct cuda_program
+    : cuda_routers<typename V::router>, cuda_expert_dropout<typename V::expert_dropout> {
+  static int keep() {
+    return cuda_routers<typename V::router>::keep() + cuda_expert_dropout<typename V::expert_dropout>::keep();
+  }
 };
 
 }  // namespace moeskip

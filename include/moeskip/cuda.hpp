@@ -19,6 +19,7 @@
 #include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/backend/cuda/growing_text.hpp"
 #include "moeskip/backend/cuda/linear.hpp"
+#include "moeskip/backend/cuda/masks.hpp"
 #include "moeskip/backend/cuda/norm_route.hpp"
 #include "moeskip/backend/cuda/program.hpp"
 #include "moeskip/backend/cuda/projection.hpp"

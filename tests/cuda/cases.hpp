@@ -224,7 +224,7 @@ template <class R> struct moe_case {
     const auto logits = t.numbers(N, E * ms::logits_per_expert<R>), dlogits = t.numbers(N, logits.cols());
     const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
     ms::route(t.backend, r, logits, router, call, t.memory);
-    const auto losses = ms::balance_loss(t.backend, r, logits, call);
+    const auto losses = losses_of(t.backend, r, logits, call, t.memory);
     const T made[3] = {losses.balance, losses.z, losses.change};
     t.keep(r.probability, r.gate, r.load, r.chosen, ms::vec<const T>(made, 3));
 

@@ -10,6 +10,7 @@
 #include "moeskip/backend/cpu/experts_backward.hpp"
 #include "moeskip/backend/cpu/gated_swiglu.hpp"
 #include "moeskip/backend/cpu/linear.hpp"
+#include "moeskip/backend/cpu/masks.hpp"
 #include "moeskip/backend/cpu/projection.hpp"
 #include "moeskip/backend/cpu/rms_norm.hpp"
 #include "moeskip/backend/cpu/rope.hpp"

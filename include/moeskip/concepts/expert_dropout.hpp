@@ -3,7 +3,7 @@
 //   mask_scope drawn_per() const                        how many rows share a set of survivors; without it, all of a step
 //   float output_dropout(const mask_key& key) const     chance that a chosen expert's output is left out for one token
 //   float activation_dropout(const mask_key& key) const chance that one unit of an expert's activation is 0 for one token
-// Of the last two the model draws the masks and divides what is left by 1 - p. Inference asks for none of this.
+// Of the two chances the model draws the masks and divides what is left by 1 - p. Inference asks for none of this.
 #pragma once
 
 #include <concepts>
@@ -42,9 +42,15 @@ template <class P> concept masks_activations = requires(const P& p, const mask_k
 };
 }  // namespace detail
 
-/// survivors(key, experts, at_least) returns a set of at least `at_least` of the experts. Where a set belongs to one
-/// sequence or token, rows are asked for on several threads.
+/// survivors(key, experts, at_least) returns a set of at least `at_least` of the experts. Rows are asked for on several
+/// threads; on a GPU by the GPU's, so there it is a MOESKIP_HD function.
 template <class P> concept ExpertDropout =
     detail::names_itself<P> && detail::comparable<P> && detail::tells_survivors<P>;
+
+/// Who shares a draw of a policy.
+template <ExpertDropout P> constexpr mask_scope scope_of(const P& dropout) {
+  if constexpr (detail::has_scope<P>) return dropout.drawn_per();
+  else return mask_scope::step;
+}
 
 }  // namespace moeskip

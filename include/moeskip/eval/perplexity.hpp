@@ -29,13 +29,15 @@ template <class V, class B, class Tape> std::vector<exit_quality> evaluate(model
   const index_t windows = for_windows(tokens, s.context, options, memory, [&](const window_group& g) {
     kv_on_arena<T> kv(memory, g.sequences, g.length, s.kv_groups() * s.head_size());
     mat<T> x = memory.take<T>(g.inputs.size(), s.dim);
+    const vec<T> losses = memory.take<T>(g.inputs.size());
     m.embed(x, g.inputs);
     int depth = 0;
     for (exit_quality& q : quality) {
       x = m.run_layers(depth, q.exit_layer, x, kv, g.rows, tape);
       depth = q.exit_layer;
-      const T loss = detail::exit_loss<V, B>(m, q.exit_layer, x, g.targets, 0, {}, nullptr, memory);
-      q.bits_per_token += double(real_part(loss)) * double(g.inputs.size());
+      detail::exit_losses<V, B>(m, losses, q.exit_layer, x, g.targets, 0, {}, nullptr, memory);
+      settle(m.backend());
+      q.bits_per_token += double(real_part(detail::mean<T>(losses))) * double(g.inputs.size());
     }
   });
   for (exit_quality& q : quality) q.bits_per_token /= double(windows * options.length) * std::numbers::ln2;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -50,6 +51,13 @@ class arena {
   };
   scope_guard scope() { return scope_guard(*this); }
 
+  /// Another one, of the host's own memory, for what no op reads where it stands: records, lists. Where a backend runs
+  /// late, what was given back here may still be written to; there nobody but the host writes.
+  arena& of_host() {
+    if (!host_) host_.reset(new arena(&host_memory));
+    return *host_;
+  }
+
   std::size_t used() const { return top_.before + top_.used; }  // bytes, now
   std::size_t high_water() const { return high_water_; }        // bytes, the most there ever were
   std::size_t blocks() const { return blocks_.size(); }         // heap allocations so far
@@ -61,14 +69,18 @@ class arena {
       top_.before += top_.used, top_.below += std::size_t(blocks_[top_.block].size());
       ++top_.block, top_.used = 0;
     }
-    if (top_.block == blocks_.size())
-      blocks_.emplace_back(index_t(std::max({n, first_block, top_.below})));  // doubling
+    if (top_.block == blocks_.size())  // doubling
+      blocks_.emplace_back(index_t(std::max({n, first_block, top_.below})), from_ ? *from_ : buffers_from);
     void* p = blocks_[top_.block].data() + top_.used;
     top_.used += n;
     high_water_ = std::max(high_water_, used());
     return p;
   }
 
+  explicit arena(const memory_source* from) : from_(from) {}
+
+  const memory_source* from_ = nullptr;  // null: where buffers are taken from by then
+  std::unique_ptr<arena> host_;
   std::vector<buffer<std::byte>> blocks_;
   position top_;
   std::size_t high_water_ = 0;

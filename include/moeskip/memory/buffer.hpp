@@ -37,14 +37,13 @@ template <class T> class buffer {
 
  public:
   buffer() = default;
-  explicit buffer(index_t size) : size_(size) {
+  explicit buffer(index_t size, const memory_source& from = buffers_from) : size_(size) {
     if (size == 0) return;
     MOESKIP_CHECK(error, size > 0 && std::size_t(size) <= most, "out of memory: ", size, " elements of ", sizeof(T),
                   " bytes were asked for");
     const std::size_t bytes = std::size_t(size) * sizeof(T);
     const std::size_t align = bytes >= 2 * huge_page ? huge_page : alignment;
-    data_ = {static_cast<T*>(allocate(bytes, align)),
-             release{.bytes = bytes, .align = align, .give = buffers_from.give}};
+    data_ = {static_cast<T*>(allocate(bytes, align, from)), release{.bytes = bytes, .align = align, .give = from.give}};
 #if defined(__linux__)
     if (align == huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice: a refusal changes nothing
 #endif
@@ -72,9 +71,9 @@ template <class T> class buffer {
   const T& operator[](index_t i) const { return data_[std::size_t(i)]; }
 
  private:
-  static void* allocate(std::size_t bytes, std::size_t align) {
+  static void* allocate(std::size_t bytes, std::size_t align, const memory_source& from) {
     try {
-      return buffers_from.take(bytes, align);
+      return from.take(bytes, align);
     } catch (const std::bad_alloc&) {
       fail("out of memory: ", bytes, " bytes were asked for");
     }

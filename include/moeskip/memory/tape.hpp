@@ -12,6 +12,7 @@
 #include "moeskip/base/rng.hpp"
 #include "moeskip/concepts/observer.hpp"
 #include "moeskip/memory/arena.hpp"
+#include "moeskip/tensor/routing.hpp"
 
 namespace moeskip {
 
@@ -64,11 +65,19 @@ template <class T> class tape {
   static constexpr bool records = true;
   /// Throws config_error unless progress is in [0, 1].
   tape(arena& memory, seed key, std::uint64_t step_number, double share_done = 1)
-      : from(key), step(step_number), progress(share_done), memory_(memory) {
+      : from(key),
+        step(step_number),
+        progress(share_done),
+        memory_(memory),
+        of_host_(memory.of_host().scope()),
+        auxiliary_(memory.take_zeroed<auxiliary_losses<T>>(1)),
+        unsound_(memory.take_zeroed<int>(1)) {
     MOESKIP_CHECK(config_error, progress >= 0 && progress <= 1, "tape: progress must be in [0, 1], got ", progress);
   }
 
   arena& memory() { return memory_; }
+  /// For lists that the host makes; they live as long as the tape.
+  arena& lists() { return memory_.of_host(); }
   struct nothing {
     nothing() {}  // user-provided, so that an unused scope is no warning
     ~nothing() {}
@@ -80,7 +89,7 @@ template <class T> class tape {
 
   template <class Record> void save(const Record& record) {
     static_assert(std::is_trivially_copyable_v<Record>);
-    top_ = new (memory_.take<node<Record>>(1).data()) node<Record>{{&tag<Record>, top_}, record};
+    top_ = new (lists().template take<node<Record>>(1).data()) node<Record>{{&tag<Record>, top_}, record};
   }
   template <class Record> Record pop() {
     MOESKIP_CHECK(error, top_ && top_->kind == &tag<Record>, "tape: backward pops another record than forward saved");
@@ -92,9 +101,18 @@ template <class T> class tape {
   const seed from;
   const std::uint64_t step;
   const double progress;
-  T balance{}, z{}, change{};  // auxiliary losses of the routers, unweighted, summed over layers
-  T open_gates{};              // mean chance that a token runs a layer with a gate, summed over such layers
-  int gates = 0;               // how many those were
+  T open_gates{};  // mean chance that a token runs a layer with a gate, summed over such layers
+  int gates = 0;   // how many those were
+
+  // What routers leave behind, in memory of ops: whoever looks settles before.
+  vec<auxiliary_losses<T>> auxiliary() { return auxiliary_; }  // (1) unweighted, summed over layers
+  vec<int> unsound() { return unsound_; }                      // (1) not 0: some layer's choices are none
+  /// On a backend that runs late, choices are looked at when the call of layers has ended.
+  struct late_choice {
+    routing<T> r;
+    living_experts alive;
+  };
+  std::vector<late_choice>& late() { return late_; }
 
  private:
   template <class Record> static inline const char tag = 0;  // its address names the type
@@ -104,6 +122,10 @@ template <class T> class tape {
   };
   template <class Record> struct node : link { Record record; };
   arena& memory_;
+  arena::scope_guard of_host_;
+  vec<auxiliary_losses<T>> auxiliary_;
+  vec<int> unsound_;
+  std::vector<late_choice> late_;
   const link* top_ = nullptr;
 };
 

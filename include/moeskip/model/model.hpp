@@ -101,17 +101,40 @@ template <class V, class B> class model {
     static_assert(Tape::records || Observer<Tape, B>,
                   "moeskip: what looks on while a model infers derives from ms::no_tape and hides its functions. See "
                   "moeskip/concepts/observer.hpp");
-    check_layers(first, last);
-    if constexpr (runs_late<B> && !Tape::records) {
+    if constexpr (Tape::records) {
+      x = layers_forward(first, last, x, kv, rows, tape);
+      settle_layers(tape);
+    } else if constexpr (runs_late<B>) {
       const auto lasting = tape.lasting().scope();
       tape.late().clear();
       x = layers_forward(first, last, x, kv, rows, tape);
       if (keeps(backend_)) return x;  // nothing has been chosen yet
+      settle(backend_);
       for (const auto& [layer, r] : tape.late()) moe_of(layer).told(layer, r, rows, tape);
-      return x;
     } else {
-      return layers_forward(first, last, x, kv, rows, tape);
+      x = layers_forward(first, last, x, kv, rows, tape);
     }
+    return x;
+  }
+
+  /// What run_layers() asks for. Who records looks at nothing of it before settle_layers(tape).
+  template <class KeysValues, class Tape>
+  mat<T> layers_forward(int first, int last, mat<T> x, KeysValues& kv, const token_rows& rows, Tape& tape) {
+    check_layers(first, last);
+    const forgets_on_failure guard(backend_);
+    for (int l = first; l < last; ++l) {
+      auto scope = tape.layer_scope();
+      if constexpr (!Tape::records)
+        if ((tape.asks() == ask_ahead::foreseen || tape.foretells()) && l + 1 < layers() && sizes().is_moe(l + 1))
+          moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
+      x = run_layer(l, x, kv.layer(l), rows, tape);
+    }
+    return x;
+  }
+  /// Waits for layers that were recorded. Throws config_error where a router's choices are none.
+  template <class Tape> void settle_layers(Tape& tape) {
+    settle(backend_);
+    moe<V, B>::expect_sound(tape);
   }
 
   /// Layer dropout: whether a sequence takes part in layer l of a training step. It skips the layer with the policy's
@@ -234,27 +257,8 @@ template <class V, class B> class model {
                                                  config_.layer_skip};
   }
 
-  template <class KeysValues, class Tape>
-  mat<T> layers_forward(int first, int last, mat<T> x, KeysValues& kv, const token_rows& rows, Tape& tape) {
-    try {
-      for (int l = first; l < last; ++l) {
-        auto scope = tape.layer_scope();
-        if constexpr (!Tape::records)
-          if ((tape.asks() == ask_ahead::foreseen || tape.foretells()) && l + 1 < layers() && sizes().is_moe(l + 1))
-            moe_of(l + 1).foresee(backend_, l + 1, x, kv.layer(l + 1), rows, tape);
-        x = run_layer(l, x, kv.layer(l), rows, tape);
-      }
-      hand_over(backend_);
-      return x;
-    } catch (...) {
-      forget(backend_);
-      throw;
-    }
-  }
-
   template <class Tape> mat<T> run_layer(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
     if constexpr (Tape::records) {
-      settle(backend_);
       const participation part = draw_participants(l, rows, tape);
       if (!part.everyone) return run_selected(l, x, kv, rows, part, tape);
       mat<T> y = block_forward(l, x, kv, rows, tape);
@@ -310,7 +314,7 @@ template <class V, class B> class model {
 
   template <class Tape> participation draw_participants(int l, const token_rows& rows, Tape& tape) {
     if (config_.layer_dropout.probability(l, layers(), tape.progress) <= 0) return {true, {}};
-    vec<int> selected = tape.memory().template take<int>(rows.size());
+    vec<int> selected = tape.lists().template take<int>(rows.size());
     index_t count = 0;
     for (index_t n = 0; n < rows.size(); ++n)
       if (participates(l, rows.slot[n], tape.from, tape.step, tape.progress)) selected[count++] = int(n);
@@ -325,7 +329,7 @@ template <class V, class B> class model {
     if (const index_t M = part.selected.size(); M > 0) {
       mat<T> few = memory.template take<T>(M, x.cols());
       gather_rows(backend_, few, x, part.selected);
-      few = block_forward(l, few, kv, select_rows(rows, part.selected, memory), tape);
+      few = block_forward(l, few, kv, select_rows(rows, part.selected, tape.lists()), tape);
       scatter_rows(backend_, y, few, part.selected);
     }
     tape.save(part);

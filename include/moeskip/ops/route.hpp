@@ -18,18 +18,13 @@
 
 namespace moeskip {
 
-/// The experts that each row may choose: one set for all rows, or one per row.
-struct living_experts {
-  vec<const expert_set> sets;  // (1) or (N)
-  MOESKIP_HD const expert_set& of(index_t n) const { return sets[sets.size() == 1 ? 0 : n]; }
-};
-
 /// What a routing knows beside its logits.
 template <class T> struct routing_call {
   living_experts alive{};
   token_rows rows{};    // (N); empty: rows stand alone
   cube<int> past{};     // (S, C, K) experts of earlier tokens, read and written; empty: none are kept
   vec<const T> bias{};  // (E) selection bias; empty: none
+  vec<int> unsound{};   // (1) where a backend that runs late says that some row's choices are none; empty: it does not
   int layer = 0;
   bool training = false;  // then `from` and `step` key the router's noise
   seed from{};
@@ -37,13 +32,6 @@ template <class T> struct routing_call {
   double progress = 1;  // of the training
 };
 
-template <class T> struct auxiliary_losses {
-  T balance{}, z{}, change{};  // unweighted
-  auxiliary_losses& operator+=(const auxiliary_losses& more) {
-    balance += more.balance, z += more.z, change += more.change;
-    return *this;
-  }
-};
 struct auxiliary_weights {
   double balance = 0, z = 0, change = 0;
 };
@@ -187,18 +175,17 @@ struct route_backward_t {
 };
 inline constexpr route_backward_t route_backward{};
 
-/// The auxiliary losses of a routing, unweighted. Throws shape_error.
+/// sum (1) += the auxiliary losses of a routing, unweighted. Throws shape_error.
 struct balance_loss_t {
   static constexpr const char* name = "balance_loss";
-  template <class B> auxiliary_losses<scalar_t<B>> operator()(B& b, const routing<scalar_t<B>>& r,
-                                                              mat<const scalar_t<B>> logits,
-                                                              const routing_call<scalar_t<B>>& call) const {
-    auxiliary_losses<scalar_t<B>> losses;
+  template <class B>
+  void operator()(B& b, vec<auxiliary_losses<scalar_t<B>>> sum, const routing<scalar_t<B>>& r,
+                  mat<const scalar_t<B>> logits, const routing_call<scalar_t<B>>& call) const {
+    expect_shape(name, "sum", sum, 1);
     expect_shape(name, "load", r.load, r.probability.cols());
     const index_t E = r.probability.cols(), per_expert = logits.cols() ? std::max<index_t>(1, logits.cols() / E) : 0;
     expect_shape(name, "logits", logits, r.probability.rows(), E * per_expert);
-    run_kernel<balance_loss_t>(b, losses, r, logits, call);
-    return losses;
+    run_kernel<balance_loss_t>(b, sum, r, logits, call);
   }
 };
 inline constexpr balance_loss_t balance_loss{};
@@ -272,10 +259,12 @@ template <> struct kernel<route_backward_t, on_reference> {
 };
 
 template <> struct kernel<balance_loss_t, on_reference> {
-  template <class B, class T> static void run(B&, auxiliary_losses<T>& losses, const routing<T>& r, mat<const T> logits,
-                                              const routing_call<T>& call) {
+  template <class B, class T> static void run(B&, vec<auxiliary_losses<T>> sum, const routing<T>& r,
+                                              mat<const T> logits, const routing_call<T>& call) {
     const index_t following = detail::following(call.rows);
+    auxiliary_losses<T> losses;
     for (index_t n = 0; n < r.probability.rows(); ++n) losses += row(r, logits, call, following, n);
+    sum[0] += losses;
   }
 
   /// What row n adds.

@@ -66,7 +66,6 @@ template <class V, class B> struct attention {
     if constexpr (Tape::records) attend(b, o, q, kv, rows, shape, memory);
     mat<T> y = tape.successor(x);
     linear(b, y, o, w.o, x);
-    if constexpr (Tape::records) settle(b);  // the tape writes where qkv was
     tape.save(saved{x, h, q, o, input, kv, rows});
     return y;
   }

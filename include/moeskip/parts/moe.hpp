@@ -103,8 +103,8 @@ template <class V, class B> struct moe {
     const choice made = choose(b, layer, x, kv, rows, sorts ? limit : norm_route.unsorted, tape);
     const mat<T> h = made.h, logits = made.logits;
     const routing<T>& r = made.r;
-    if (looks_at_choices(tape)) see(b, r, made.call.alive);
     if constexpr (!Tape::records) {
+      if (looks_at_choices(tape)) see(b, r, made.call.alive);
       if (changes_choices(tape)) keep_best(r, tape.most_experts());
       if (tape.asks() != ask_ahead::nothing) ask_for(r);
     }
@@ -129,11 +129,10 @@ template <class V, class B> struct moe {
       tell(layer, r, rows, tape);
     } else {
       const mask_key key = key_of(layer, tape);
-      const routing<T> weighted = weights_of(r, key, rows, memory);
+      const routing<T> weighted = weights_of(b, r, key, rows, memory);
       experts(b, y, gate_up, x, h, weighted, plan, w.experts, memory, draw_activations(dropout, key, rows));
       w.shared.forward(b, y, h, size, tape);
-      const auxiliary_losses<T> losses = balance_loss(b, r, logits, made.call);
-      tape.balance += losses.balance, tape.z += losses.z, tape.change += losses.change;
+      balance_loss(b, tape.auxiliary(), r, logits, made.call);
       tape.save(saved{x, h, logits, gate_up, r, weighted, plan, made.call, key});
     }
     return y;
@@ -152,6 +151,15 @@ template <class V, class B> struct moe {
       if (tape.asks() == ask_ahead::foreseen) ask_for(r);
       tape.foreseen(layer, r, rows);
     }
+  }
+
+  /// Throws config_error where the router of some layer that this tape has recorded made choices that are none. All that
+  /// the layers asked for is done.
+  template <class Tape> static void expect_sound(Tape& tape) {
+    if (tape.unsound()[0] == 0) return;
+    for (const auto& [r, alive] : tape.late())
+      expect_survivors(V::expert_dropout::name, alive, K), expect_choices(r, alive);
+    fail("a router's choices were found to be none, and on a second look are sound");
   }
 
   /// Tells the tape what was chosen, when a call has ended. Throws config_error for choices that are none.
@@ -174,10 +182,8 @@ template <class V, class B> struct moe {
     mat<T> dgate = memory.take<T>(N, K), dlogits = memory.take<T>(N, s.logits.cols());
     experts_backward(b, dh, dgate, dw.experts, dx, s.gate_up, s.h, s.weighted, s.plan, w.experts, memory,
                      draw_activations(dropout, s.key, s.call.rows));
-    if constexpr (detail::masks_outputs<typename V::expert_dropout>) {
-      settle(b);
-      mask_outputs(dropout, s.key, s.call.rows, s.chosen.chosen, dgate);
-    }
+    if (const output_mask mask = draw_outputs(dropout, s.key, s.call.rows); mask.masks())
+      mask_outputs(b, dgate, dgate, s.chosen.chosen, mask);
     if constexpr (scores) {
       const auxiliary_weights weights{auxiliary * router::balance_weight(policy), auxiliary * router::z_weight(policy),
                                       auxiliary * router::change_weight(policy)};
@@ -210,11 +216,15 @@ template <class V, class B> struct moe {
     arena& lasting = lasting_memory(tape);
     const index_t N = x.rows(), E = size.experts;
     const mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
-    if constexpr (Tape::records) settle(b);
-    const routing_call<T> call = call_of(layer, kv, rows, tape);
+    const routing_call<T> call = call_of(b, layer, kv, rows, tape);
     const routing<T> r{lasting.take<T>(N, E), lasting.take<int>(N, K), lasting.take<T>(N, K), lasting.take<T>(E)};
     const dispatch plan = norm_route(b, h, logits, r, x, {w.norm, w.router_rows, w.selection_bias}, size.norm_eps,
                                      policy, call, capacity, memory);
+    if constexpr (Tape::records && runs_late<B>) {
+      // Experts that choose rows have been waited for.
+      if constexpr (ChoosesRows<R>) expect_survivors(V::expert_dropout::name, call.alive, K);
+      else tape.late().push_back({r, call.alive});
+    }
     return {h, logits, call, r, plan};
   }
 
@@ -225,7 +235,7 @@ template <class V, class B> struct moe {
   /// Whether the host looks at choices as soon as they are made, and not only when the call of layers ends: a backend
   /// that runs late is then waited for.
   template <class Tape> static bool looks_at_choices(const Tape& tape) {
-    if constexpr (Tape::records || V::layer_skip::has_gates) return true;
+    if constexpr (V::layer_skip::has_gates) return true;
     else return tape.most_experts() < K || tape.asks() != ask_ahead::nothing || tape.foretells();
   }
   /// Whether the host leaves rows fewer experts than they chose.
@@ -265,10 +275,11 @@ template <class V, class B> struct moe {
   }
 
   template <class Tape>
-  routing_call<T> call_of(int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+  routing_call<T> call_of(B& b, int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     routing_call<T> call{.alive = {}, .rows = rows, .past = kv.experts, .layer = layer};
     if constexpr (Tape::records) {
-      call.alive = draw_survivors(dropout, key_of(layer, tape), rows, size.experts, K, tape.memory());
+      call.alive = survivors(b, dropout, key_of(layer, tape), rows, size.experts, K, tape.memory());
+      call.unsound = tape.unsound();
       call.training = true, call.from = tape.from, call.step = tape.step, call.progress = tape.progress;
     } else {
       expert_set& alive = tape.alive();  // not in memory that a device may be writing to
@@ -300,11 +311,10 @@ template <class V, class B> struct moe {
 
   /// The routing with the weights that the experts' outputs have: the gates, unless expert dropout masks outputs. The
   /// router's backward needs the gates themselves.
-  routing<T> weights_of(routing<T> r, const mask_key& key, const token_rows& rows, arena& memory) const {
-    if constexpr (detail::masks_outputs<typename V::expert_dropout>) {
+  routing<T> weights_of(B& b, routing<T> r, const mask_key& key, const token_rows& rows, arena& memory) const {
+    if (const output_mask mask = draw_outputs(dropout, key, rows); mask.masks()) {
       const mat<T> weight = memory.take<T>(r.gate.rows(), r.gate.cols());
-      std::copy(r.gate.begin(), r.gate.end(), weight.begin());
-      mask_outputs(dropout, key, rows, r.chosen, weight);
+      mask_outputs(b, weight, r.gate, r.chosen, mask);
       r.gate = weight;
     }
     return r;

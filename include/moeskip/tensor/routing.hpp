@@ -2,6 +2,7 @@
 //   N rows   E experts   K experts per row   M <= N·K assignments that are not dropped
 #pragma once
 
+#include "moeskip/base/bit_set.hpp"
 #include "moeskip/tensor/planes.hpp"
 
 namespace moeskip {
@@ -11,6 +12,21 @@ template <class T> struct routing {
   mat<int> chosen;     // (N, K) distinct experts, best first
   mat<T> gate;         // (N, K)
   vec<T> load;         // (E) share of the N·K choices that fell on each expert; sums to 1
+};
+
+/// The experts that each row may choose: one set for all rows, or one per row.
+struct living_experts {
+  vec<const expert_set> sets;  // (1) or (N)
+  MOESKIP_HD const expert_set& of(index_t n) const { return sets[sets.size() == 1 ? 0 : n]; }
+};
+
+/// What routers lose beside the model's own loss; ops/route.hpp has the formulas.
+template <class T> struct auxiliary_losses {
+  T balance{}, z{}, change{};  // unweighted
+  MOESKIP_HD auxiliary_losses& operator+=(const auxiliary_losses& more) {
+    balance += more.balance, z += more.z, change += more.change;
+    return *this;
+  }
 };
 
 /// Assignments in order of expert, then of row: each expert's weights are read once, and every row's experts are

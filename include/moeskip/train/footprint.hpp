@@ -48,18 +48,18 @@ template <class V, class T> row_bytes moe_bytes(const config<V>& c) {
       size * (D + D + K + logits + std::max(of_assignments(F + D), in_shared))};  // dh twice, dgate, dlogits
 }
 
-/// A head's logits, normed rows, their gradients and losses, with those of a teacher where exits are distilled.
+/// A head's logits, normed rows and their gradients, with those of a teacher and all losses where exits are distilled.
 template <class V, class B> index_t head_bytes(const model<V, B>& m, index_t N, int exit_layer, bool distilled) {
   const index_t V_ = m.sizes().vocab, D = m.sizes().dim, rows = logit_rows<B>(N, V_);
   const index_t r = m.weights().head(exit_layer).down.rows(), copies = distilled ? 2 : 1;
-  const index_t losses = N * (distilled ? 2 * (m.layers() + 1) : 1);
+  const index_t losses = distilled ? 2 * N * (m.layers() + 1) : 0;
   return index_t(sizeof(scalar_t<B>)) * (rows * (copies * (V_ + D) + D + (r ? 2 * r + D : 0)) + losses);
 }
 
 }  // namespace detail
 
 /// What loss_and_gradient will take from the arena, scratch of the cpu backend's kernels included; other backends need
-/// less. Left out is what does not grow with the batch, a few KB a layer. Rows that layer dropout takes out of a layer
+/// less. Left out is what does not grow with the batch, a few KB a layer, and lists of the host. Rows that layer dropout takes out of a layer
 /// count for what they still need. Assumes that no assignment is dropped over capacity.
 template <class V, class B>
 activation_bytes training_activations(const model<V, B>& m, int sequences, int length, const exit_weights& weights,
@@ -75,8 +75,7 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
     index_t M = 0, few = 0;
     for (int i = 0; i < sequences; ++i) M += length * m.participates(l, i, masks, step, options.progress);
     bytes.kept += N * kv;
-    if (m.configuration().layer_dropout.probability(l, s.layers, options.progress) > 0) bytes.kept += N * ints;
-    if (M < N) bytes.kept += N * stream + M * (stream + 3 * ints), few = M * stream;
+    if (M < N) bytes.kept += (N + M) * stream, few = M * stream;
     if (M == 0) continue;
     if (m.configuration().has_gate(l))  // normed, y, logit, opened; in backward past, dh, dlogit
       bytes.kept += M * (2 * stream + 2 * index_t(sizeof(T))), few += M * (2 * stream + index_t(sizeof(T)));
@@ -88,7 +87,7 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
   }
   for (int e = 1; e <= s.layers; ++e) {
     if (weights[std::size_t(e)] == 0 && e < s.layers) continue;
-    bytes.kept += N * stream;
+    bytes.kept += N * (stream + (options.distill > 0 ? 0 : index_t(sizeof(T))));  // and the losses
     bytes.passing = std::max(bytes.passing, detail::head_bytes(m, N, e, options.distill > 0));
   }
   return bytes;

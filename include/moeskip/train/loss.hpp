@@ -51,10 +51,12 @@ template <class B> index_t logit_rows(index_t rows, index_t vocab) {
   return std::min(rows, std::max<index_t>(64, logits_at_once<B> / vocab));
 }
 
-/// Mean cross-entropy of one exit over x (N, D). With grads: dx (N, D) += weight times its gradient, and the head's.
-template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer, mat<const scalar_t<B>> x,
-                                                  vec<const int> targets, double weight, mat<scalar_t<B>> dx,
-                                                  model_weights<V, scalar_t<B>>* grads, arena& memory) {
+/// losses (N) = the cross-entropy of one exit over x (N, D). With grads: dx (N, D) += weight times the gradient of their
+/// mean, and the head's. Whoever reads them settles.
+template <class V, class B>
+void exit_losses(model<V, B>& m, vec<scalar_t<B>> losses, int exit_layer, mat<const scalar_t<B>> x,
+                 vec<const int> targets, double weight, mat<scalar_t<B>> dx, model_weights<V, scalar_t<B>>* grads,
+                 arena& memory) {
   using T = scalar_t<B>;
   const auto scope = memory.scope();
   const forgets_on_failure guard(m.backend());
@@ -62,7 +64,6 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
   const double scale = grads ? weight / double(N) : 0;
   mat<T> logits = memory.take<T>(rows, m.sizes().vocab);
   mat<T> h = memory.take<T>(rows, x.cols());
-  vec<T> losses = memory.take<T>(N);
   for (index_t first = 0; first < N; first += rows) {
     const index_t count = std::min(rows, N - first);
     const mat<T> chunk = logits.rows(0, count), normed = h.rows(0, count);
@@ -71,10 +72,12 @@ template <class V, class B> scalar_t<B> exit_loss(model<V, B>& m, int exit_layer
     if (scale == 0) continue;  // no gradient is wanted, and cross_entropy left none in the logits
     m.head_backward(dx.rows(first, count), *grads, chunk, x.rows(first, count), normed, exit_layer, memory);
   }
-  settle(m.backend());  // once, however many parts there were
+}
+
+template <class T> T mean(vec<const T> losses) {
   T sum{};
   for (const T& loss : losses) sum += loss;
-  return sum / T(real_t<T>(N));
+  return sum / T(real_t<T>(losses.size()));
 }
 
 /// A residual stream for each exit layer.
@@ -160,28 +163,34 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   training_losses<T> losses;
 
   detail::exit_streams<T> x_exit{}, dx_exit{};
+  std::array<vec<T>, std::size_t(layer_set::capacity) + 1> ce{};  // (N)
   mat<T> x = memory.take<T>(N, s.dim);
   m.embed(x, data.inputs);
   for (int e = 1; e <= s.layers; ++e) {
-    x = m.run_layers(e - 1, e, x, kv, rows, record);
+    x = m.layers_forward(e - 1, e, x, kv, rows, record);
     const double weight = weights[std::size_t(e)];
     if (weight == 0 && e < s.layers) continue;
     mat<T>& dx = dx_exit[std::size_t(e)] = memory.take<T>(N, s.dim);
     fill_with(m.backend(), {dx.data(), dx.size()}, 0);
     x_exit[std::size_t(e)] = x;  // the tape keeps it
     if (options.distill > 0) continue;
-    T& loss = losses.exits[std::size_t(e)];
-    loss = detail::exit_loss(m, e, x, data.targets, weight, dx, &grads, memory);
-    losses.total += T(real_t<T>(weight)) * loss;
+    ce[std::size_t(e)] = memory.take<T>(N);
+    detail::exit_losses(m, ce[std::size_t(e)], e, x, data.targets, weight, dx, &grads, memory);
   }
-
+  m.settle_layers(record);
+  for (int e = 1; e <= s.layers; ++e) {
+    if (ce[std::size_t(e)].size() == 0) continue;
+    T& loss = losses.exits[std::size_t(e)] = detail::mean<T>(ce[std::size_t(e)]);
+    losses.total += T(real_t<T>(weights[std::size_t(e)])) * loss;
+  }
   if (options.distill > 0)
     detail::distilled_losses(m, x_exit, dx_exit, data.targets, weights, options.distill, grads, losses, memory);
 
   const int moe_layers = std::max(1, s.moe_layers());
   const auto& policy = m.configuration().router;
   const T layers = T(real_t<T>(moe_layers));
-  losses.balance = record.balance / layers, losses.z = record.z / layers, losses.change = record.change / layers;
+  const auxiliary_losses<T>& routers = record.auxiliary()[0];
+  losses.balance = routers.balance / layers, losses.z = routers.z / layers, losses.change = routers.change / layers;
   losses.total += T(real_t<T>(router::balance_weight(policy))) * losses.balance;
   losses.total += T(real_t<T>(router::z_weight(policy))) * losses.z;
   losses.total += T(real_t<T>(router::change_weight(policy))) * losses.change;

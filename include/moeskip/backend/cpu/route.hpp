@@ -43,7 +43,7 @@ template <> struct kernel<route_backward_t, on_cpu> {
 };
 
 template <> struct kernel<balance_loss_t, on_cpu> {
-  template <class B> static void run(B&, auxiliary_losses<float>& losses, const routing<float>& r,
+  template <class B> static void run(B&, vec<auxiliary_losses<float>> sum, const routing<float>& r,
                                      mat<const float> logits, const routing_call<float>& call) {
     struct by_row;
     const index_t rows = r.probability.rows(), following = detail::following(call.rows);
@@ -55,7 +55,9 @@ template <> struct kernel<balance_loss_t, on_cpu> {
             parts[n] = kernel<balance_loss_t, on_reference>::row(r, logits, call, following, n);
         },
         64);
+    auxiliary_losses<float> losses;
     for (index_t n = 0; n < rows; ++n) losses += parts[n];  // in order: the same bits on any number of threads
+    sum[0] += losses;
   }
 };
 

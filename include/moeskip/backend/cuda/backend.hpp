@@ -110,6 +110,10 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
     else there = Driver::list(list.data(), bytes);
     return {static_cast<const T*>(there), list.size()};
   }
+  /// What an op may have written where it stands, or a list of the host's.
+  template <class T> static vec<const T> seen_or_listed(vec<const T> v) {
+    return reached_memory::has(v.data(), std::size_t(v.size()) * sizeof(T)) ? v : listed(v);
+  }
   static vec<const int> listed(const std::vector<int>& list) {
     return listed(vec<const int>(list.data(), index_t(list.size())));
   }

@@ -85,7 +85,7 @@ template <> struct kernel<norm_route_t, on_cuda> {
                                eps},
                     .rows = {r, logits, router, here},
                     .bias = call::seen(w.bias),
-                    .note = {r, here.rows, here.past, call::bad_choices()},
+                    .note = detail::noting<call>(r, here),
                     .sort = {call::seen(d), r.chosen, detail::int_capacity(r.chosen, capacity), call::visits()},
                     .done = call::counters(1)});
         return;

@@ -2,7 +2,10 @@
 // if the router knows of lanes. One that looks at the token before chooses for a sequence's run of rows in order.
 #pragma once
 
+#include <algorithm>
+
 #include "moeskip/backend/cuda/backend.hpp"
+#include "moeskip/backend/cuda/block.hpp"
 #include "moeskip/ops/growing_text.hpp"
 #include "moeskip/ops/route.hpp"
 
@@ -89,10 +92,11 @@ struct note_choices {
   moeskip::routing<float> r;
   token_rows rows;
   cube<int> past;
-  int* bad = nullptr;  // becomes bad_choice() of an expert, where a row's choices are not different ones
+  int* bad = nullptr;       // becomes bad_choice() of an expert, where a row's choices are not different ones
+  living_experts alive = {};  // that may be chosen; no sets: all
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     for (index_t n = b.block() * b.threads() + b.thread(); bad && n < r.chosen.rows(); n += b.blocks() * b.threads())
-      if (const int code = bad_in(r.chosen.row(n))) *bad = code;
+      if (const int code = bad_in(n)) *bad = code;
     const index_t choices = r.chosen.size(), K = r.chosen.cols();
     for (index_t c = b.block() * b.threads() + b.thread(); past.size() && c < choices; c += b.blocks() * b.threads())
       past.plane(rows.slot[c / K])(rows.position[c / K], c % K) = expert(c);
@@ -108,10 +112,12 @@ struct note_choices {
   }
 
  private:
-  /// 0 where a row's choices are different experts.
-  MOESKIP_HD int bad_in(vec<const int> chosen) const {
+  /// 0 where row n's choices are different experts that it may choose.
+  MOESKIP_HD int bad_in(index_t n) const {
+    const vec<const int> chosen = r.chosen.row(n);
     for (index_t k = 0; k < chosen.size(); ++k) {
       if (chosen[k] < 0 || chosen[k] >= r.load.size()) return growth::bad_choice(chosen[k]);
+      if (alive.sets.size() && !alive.of(n).contains(chosen[k])) return growth::bad_choice(chosen[k]);
       for (index_t j = 0; j < k; ++j)
         if (chosen[j] == chosen[k]) return growth::bad_choice(chosen[k]);
     }
@@ -123,15 +129,34 @@ struct note_choices {
   }
 };
 
+/// The rows' losses in parts, a block each; the block that is done last adds them up, in their order.
 struct balance_loss {
   static constexpr const char* name = "balance_loss";
-  vec<auxiliary_losses<float>> losses;  // (N)
+  static constexpr int barriers = 1, threads = 256;
+  vec<auxiliary_losses<float>> sum, parts;  // (1) (blocks)
   moeskip::routing<float> r;
   mat<const float> logits;
   routing_call<float> call;
   index_t following;
-  MOESKIP_HD void operator()(index_t n) const {
-    losses[n] = kernel<balance_loss_t, on_reference>::row(r, logits, call, following, n);
+  int* done;  // blocks that have written their part
+
+  static launch_shape shape(index_t rows) {
+    constexpr index_t most = 64, shared = 3 * 32;  // sums of warps
+    return {std::min(detail::ceiling(rows, threads), most), threads, shared};
+  }
+
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    auxiliary_losses<float> own;
+    for (index_t n = b.block() * b.threads() + b.thread(); n < r.probability.rows(); n += b.blocks() * b.threads())
+      own += kernel<balance_loss_t, on_reference>::row(r, logits, call, following, n);
+    float v[3] = {own.balance, own.z, own.change};
+    block_sums(b, v, 0, 0);
+    if (b.thread() != 0) return;
+    parts[b.block()] = {v[0], v[1], v[2]};
+    if (!b.last_of(b.blocks(), done)) return;
+    auxiliary_losses<float> all;
+    for (const auto& part : parts) all += part;
+    sum[0] += all;
   }
 };
 
@@ -143,9 +168,14 @@ namespace detail {
 template <class Call> routing_call<float> listed_call(const routing_call<float>& c) {
   routing_call<float> call = c;
   call.rows = Call::listed(c.rows);
-  call.alive.sets = Call::listed(c.alive.sets);
-  Call::seen(c.past), Call::seen(c.bias);
+  call.alive.sets = Call::seen_or_listed(c.alive.sets);
+  Call::seen(c.past), Call::seen(c.bias), Call::seen(c.unsound);
   return call;
+}
+/// What notes the choices, and says of some that they are none where anyone asks.
+template <class Call> phase::note_choices noting(const routing<float>& r, const routing_call<float>& here) {
+  if (int* bad = Call::bad_choices()) return {r, here.rows, here.past, bad};
+  return {r, here.rows, here.past, here.unsound.data(), here.alive};
 }
 template <class Call> void expect_seen(const routing<float>& r) {
   Call::seen(r.probability), Call::seen(r.chosen), Call::seen(r.gate), Call::seen(r.load);
@@ -167,7 +197,7 @@ template <> struct kernel<route_t, on_cuda> {
       ask(phase::routing_step::score), ask(phase::routing_step::choose), ask(phase::routing_step::weigh);
     else ask(phase::routing_step::all);
     if constexpr (!ChoosesRows<R>)
-      call::launch(detail::warp_each(r.load.size()), phase::note_choices{r, here.rows, here.past, call::bad_choices()});
+      call::launch(detail::warp_each(r.load.size()), detail::noting<call>(r, here));
   }
 };
 
@@ -186,16 +216,15 @@ template <> struct kernel<route_backward_t, on_cuda> {
 };
 
 template <> struct kernel<balance_loss_t, on_cuda> {
-  template <class B> static void run(B&, auxiliary_losses<float>& losses, const routing<float>& r,
+  template <class B> static void run(B&, vec<auxiliary_losses<float>> sum, const routing<float>& r,
                                      mat<const float> logits, const routing_call<float>& c) {
     using call = detail::device_call<balance_loss_t, B>;
     const auto scope = call::scratch().scope();
-    const auto of_rows = call::scratch().template take<auxiliary_losses<float>>(r.probability.rows());
+    const launch_shape shape = phase::balance_loss::shape(r.probability.rows());
+    const auto parts = call::scratch().template take<auxiliary_losses<float>>(shape.blocks);
     detail::expect_seen<call>(r);
-    call::each(of_rows.size(), phase::balance_loss{of_rows, r, call::seen(logits), detail::listed_call<call>(c),
-                                                   detail::following(c.rows)});
-    call::settle();
-    for (const auto& row : of_rows) losses += row;
+    call::launch(shape, phase::balance_loss{call::seen(sum), parts, r, call::seen(logits), detail::listed_call<call>(c),
+                                            detail::following(c.rows), call::counters(1)});
   }
 };
 
