@@ -63,10 +63,10 @@ template <class T> std::vector<T> random_values(std::size_t count, std::uint64_t
 }
 
 /// The auxiliary losses of one routing.
-template <class B>
-ms::auxiliary_losses<ms::scalar_t<B>> losses_of(B& b, const ms::routing<ms::scalar_t<B>>& r,
-                                                ms::mat<const ms::scalar_t<B>> logits,
-                                                const ms::routing_call<ms::scalar_t<B>>& call, ms::arena& memory) {
+template <class B> ms::auxiliary_losses<ms::scalar_t<B>> losses_of(B& b, const ms::routing<ms::scalar_t<B>>& r,
+                                                                   ms::mat<const ms::scalar_t<B>> logits,
+                                                                   const ms::routing_call<ms::scalar_t<B>>& call,
+                                                                   ms::arena& memory) {
   const auto sum = memory.take_zeroed<ms::auxiliary_losses<ms::scalar_t<B>>>(1);
   ms::balance_loss(b, sum, r, logits, call);
   ms::settle(b);

@@ -8,7 +8,7 @@
 #include "moeskip/decode/exit_rule/patience.hpp"
 
 template struct moeskip::cuda_program<tests::everything>;
-template struct moeskip::cuda_routers<tests::sticky_router, second_best>;
+template struct moeskip::cuda_routers<tests::sticky_router, tempered>;
 template struct moeskip::cuda_loops<float, tests::plain::router, moeskip::exit_rule::fixed,
                                     moeskip::exit_rule::max_probability>;
 template struct moeskip::cuda_loops<moeskip::bf16, tests::plain::router, moeskip::exit_rule::fixed,

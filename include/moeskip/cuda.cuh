@@ -503,8 +503,8 @@ template <class W, class Router, class... Rules> struct cuda_loops {
 };
 
 /// Kernels that variant V adds: its router, run per token on the device, and its expert dropout, per set of survivors.
-template <class V> struct cuda_program
-    : cuda_routers<typename V::router>, cuda_expert_dropout<typename V::expert_dropout> {
+template <class V> struct cuda_program : cuda_routers<typename V::router>,
+                                         cuda_expert_dropout<typename V::expert_dropout> {
   static int keep() {
     return cuda_routers<typename V::router>::keep() + cuda_expert_dropout<typename V::expert_dropout>::keep();
   }

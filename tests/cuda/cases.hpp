@@ -250,6 +250,30 @@ template <class R> struct moe_case {
   }
 };
 
+/// What expert dropout P draws for a layer, and masks of outputs by it. Not among each_case.
+template <class P> struct mask_case {
+  P policy{};
+  template <class B> void operator()(trial<B>& t) const {
+    constexpr int E = 70, K = 3;
+    const two_sequences rows(t.between(1, 60), t.between(1, 40), t.between(0, 9));
+    const auto N = ms::index_t(rows.slot.size());
+    const ms::mask_key key{ms::seed{3}, std::uint64_t(t.between(0, 99)), t.between(0, 7), 8, 0.5};
+    const auto alive = ms::survivors(t.backend, policy, key, rows.rows(), E, K, t.memory);
+    ms::settle(t.backend);
+    t.out.emplace_back();
+    for (const ms::expert_set& set : alive.sets)
+      for (int e = 0; e < ms::expert_set::capacity; ++e) t.out.back().push_back(set.contains(e));
+
+    const auto chosen = t.memory.template take<int>(N, K);
+    for (int& e : chosen) e = t.between(-1, E - 1);
+    const auto gate = t.numbers(N, K), weight = t.numbers(N, K);
+    const ms::output_mask mask{0.4f, key.from, key.step, key.layer, rows.rows()};
+    ms::mask_outputs(t.backend, weight, gate, chosen, mask);
+    ms::mask_outputs(t.backend, gate, gate, chosen, mask);
+    t.keep(weight, gate);
+  }
+};
+
 /// Few rows of more numbers than a lane asks for at once, and of experts that rows share. Not among each_case.
 struct long_rows_case {
   template <class B> void operator()(trial<B>& t) const {

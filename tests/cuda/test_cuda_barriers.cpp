@@ -86,6 +86,9 @@ template <class W, class R> bool needed(of<phase::norm_route<W, R>>, int b) {
   return shows<emulated_cuda<W, float>>("norm_route", b, norm_route_case<ms::router::biased<sticky_router>>{false},
                                         norm_route_case<ms::router::biased<ms::router::noisy_top_k<2>>>{false});
 }
+bool needed(of<phase::balance_loss>, int b) {
+  return shows<emulated_cuda<>>("balance_loss", b, moe_case<ms::router::top_k<2>>{true});
+}
 bool needed(of<phase::sort_choices>, int b) {
   return shows<emulated_cuda<>>("sort_choices", b, moe_case<ms::router::top_k<2>>{true});
 }
@@ -227,6 +230,7 @@ TEST_CASE("what a GPU is asked to do is right on the emulator, and meets every p
   each(ms::each_of_floats{}), each(ms::each_of_weights<float>{}), each(ms::each_of_weights<bf16>{});
   each(ms::blocks_of_floats{}), each(ms::blocks_of_weights<float>{}), each(ms::blocks_of_weights<bf16>{});
   each(ms::each_of_router<sticky_router>{}), each(ms::blocks_of_router<everything::router>{});
+  each(ms::each_of_dropout<ms::expert_dropout::bernoulli>{}), each(ms::each_of_dropout<without_one>{});
   using namespace ms::exit_rule;
   each(ms::phase_list<phase::ask_exit<fixed>, phase::ask_exit<max_probability>, phase::ask_exit<patience>>{});
   // What a loop may be made of is, one by one, right too.

@@ -142,6 +142,54 @@ TEST_CASE_TEMPLATE("choices that are none are found when a call ends, and touch 
   }
 }
 
+namespace tests {
+
+/// Leaves one expert, and two must be chosen.
+struct stingy : ms::expert_dropout::none {
+  static constexpr std::string_view name = "stingy";
+  MOESKIP_HD ms::expert_set survivors(const ms::mask_key&, int, int) const { return ms::expert_set::first(1); }
+};
+struct without_first : ms::expert_dropout::none {
+  static constexpr std::string_view name = "without_first";
+  MOESKIP_HD ms::expert_set survivors(const ms::mask_key&, int experts, int) const {
+    return ms::expert_set::first(experts).erase(0);
+  }
+};
+/// Chooses as if no expert were dropped.
+struct heedless : ms::router::top_k<2> {
+  template <class T> void choose(const ms::routed_token<T>& t) const { t.chosen[0] = 0, t.chosen[1] = 1; }
+};
+struct badly_masked : ms::variant {
+  using expert_dropout = stingy;
+};
+struct badly_heeded : ms::variant {
+  using router = heedless;
+  using expert_dropout = without_first;
+};
+
+}  // namespace tests
+
+TEST_CASE("choices that are none are found when training has gone forward, and weights are as they were") {
+  const auto refuses = []<class V>(const ms::config<V>& c, const char* complaint) {
+    ms::model<V, ms::emulated_cuda<float>> m(c, ms::seed{1});
+    ms::trainer<V, ms::emulated_cuda<float>> run(m, {});
+    const std::vector<float> before(m.block().begin(), m.block().end());
+    const std::vector<int> text = random_tokens(60, tiny_sizes.vocab, 1);
+    ms::random_windows batches(text, 2, 12, ms::seed{1});
+    for (int again = 0; again < 2; ++again) CHECK_THROWS_WITH_AS(run.step(batches), complaint, ms::config_error);
+    CHECK(std::equal(before.begin(), before.end(), m.block().begin()));
+    CHECK(run.next_step() == 0);
+  };
+  ms::config<badly_routed<bad_router>> c{.sizes = tiny_sizes};
+  for (const auto& [bad, complaint] :
+       {std::pair{99, "the router chose expert 99 of 5"}, std::pair{-3, "the router chose expert -3 of 5"},
+        std::pair{1, "the router chose expert 1 twice"}})
+    c.router.bad = bad, refuses(c, complaint);
+  refuses(ms::config<badly_masked>{.sizes = tiny_sizes},
+          "expert_dropout stingy left fewer experts than a token visits: expected at least 2, got 1");
+  refuses(ms::config<badly_heeded>{.sizes = tiny_sizes}, "the router chose expert 0, which was dropped out");
+}
+
 TEST_CASE("who fails in the middle of a call leaves nothing behind to be done") {
   struct lonely : ms::no_tape {
     using ms::no_tape::no_tape;
@@ -183,8 +231,16 @@ TEST_CASE("a token's bits do not depend on the tokens verified beside it") {
   }
 }
 
-TEST_CASE("training steps with every policy on agree with the CPU's") {
+TEST_CASE("training steps with every policy on agree with the CPU's, whatever it masks") {
   using B = ms::emulated_cuda<float>;
+  const auto agrees = [](const auto& policy) {
+    using V = dropping<std::decay_t<decltype(policy)>>;
+    CHECK(training_difference<V, B>(ms::adamw{.lr = 1e-2}, 3) < 1e-4f);
+  };
+  using namespace ms::expert_dropout;
+  using deeper = scheduled<cluster, ms::depth::linear, ms::over_time::constant>;
+  agrees(mine::expert_dropout{}), agrees(bernoulli{}), agrees(output{}), agrees(deeper{});
+  CHECK(training_difference<mine, B>(ms::adamw{.lr = 1e-2}, 2) < 1e-4f);
   CHECK(training_difference<everything, B>(ms::adamw{.lr = 1e-2, .cautious = true}, 2) < 1e-4f);
   CHECK(training_difference<plain, B>(ms::muon{.lr = 1e-2, .iterations = 2}, 2) < 1e-4f);
 }
@@ -200,7 +256,7 @@ struct losses_of_batch {
   std::vector<float> numbers;  // losses, gradients
   long long waits;
 };
-template <class B> losses_of_batch losses_of(double distill) {
+template <class B> losses_of_batch losses_of_batch_on(double distill) {
   auto m = lively_model<plain, B>();
   ms::arena memory;
   ms::buffer<float> block(m.block().size());
@@ -222,11 +278,13 @@ template <class B> losses_of_batch losses_of(double distill) {
 
 }  // namespace
 
-TEST_CASE("logits made in parts give the same losses and gradients, and the host waits no more often") {
+TEST_CASE("logits made in parts give the same losses and gradients; layers, exits and parts are not waited for") {
   for (const double distill : {0.0, 0.25}) {
     CAPTURE(distill);
-    const auto expected = losses_of<ms::cpu<float>>(distill), whole = losses_of<ms::emulated_cuda<float>>(distill);
-    const auto parts = losses_of<ms::cuda<float, few_logits, float>>(distill);
+    const auto expected = losses_of_batch_on<ms::cpu<float>>(distill),
+               whole = losses_of_batch_on<ms::emulated_cuda<float>>(distill);
+    const auto parts = losses_of_batch_on<ms::cuda<float, few_logits, float>>(distill);
+    CHECK(whole.waits == 3 + (distill > 0));  // the embedding, the forward pass, what is distilled; the gradient
     CHECK(parts.waits == whole.waits);
     for (std::size_t i = 0; i < expected.numbers.size(); ++i) {
       CAPTURE(i);

@@ -160,7 +160,7 @@ TEST_CASE("what is handed to a BLAS: dense products of calls of more than 16 row
 TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes") {
   using namespace ms::router;
   static_assert(ms::made_by_warps<biased<sticky<top_k<1>>>> && ms::made_by_warps<smooth<segment<top_k<4>, 3, 1>>>);
-  static_assert(!ms::made_by_warps<second_best> && !ms::made_by_warps<halved> && !ms::made_by_warps<sticky<halved>>);
+  static_assert(!ms::made_by_warps<tempered> && !ms::made_by_warps<halved> && !ms::made_by_warps<sticky<halved>>);
   const auto alike = [](const auto& router) {
     using R = std::decay_t<decltype(router)>;
     for (const auto& rows : {std::pair{1, 1}, std::pair{3, 5}, std::pair{20, 13}})
@@ -183,7 +183,7 @@ TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes"
   alike(sigmoid_top_k<6>{}), alike(sigmoid_top_k<6>{.groups = 4, .best_groups = 2, .renormalise = false});
   alike(sticky<top_k<2>>{}), alike(biased<sticky<sigmoid_top_k<2>>>{}),
       alike(segment<top_k<2>, 3>{.base = {.renormalise = false}}), alike(smooth<segment<top_k<4>, 3, 1>>{});
-  alike(segment_group<top_k<2>, 4, 8>{}), alike(second_best{}), alike(sticky<second_best>{}), alike(halved{});
+  alike(segment_group<top_k<2>, 4, 8>{}), alike(tempered{}), alike(sticky<tempered>{}), alike(halved{});
   alike(sticky<halved>{});
 }
 
@@ -207,7 +207,7 @@ TEST_CASE("one phase normalises, scores, routes and sorts as the ops do that it 
       }
     }
   };
-  alike(top_k<8>{}), alike(biased<sticky_router>{}), alike(second_best{}), alike(sticky<halved>{});
+  alike(top_k<8>{}), alike(biased<sticky_router>{}), alike(tempered{}), alike(sticky<halved>{});
   alike(hash<2>{});  // without scores there is nothing to fuse
 }
 

@@ -163,7 +163,14 @@ template <class F> void each_gpu_case(F&& f) {
   };
   routes(ms::router::top_k<8>{}, "top_k<8>");
   routes(everything::router{}, "biased, by segments");
-  routes(second_best{}, "a user's");
+  routes(tempered{}, "a user's");
+  using namespace ms::expert_dropout;
+  for (const auto scope : {ms::mask_scope::step, ms::mask_scope::sequence, ms::mask_scope::token}) {
+    const std::string what = ms::text(", one set for each of scope ", int(scope));
+    f(mask_case<bernoulli>{{.p = 0.5f, .scope = scope}}, "draw_survivors, bernoulli" + what, limits{});
+    f(mask_case<cluster>{{.p = 0.98f, .size = 3, .scope = scope}}, "draw_survivors, cluster" + what, limits{});
+  }
+  f(mask_case<without_one>{}, "draw_survivors, a user's", limits{});
 
   for (std::size_t i = 0; i < std::size(ways); ++i) {
     const std::string what = ms::text(", sampled in way ", i);

@@ -1,9 +1,15 @@
 // Variants of the tests of the CUDA backend. nvcc reads this: only headers of policies.
 #pragma once
 
+#include "downstream/mine.hpp"
+
 #include "moeskip/model/variant.hpp"
 #include "moeskip/parts/exit_head/low_rank.hpp"
+#include "moeskip/parts/expert_dropout/bernoulli.hpp"
+#include "moeskip/parts/expert_dropout/cluster.hpp"
 #include "moeskip/parts/expert_dropout/hidden.hpp"
+#include "moeskip/parts/expert_dropout/output.hpp"
+#include "moeskip/parts/expert_dropout/scheduled.hpp"
 #include "moeskip/parts/layer_dropout/schedules.hpp"
 #include "moeskip/parts/layer_skip/gate.hpp"
 #include "moeskip/parts/mlp/gated_swiglu.hpp"
@@ -29,6 +35,11 @@ struct everything : ms::variant {
   using exit_head = ms::exit_head::low_rank;
   using projection = ms::projection::normed_heads;
   using layer_skip = ms::layer_skip::gate;
+};
+/// What a policy of expert dropout drops, and rows that layer dropout takes out.
+template <class P> struct dropping : ms::variant {
+  using expert_dropout = P;
+  using layer_dropout = ms::layer_dropout::linear;
 };
 struct plain : ms::variant {
   using projection = ms::projection::biased;

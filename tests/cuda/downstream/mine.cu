@@ -3,4 +3,4 @@
 #include <moeskip/cuda.cuh>
 
 template struct moeskip::cuda_program<mine>;
-template struct moeskip::cuda_loops<moeskip::bf16, second_best, leads>;
+template struct moeskip::cuda_loops<moeskip::bf16, tempered, leads>;

@@ -1,37 +1,28 @@
-// Policies that the library does not know: a router that takes the second best expert alone, and an exit rule.
+// Policies that the library does not know: the router of example 05, a mask of experts and an exit rule.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 
+#include "../../../examples/05_your_own_router.hpp"
 #include "moeskip/concepts/exit_rule.hpp"
+#include "moeskip/concepts/expert_dropout.hpp"
 #include "moeskip/model/variant.hpp"
 
-struct second_best {
-  static constexpr std::string_view name = "second_best";
-  static constexpr int experts_per_token = 1;
+/// Expert dropout that lets each token do without one expert, whichever is drawn.
+struct without_one {
+  static constexpr std::string_view name = "without_one";
 
-  template <class T> MOESKIP_HD void score(const moeskip::routed_token<T>& t) const {
-    moeskip::router::softmax_alive(t, t.logits);
+  MOESKIP_HD static constexpr moeskip::mask_scope drawn_per() { return moeskip::mask_scope::token; }
+  MOESKIP_HD moeskip::expert_set survivors(const moeskip::mask_key& key, int experts, int at_least) const {
+    moeskip::expert_set set = moeskip::expert_set::first(experts);
+    if (experts == at_least) return set;
+    const moeskip::draws draw{key.from, moeskip::stream::user};
+    return set.erase(int(draw.below(std::uint64_t(experts), key.step, std::uint64_t(key.layer), key.token)));
   }
-  template <class T> MOESKIP_HD void choose(const moeskip::routed_token<T>& t) const {
-    int best = -1, second = -1;
-    for (int e = 0; e < t.experts; ++e) {
-      if (!t.alive->contains(e)) continue;
-      if (best < 0 || t.logits[e] > t.logits[best]) second = best, best = e;
-      else if (second < 0 || t.logits[e] > t.logits[second]) second = e;
-    }
-    t.chosen[0] = second < 0 ? best : second;
-  }
-  template <class T> MOESKIP_HD void weigh(const moeskip::routed_token<T>& t) const {
-    moeskip::router::weigh_by_probability<1>(t);
-  }
-  template <class T>
-  MOESKIP_HD void backward(const moeskip::routed_token<T>& t, const T* dgate, T* dp, T* dlogits) const {
-    moeskip::router::weigh_by_probability_backward<1>(t, dgate, dp);
-    moeskip::router::softmax_alive_backward(t, dp, dlogits);
-  }
-  friend constexpr bool operator==(const second_best&, const second_best&) = default;
+  friend constexpr bool operator==(const without_one&, const without_one&) = default;
 };
+static_assert(moeskip::ExpertDropout<without_one>);
 
 /// Leaves where the most likely token's logit leads by so much.
 struct leads {
@@ -52,5 +43,6 @@ struct leads {
 static_assert(moeskip::ExitRule<leads> && moeskip::DeviceExitRule<leads>);
 
 struct mine : moeskip::variant {
-  using router = second_best;
+  using router = tempered;
+  using expert_dropout = without_one;
 };
