@@ -29,8 +29,8 @@ struct output_mask {
 /// masked (N, K) = …, from value and chosen (N, K); masked may be value. Throws shape_error.
 struct mask_outputs_t {
   static constexpr const char* name = "mask_outputs";
-  template <class B> void operator()(B& b, mat<scalar_t<B>> masked, mat<const scalar_t<B>> value,
-                                     mat<const int> chosen, const output_mask& mask) const {
+  template <class B> void operator()(B& b, mat<scalar_t<B>> masked, mat<const scalar_t<B>> value, mat<const int> chosen,
+                                     const output_mask& mask) const {
     expect_shape(name, "value", value, masked.rows(), masked.cols());
     expect_shape(name, "chosen", chosen, masked.rows(), masked.cols());
     expect_shape(name, "rows.position", mask.rows.position, masked.rows());

@@ -178,9 +178,8 @@ inline constexpr route_backward_t route_backward{};
 /// sum (1) += the auxiliary losses of a routing, unweighted. Throws shape_error.
 struct balance_loss_t {
   static constexpr const char* name = "balance_loss";
-  template <class B>
-  void operator()(B& b, vec<auxiliary_losses<scalar_t<B>>> sum, const routing<scalar_t<B>>& r,
-                  mat<const scalar_t<B>> logits, const routing_call<scalar_t<B>>& call) const {
+  template <class B> void operator()(B& b, vec<auxiliary_losses<scalar_t<B>>> sum, const routing<scalar_t<B>>& r,
+                                     mat<const scalar_t<B>> logits, const routing_call<scalar_t<B>>& call) const {
     expect_shape(name, "sum", sum, 1);
     expect_shape(name, "load", r.load, r.probability.cols());
     const index_t E = r.probability.cols(), per_expert = logits.cols() ? std::max<index_t>(1, logits.cols() / E) : 0;

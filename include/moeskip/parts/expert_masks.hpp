@@ -11,9 +11,9 @@ namespace moeskip {
 
 /// The experts that rows (N) may choose. `key` says where, but for the token. Throws config_error where fewer than
 /// at_least of the E are left, on a backend that runs late as draw_survivors does.
-template <class B, ExpertDropout P>
-living_experts survivors(B& b, const P& dropout, const mask_key& key, const token_rows& rows, int E, int at_least,
-                         arena& memory) {
+template <class B, ExpertDropout P> living_experts survivors(B& b, const P& dropout, const mask_key& key,
+                                                             const token_rows& rows, int E, int at_least,
+                                                             arena& memory) {
   const vec<expert_set> sets = memory.take<expert_set>(scope_of(dropout) == mask_scope::step ? 1 : rows.size());
   draw_survivors(b, sets, dropout, key, rows, E, at_least);
   return {sets};

@@ -53,10 +53,9 @@ template <class B> index_t logit_rows(index_t rows, index_t vocab) {
 
 /// losses (N) = the cross-entropy of one exit over x (N, D). With grads: dx (N, D) += weight times the gradient of their
 /// mean, and the head's. Whoever reads them settles.
-template <class V, class B>
-void exit_losses(model<V, B>& m, vec<scalar_t<B>> losses, int exit_layer, mat<const scalar_t<B>> x,
-                 vec<const int> targets, double weight, mat<scalar_t<B>> dx, model_weights<V, scalar_t<B>>* grads,
-                 arena& memory) {
+template <class V, class B> void exit_losses(model<V, B>& m, vec<scalar_t<B>> losses, int exit_layer,
+                                             mat<const scalar_t<B>> x, vec<const int> targets, double weight,
+                                             mat<scalar_t<B>> dx, model_weights<V, scalar_t<B>>* grads, arena& memory) {
   using T = scalar_t<B>;
   const auto scope = memory.scope();
   const forgets_on_failure guard(m.backend());

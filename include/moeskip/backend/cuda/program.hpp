@@ -40,8 +40,8 @@ template <class W> using blocks_of_weights =
                phase::norm_groups<W>, phase::norm_groups_backward<W>, phase::append_attend<W>>;
 using blocks_of_floats =
     phase_list<phase::sum_of_squares, phase::adamw_moments, phase::adamw_weights, phase::gate_rows_backward,
-               phase::note_choices, phase::balance_loss, phase::sort_choices, phase::cross_entropy,
-               phase::distillation, phase::attend, phase::attend_tiles<64>, phase::attend_tiles<128>, phase::attend_tiles_queries<64>,
+               phase::note_choices, phase::balance_loss, phase::sort_choices, phase::cross_entropy, phase::distillation,
+               phase::attend, phase::attend_tiles<64>, phase::attend_tiles<128>, phase::attend_tiles_queries<64>,
                phase::attend_tiles_queries<128>, phase::attend_tiles_keys<64>, phase::attend_tiles_keys<128>,
                phase::attend_backward_queries, phase::attend_backward_keys, phase::expert_act_backward,
                phase::group_scales, phase::token_laws, phase::next_token, phase::draft_token, phase::judge_draft>;

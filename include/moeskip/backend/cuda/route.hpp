@@ -92,7 +92,7 @@ struct note_choices {
   moeskip::routing<float> r;
   token_rows rows;
   cube<int> past;
-  int* bad = nullptr;       // becomes bad_choice() of an expert, where a row's choices are not different ones
+  int* bad = nullptr;         // becomes bad_choice() of an expert, where a row's choices are not different ones
   living_experts alive = {};  // that may be chosen; no sets: all
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     for (index_t n = b.block() * b.threads() + b.thread(); bad && n < r.chosen.rows(); n += b.blocks() * b.threads())
@@ -196,8 +196,7 @@ template <> struct kernel<route_t, on_cuda> {
     if (phase::route<R>::in_order && (script_steps::open() || detail::following(c.rows) > 0))
       ask(phase::routing_step::score), ask(phase::routing_step::choose), ask(phase::routing_step::weigh);
     else ask(phase::routing_step::all);
-    if constexpr (!ChoosesRows<R>)
-      call::launch(detail::warp_each(r.load.size()), detail::noting<call>(r, here));
+    if constexpr (!ChoosesRows<R>) call::launch(detail::warp_each(r.load.size()), detail::noting<call>(r, here));
   }
 };
 
