@@ -418,6 +418,41 @@ TEST_CASE("op gradients: gate_rows") {
   });
 }
 
+TEST_CASE("op gradients: gates of layers, and what draws them to their share") {
+  check_gradients([](auto& s) {
+    constexpr float keep = 0.4f, pull = 0.7f;
+    constexpr int gates = 3;
+    const int N = s.number(1, 5), D = s.number(1, 6);
+    const auto x = s.input(N, D), made = s.input(N, D), logit = s.input(N, 1);
+    const auto y = s.output(N, D);
+    const auto opened = s.scratch(N), chances = s.scratch(1);
+    chances[0] = 1.1;  // of the two other gates
+    const ms::vec<int> slot = s.numbers(N, 0, 0), position = s.numbers(N, 0, 9);
+    const ms::gate_draw draw{0.25f, 0.5f, ms::seed{8}, 2, 1, {slot, position}};
+    ms::open_gates(s.backend, opened, chances, logit.value, draw);
+    ms::pass_gates(s.backend, y.value, x.value, made.value, opened);
+    const auto over = chances[0] / double(gates) - double(keep);
+    s.add_to_loss(double(pull) * over * over);
+    s.backward([&] {
+      copy(made.gradient, y.gradient);
+      ms::pass_gates_backward(s.backend, made.gradient, x.gradient, logit.gradient, x.value, made.value, opened,
+                              logit.value, draw, {chances, gates, keep, pull});
+    });
+  });
+}
+
+TEST_CASE("op gradients: mask_outputs") {
+  check_gradients([](auto& s) {
+    const int N = s.number(1, 6), K = s.number(1, 4);
+    const auto value = s.input(N, K), masked = s.output(N, K);
+    const ms::vec<int> slot = s.numbers(N, 0, 0), position = s.numbers(N, 0, 9), chosen = s.numbers(N * K, -1, 7);
+    const ms::mat<const int> experts(chosen.data(), N, K);
+    const ms::output_mask mask{0.4f, ms::seed{8}, 2, 1, {slot, position}};
+    ms::mask_outputs(s.backend, masked.value, value.value, experts, mask);
+    s.backward([&] { ms::mask_outputs(s.backend, value.gradient, masked.gradient, experts, mask); });
+  });
+}
+
 TEST_CASE("op gradients: cross_entropy") {
   check_gradients([](auto& s) {
     constexpr double scale = 0.3;

@@ -274,6 +274,34 @@ template <class P> struct mask_case {
   }
 };
 
+/// Gates of a layer, and how far loads lie above their mean.
+struct gates_case {
+  static constexpr const char* phase = "open_gates";
+  bool many;
+  template <class B> void operator()(trial<B>& t) const {
+    const two_sequences rows(t.between(1, many ? 500 : 9), t.between(1, 9));
+    const auto N = ms::index_t(rows.slot.size()), D = ms::index_t(t.between(1, 40));
+    const auto x = t.numbers(N, D), made = t.numbers(N, D), y = t.numbers(N, D), d = t.numbers(N, D);
+    const auto logit = t.numbers(N, 1), dlogit = t.numbers(N, 1), past = t.numbers(N, D);
+    const auto opened = t.numbers(N), chances = t.numbers(1);
+    const ms::gate_draw draw{0.3f, 0.5f, {4}, 3, 2, rows.rows()};
+    ms::open_gates(t.backend, opened, chances, logit, draw);
+    ms::pass_gates(t.backend, y, x, made, opened);
+    ms::pass_gates_backward(t.backend, d, past, dlogit, x, made, opened, logit, draw, {chances, 3, 0.6f, 2.f});
+    t.keep(opened, chances, y, d, past, dlogit);
+
+    const int E = t.between(2, 90);
+    const auto sets = t.memory.template take<ms::expert_set>(N);
+    for (ms::expert_set& alive : sets) {
+      alive = {};
+      for (int i = 0; i < 2; ++i) alive.insert(t.between(0, E - 1));
+    }
+    const auto load = t.numbers(E), error = t.numbers(E);
+    ms::add_load_errors(t.backend, error, load, {sets});
+    t.keep(error);
+  }
+};
+
 /// Few rows of more numbers than a lane asks for at once, and of experts that rows share. Not among each_case.
 struct long_rows_case {
   template <class B> void operator()(trial<B>& t) const {
@@ -436,6 +464,9 @@ struct elementwise_case {
     for (auto& square : v) square = std::abs(square);
     ms::accumulate(t.backend, a, b);
     ms::combine(t.backend, b, 0.3, b, -2, a);
+    const auto same = t.numbers(N * D);
+    ms::copy(t.backend, same, b);
+    t.keep(same);
     const auto stored = t.weights(N * D);
     ms::store_weights(t.backend, stored, a);
     t.out.push_back({ms::sum_of_squares(t.backend, b)});
@@ -501,7 +532,7 @@ template <class F> void each_case(F&& f) {
   for (const bool many : {false, true}) {
     f(linear_case{many}), f(norm_case{many}), f(attend_case{many}), f(append_attend_case{many}), f(loss_case{many}),
         f(distillation_case{many});
-    f(elementwise_case{many}), f(vector_case{many}), f(projection_case{many});
+    f(elementwise_case{many}), f(vector_case{many}), f(projection_case{many}), f(gates_case{many});
     f(moe_case<ms::router::top_k<2>>{many}), f(moe_case<sticky_router>{many});
   }
 }

@@ -89,6 +89,10 @@ template <class W, class R> bool needed(of<phase::norm_route<W, R>>, int b) {
 bool needed(of<phase::balance_loss>, int b) {
   return shows<emulated_cuda<>>("balance_loss", b, moe_case<ms::router::top_k<2>>{true});
 }
+bool needed(of<phase::open_gates>, int b) { return shows<emulated_cuda<>>("open_gates", b, gates_case{true}); }
+bool needed(of<phase::add_load_errors>, int b) {
+  return shows<emulated_cuda<>>("add_load_errors", b, gates_case{true});
+}
 bool needed(of<phase::sort_choices>, int b) {
   return shows<emulated_cuda<>>("sort_choices", b, moe_case<ms::router::top_k<2>>{true});
 }

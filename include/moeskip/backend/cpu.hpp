@@ -9,6 +9,7 @@
 #include "moeskip/backend/cpu/experts.hpp"
 #include "moeskip/backend/cpu/experts_backward.hpp"
 #include "moeskip/backend/cpu/gated_swiglu.hpp"
+#include "moeskip/backend/cpu/layer_gates.hpp"
 #include "moeskip/backend/cpu/linear.hpp"
 #include "moeskip/backend/cpu/masks.hpp"
 #include "moeskip/backend/cpu/projection.hpp"

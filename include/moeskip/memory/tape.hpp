@@ -71,7 +71,8 @@ template <class T> class tape {
         memory_(memory),
         of_host_(memory.of_host().scope()),
         auxiliary_(memory.take_zeroed<auxiliary_losses<T>>(1)),
-        unsound_(memory.take_zeroed<int>(1)) {
+        unsound_(memory.take_zeroed<int>(1)),
+        open_gates_(memory.take_zeroed<T>(1)) {
     MOESKIP_CHECK(config_error, progress >= 0 && progress <= 1, "tape: progress must be in [0, 1], got ", progress);
   }
 
@@ -101,12 +102,14 @@ template <class T> class tape {
   const seed from;
   const std::uint64_t step;
   const double progress;
-  T open_gates{};  // mean chance that a token runs a layer with a gate, summed over such layers
-  int gates = 0;   // how many those were
+  int gates = 0;  // layers with a gate
 
-  // What routers leave behind, in memory of ops: whoever looks settles before.
-  vec<auxiliary_losses<T>> auxiliary() { return auxiliary_; }  // (1) unweighted, summed over layers
-  vec<int> unsound() { return unsound_; }                      // (1) not 0: some layer's choices are none
+  // What layers leave behind, in memory of ops: whoever looks settles before.
+  vec<auxiliary_losses<T>> auxiliary() { return auxiliary_; }  // (1) of routers, unweighted, summed over layers
+  vec<int> unsound() { return unsound_; }                      // (1) not 0: some router's choices are none
+  vec<T> open_gates() {
+    return open_gates_;
+  }  // (1) mean chance that a token runs a layer with a gate, summed over such
   /// On a backend that runs late, choices are looked at when the call of layers has ended.
   struct late_choice {
     routing<T> r;
@@ -125,6 +128,7 @@ template <class T> class tape {
   arena::scope_guard of_host_;
   vec<auxiliary_losses<T>> auxiliary_;
   vec<int> unsound_;
+  vec<T> open_gates_;
   std::vector<late_choice> late_;
   const link* top_ = nullptr;
 };

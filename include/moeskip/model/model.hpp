@@ -325,7 +325,7 @@ template <class V, class B> class model {
   mat<T> run_selected(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, const participation& part, Tape& tape) {
     arena& memory = tape.memory();
     mat<T> y = memory.template take<T>(x.rows(), x.cols());
-    combine(backend_, {y.data(), y.size()}, 1, {x.data(), x.size()}, 0, {x.data(), x.size()});  // a copy
+    copy(backend_, {y.data(), y.size()}, {x.data(), x.size()});
     if (const index_t M = part.selected.size(); M > 0) {
       mat<T> few = memory.template take<T>(M, x.cols());
       gather_rows(backend_, few, x, part.selected);

@@ -7,6 +7,7 @@
 
 #include "moeskip/ops/adamw.hpp"
 #include "moeskip/ops/add_bias.hpp"
+#include "moeskip/ops/add_load_errors.hpp"
 #include "moeskip/ops/add_rows.hpp"
 #include "moeskip/ops/append_attend.hpp"
 #include "moeskip/ops/attend.hpp"
@@ -19,6 +20,7 @@
 #include "moeskip/ops/gate_rows.hpp"
 #include "moeskip/ops/gated_swiglu.hpp"
 #include "moeskip/ops/growing_text.hpp"
+#include "moeskip/ops/layer_gates.hpp"
 #include "moeskip/ops/linear.hpp"
 #include "moeskip/ops/mask_outputs.hpp"
 #include "moeskip/ops/norm_groups.hpp"
@@ -41,9 +43,10 @@ using all_ops =
     op_list<embed_t, embed_backward_t, rms_norm_t, rms_norm_backward_t, linear_t, linear_backward_t, norm_linear_t,
             norm_linear_backward_t, norm_groups_t, norm_groups_backward_t, add_bias_t, add_bias_backward_t,
             rope_append_t, rope_append_backward_t, attend_t, attend_backward_t, append_attend_t, route_t,
-            route_backward_t, balance_loss_t, sort_choices_t, norm_route_t, draw_survivors_t, mask_outputs_t, experts_t,
-            experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t, gate_rows_backward_t, gated_swiglu_t,
-            add_rows_t, cross_entropy_t, distillation_t, gather_rows_t, scatter_rows_t, note_none_t, accumulate_t,
+            route_backward_t, balance_loss_t, add_load_errors_t, sort_choices_t, norm_route_t, draw_survivors_t,
+            mask_outputs_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
+            gate_rows_backward_t, gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t, gather_rows_t,
+            scatter_rows_t, note_none_t, open_gates_t, pass_gates_t, pass_gates_backward_t, accumulate_t, copy_t,
             combine_t, fill_with_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 
 /// What loops of decoding on a device are made of beside. A host that decodes needs none of them.

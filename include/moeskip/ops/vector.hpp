@@ -18,6 +18,16 @@ struct accumulate_t {
 };
 inline constexpr accumulate_t accumulate{};
 
+/// y = x.
+struct copy_t {
+  static constexpr const char* name = "copy";
+  template <class B> void operator()(B& b, vec<scalar_t<B>> y, vec<const scalar_t<B>> x) const {
+    expect_shape(name, "x", x, y.size());
+    run_kernel<copy_t>(b, y, x);
+  }
+};
+inline constexpr copy_t copy{};
+
 /// out = a · x + b · y; out may be x or y.
 struct combine_t {
   static constexpr const char* name = "combine";
@@ -63,6 +73,12 @@ inline constexpr store_weights_t store_weights{};
 template <> struct kernel<accumulate_t, on_reference> {
   template <class B, class T> static void run(B&, vec<T> y, vec<const T> x) {
     for (index_t i = 0; i < y.size(); ++i) y[i] += x[i];
+  }
+};
+
+template <> struct kernel<copy_t, on_reference> {
+  template <class B, class T> static void run(B&, vec<T> y, vec<const T> x) {
+    std::copy(x.begin(), x.end(), y.begin());
   }
 };
 

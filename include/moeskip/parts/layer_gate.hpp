@@ -2,12 +2,8 @@
 // by are those of its stream, while training and afterwards: later tokens miss nothing.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
-#include "moeskip/base/math.hpp"
-#include "moeskip/base/parallel.hpp"
 #include "moeskip/memory/tape.hpp"
+#include "moeskip/ops/layer_gates.hpp"
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/select_rows.hpp"
 #include "moeskip/ops/vector.hpp"
@@ -45,6 +41,7 @@ template <class P, class B> struct layer_gate {
     mat<T> x, made, h;  // (N, D): the stream before the layer and after it, normed
     mat<T> logit;       // (N, 1): s without `open`
     vec<T> opened;      // (N): g
+    gate_draw draw;
   };
 
   /// layer(x, rows) runs the layer; remember(x, rows) only appends keys and values.
@@ -58,24 +55,12 @@ template <class P, class B> struct layer_gate {
     norm_linear(exact, logit, h, x, w.norm, w.row, size.norm_eps);
     if constexpr (Tape::records) {
       const mat<T> made = layer(x, rows);
-      settle(b);
+      const gate_draw draw{policy.open, policy.temperature, tape.from, tape.step, l, rows};
       const vec<T> opened = memory.take<T>(N);
-      T chances{};
-      for (index_t n = 0; n < N; ++n) {
-        const T s = logit(n, 0) + T(policy.open);
-        opened[n] = sigmoid((s + T(noise(l, rows, n, tape))) / T(policy.temperature));
-        chances += sigmoid(s);
-      }
+      open_gates(b, opened, tape.open_gates(), logit, draw), ++tape.gates;
       const mat<T> y = tape.successor(x);
-      parallel_for(
-          N,
-          [&](index_t first, index_t last) {
-            for (index_t n = first; n < last; ++n)
-              for (index_t i = 0; i < x.cols(); ++i) y(n, i) = x(n, i) + opened[n] * (made(n, i) - x(n, i));
-          },
-          32);
-      tape.open_gates += chances / T(real_t<T>(N)), ++tape.gates;
-      tape.save(saved{x, made, h, logit, opened});
+      pass_gates(b, y, x, made, opened);
+      tape.save(saved{x, made, h, logit, opened, draw});
       return y;
     } else {
       settle(b);
@@ -114,38 +99,12 @@ template <class P, class B> struct layer_gate {
     const auto scope = memory.scope();
     const index_t N = dx.rows();
     const mat<T> past = memory.take<T>(N, dx.cols()), dlogit = memory.take<T>(N, 1), dh = memory.take<T>(N, dx.cols());
-    settle(b);
-    const T gates = T(real_t<T>(tape.gates));
-    const T pull =
-        T(real_t<T>(2) * policy.pull) * (tape.open_gates / gates - T(policy.keep)) / (gates * T(real_t<T>(N)));
-    parallel_for(
-        N,
-        [&](index_t first, index_t last) {
-          for (index_t n = first; n < last; ++n) {
-            const T g = s.opened[n];
-            T dg{};
-            for (index_t i = 0; i < dx.cols(); ++i) {
-              dg += dx(n, i) * (s.made(n, i) - s.x(n, i));
-              past(n, i) = (T(1) - g) * dx(n, i);
-              dx(n, i) *= g;
-            }
-            dlogit(n, 0) =
-                dg * g * (T(1) - g) / T(policy.temperature) + pull * sigmoid_derivative(s.logit(n, 0) + T(policy.open));
-          }
-        },
-        32);
+    pass_gates_backward(b, dx, past, dlogit, s.x, s.made, s.opened, s.logit, s.draw,
+                        {tape.open_gates(), tape.gates, policy.keep, policy.pull});
     layer(dx);
     accumulate(b, {dx.data(), dx.size()}, {past.data(), past.size()});
     auto&& exact = unrounded(b);
     norm_linear_backward(exact, dx, dh, dw.norm, dw.row, dlogit, s.x, s.h, w.norm, w.row, size.norm_eps);
-  }
-
- private:
-  /// Of the logistic distribution.
-  template <class Tape> static real_t<T> noise(int l, const token_rows& rows, index_t n, const Tape& tape) {
-    const double u = draws{tape.from, stream::layer_gates}.uniform_double(tape.step, std::uint64_t(l), rows.id(n));
-    const double inside = std::clamp(u, 1e-9, 1 - 1e-9);
-    return real_t<T>(std::log(inside / (1 - inside)));
   }
 };
 

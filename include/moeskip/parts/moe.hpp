@@ -10,6 +10,7 @@
 #include "moeskip/concepts/expert_dropout.hpp"
 #include "moeskip/memory/paging.hpp"
 #include "moeskip/memory/tape.hpp"
+#include "moeskip/ops/add_load_errors.hpp"
 #include "moeskip/ops/dispatch.hpp"
 #include "moeskip/ops/experts.hpp"
 #include "moeskip/ops/norm_route.hpp"
@@ -193,7 +194,7 @@ template <class V, class B> struct moe {
       accumulate(b, flat(dh), flat(dh_more));
     }
     if (w.shared.backward(b, dh_more, dx, dw.shared, s.h, size, tape)) accumulate(b, flat(dh), flat(dh_more));
-    if constexpr (has_selection_bias<R>) add_load_errors(dw.selection_bias, s);
+    if constexpr (has_selection_bias<R>) add_load_errors(b, dw.selection_bias, s.chosen.load, s.call.alive);
     rms_norm_backward(b, dx, dw.norm, dh, s.x, w.norm, size.norm_eps);
   }
 
@@ -318,15 +319,6 @@ template <class V, class B> struct moe {
       r.gate = weight;
     }
     return r;
-  }
-
-  /// d_e += load_e − mean load, over the experts that were alive for some row.
-  void add_load_errors(vec<T> d, const saved& s) const {
-    expert_set alive;
-    for (const expert_set& set : s.call.alive.sets) alive |= set;
-    const T mean = T(1) / T(real_t<T>(alive.size()));
-    for (int e = 0; e < size.experts; ++e)
-      if (alive.contains(e)) d[e] += s.chosen.load[e] - mean;
   }
 };
 

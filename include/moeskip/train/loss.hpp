@@ -196,7 +196,7 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   if constexpr (V::layer_skip::has_gates)
     if (record.gates > 0) {
       const auto& skip = m.configuration().layer_skip;
-      losses.open_gates = record.open_gates / T(real_t<T>(record.gates));
+      losses.open_gates = record.open_gates()[0] / T(real_t<T>(record.gates));
       const T over = losses.open_gates - T(real_t<T>(skip.keep));
       losses.total += T(real_t<T>(skip.pull)) * over * over;
     }

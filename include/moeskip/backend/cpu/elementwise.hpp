@@ -120,6 +120,14 @@ template <> struct kernel<accumulate_t, on_cpu> {
   }
 };
 
+template <> struct kernel<copy_t, on_cpu> {
+  template <class B> static void run(B&, vec<float> y, vec<const float> x) {
+    parallel_for(
+        y.size(), [&](index_t first, index_t last) { std::copy(&x[first], &x[first] + (last - first), &y[first]); },
+        cpu_kernels::parallel_elements, 64);
+  }
+};
+
 template <> struct kernel<combine_t, on_cpu> {
   template <class W, class Isa, class P>
   static void run(cpu<W, Isa, P>&, vec<float> out, double a, vec<const float> x, double b, vec<const float> y) {

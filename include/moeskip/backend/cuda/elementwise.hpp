@@ -253,6 +253,14 @@ template <> struct kernel<note_none_t, on_cuda> {
   }
 };
 
+template <> struct kernel<copy_t, on_cuda> {
+  template <class B> static void run(B&, vec<float> y, vec<const float> x) {
+    using call = detail::device_call<copy_t, B>;
+    using copied = phase::converted<float, float>;
+    call::each(copied::count(y.size()), copied{call::seen(y), call::seen(x)});
+  }
+};
+
 template <> struct kernel<store_weights_t, on_cuda> {
   template <class B, class W> static void run(B&, vec<W> w, vec<const float> master) {
     using call = detail::device_call<store_weights_t, B>;

@@ -10,6 +10,7 @@
 #include "moeskip/backend/cuda/follow.hpp"
 #include "moeskip/backend/cuda/gemm.hpp"
 #include "moeskip/backend/cuda/growing_text.hpp"
+#include "moeskip/backend/cuda/layer_gates.hpp"
 #include "moeskip/backend/cuda/masks.hpp"
 #include "moeskip/backend/cuda/norm_route.hpp"
 #include "moeskip/backend/cuda/projection.hpp"
@@ -24,10 +25,11 @@ template <class W> using each_of_weights = phase_list<phase::embed<W>, phase::em
 using each_of_floats =
     phase_list<phase::embed_backward, phase::gather_rows, phase::scatter_rows, phase::swiglu, phase::swiglu_backward,
                phase::gate_rows, phase::note_none, phase::combine, phase::accumulate, phase::fill_with,
-               phase::gain_gradient, phase::sum_of_rows, phase::rope_append, phase::rope_append_backward,
-               phase::mask_outputs, phase::expert_act, phase::add_experts, phase::dropped_gates, phase::adamw,
-               phase::column_sums, phase::add_rows, phase::gated_swiglu, phase::group_gain_gradient,
-               phase::converted<bf16, float>, phase::converted<float, bf16>, phase::converted<float, float>>;
+               phase::pass_gates, phase::gain_gradient, phase::sum_of_rows, phase::rope_append,
+               phase::rope_append_backward, phase::mask_outputs, phase::expert_act, phase::add_experts,
+               phase::dropped_gates, phase::adamw, phase::column_sums, phase::add_rows, phase::gated_swiglu,
+               phase::group_gain_gradient, phase::converted<bf16, float>, phase::converted<float, bf16>,
+               phase::converted<float, float>>;
 template <class R> using each_of_router = phase_list<phase::route_backward<R>>;
 template <class P> using each_of_dropout = phase_list<phase::draw_survivors<P>>;
 
@@ -40,8 +42,9 @@ template <class W> using blocks_of_weights =
                phase::norm_groups<W>, phase::norm_groups_backward<W>, phase::append_attend<W>>;
 using blocks_of_floats =
     phase_list<phase::sum_of_squares, phase::adamw_moments, phase::adamw_weights, phase::gate_rows_backward,
-               phase::note_choices, phase::balance_loss, phase::sort_choices, phase::cross_entropy, phase::distillation,
-               phase::attend, phase::attend_tiles<64>, phase::attend_tiles<128>, phase::attend_tiles_queries<64>,
+               phase::open_gates, phase::pass_gates_backward, phase::note_choices, phase::balance_loss,
+               phase::add_load_errors, phase::sort_choices, phase::cross_entropy, phase::distillation, phase::attend,
+               phase::attend_tiles<64>, phase::attend_tiles<128>, phase::attend_tiles_queries<64>,
                phase::attend_tiles_queries<128>, phase::attend_tiles_keys<64>, phase::attend_tiles_keys<128>,
                phase::attend_backward_queries, phase::attend_backward_keys, phase::expert_act_backward,
                phase::group_scales, phase::token_laws, phase::next_token, phase::draft_token, phase::judge_draft>;

@@ -2,10 +2,11 @@
 // if the router knows of lanes. One that looks at the token before chooses for a sequence's run of rows in order.
 #pragma once
 
-#include <algorithm>
+#include <cstdint>
 
 #include "moeskip/backend/cuda/backend.hpp"
-#include "moeskip/backend/cuda/block.hpp"
+#include "moeskip/backend/cuda/parts_of_rows.hpp"
+#include "moeskip/ops/add_load_errors.hpp"
 #include "moeskip/ops/growing_text.hpp"
 #include "moeskip/ops/route.hpp"
 
@@ -129,35 +130,55 @@ struct note_choices {
   }
 };
 
-/// The rows' losses in parts, a block each; the block that is done last adds them up, in their order.
 struct balance_loss {
   static constexpr const char* name = "balance_loss";
-  static constexpr int barriers = 1, threads = 256;
-  vec<auxiliary_losses<float>> sum, parts;  // (1) (blocks)
+  static constexpr int barriers = 1;
+  vec<auxiliary_losses<float>> sum;  // (1)
   moeskip::routing<float> r;
   mat<const float> logits;
   routing_call<float> call;
   index_t following;
-  int* done;  // blocks that have written their part
-
-  static launch_shape shape(index_t rows) {
-    constexpr index_t most = 64, shared = 3 * 32;  // sums of warps
-    return {std::min(detail::ceiling(rows, threads), most), threads, shared};
-  }
+  parts_of_rows<3> parts;
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     auxiliary_losses<float> own;
-    for (index_t n = b.block() * b.threads() + b.thread(); n < r.probability.rows(); n += b.blocks() * b.threads())
-      own += kernel<balance_loss_t, on_reference>::row(r, logits, call, following, n);
-    float v[3] = {own.balance, own.z, own.change};
-    block_sums(b, v, 0, 0);
-    if (b.thread() != 0) return;
-    parts[b.block()] = {v[0], v[1], v[2]};
-    if (!b.last_of(b.blocks(), done)) return;
-    auxiliary_losses<float> all;
-    for (const auto& part : parts) all += part;
-    sum[0] += all;
+    for_rows(b, r.probability.rows(),
+             [&](index_t n) { own += kernel<balance_loss_t, on_reference>::row(r, logits, call, following, n); });
+    float sums[3] = {own.balance, own.z, own.change};
+    parts.add(b, sums, 0, [&](const float(&all)[3]) { sum[0] += auxiliary_losses<float>{all[0], all[1], all[2]}; });
   }
+};
+
+/// d (E) of experts that some row could choose; one block.
+struct add_load_errors {
+  static constexpr const char* name = "add_load_errors";
+  static constexpr int barriers = 2, threads = 256;
+  vec<float> d;
+  vec<const float> load;
+  living_experts alive;
+
+  template <class Block> MOESKIP_HD void operator()(const Block& b) const {
+    // A thread joins its share of one word of all sets; then one thread a word the shares.
+    auto *const shares = reinterpret_cast<std::uint64_t*>(b.shared()), *const all = shares + b.threads();
+    const int t = b.thread(), word = t % words, step = b.threads() / words;
+    shares[t] = 0;
+    for (index_t n = t / words; n < alive.sets.size(); n += step) shares[t] |= alive.sets[n].words[word];
+    b.sync(0);
+    if (t < words) {
+      all[t] = 0;
+      for (int share = t; share < b.threads(); share += words) all[t] |= shares[share];
+    }
+    b.sync(1);
+    expert_set living;
+    for (int w = 0; w < words; ++w) living.words[w] = all[w];
+    const float mean = 1 / float(living.size());
+    for (index_t e = t; e < d.size(); e += b.threads())
+      if (living.contains(int(e))) d[e] += load[e] - mean;
+  }
+  static launch_shape shape() { return {1, threads, 2 * (threads + words)}; }
+
+ private:
+  static constexpr int words = int(sizeof(expert_set) / sizeof(std::uint64_t));
 };
 
 }  // namespace phase
@@ -219,11 +240,18 @@ template <> struct kernel<balance_loss_t, on_cuda> {
                                      mat<const float> logits, const routing_call<float>& c) {
     using call = detail::device_call<balance_loss_t, B>;
     const auto scope = call::scratch().scope();
-    const launch_shape shape = phase::balance_loss::shape(r.probability.rows());
-    const auto parts = call::scratch().template take<auxiliary_losses<float>>(shape.blocks);
+    const launch_shape shape = detail::blocks_of_rows<3>(r.probability.rows());
     detail::expect_seen<call>(r);
-    call::launch(shape, phase::balance_loss{call::seen(sum), parts, r, call::seen(logits), detail::listed_call<call>(c),
-                                            detail::following(c.rows), call::counters(1)});
+    call::launch(shape, phase::balance_loss{call::seen(sum), r, call::seen(logits), detail::listed_call<call>(c),
+                                            detail::following(c.rows), detail::parts_for<call, 3>(shape)});
+  }
+};
+
+template <> struct kernel<add_load_errors_t, on_cuda> {
+  template <class B> static void run(B&, vec<float> d, vec<const float> load, const living_experts& alive) {
+    using call = detail::device_call<add_load_errors_t, B>;
+    call::launch(phase::add_load_errors::shape(),
+                 phase::add_load_errors{call::seen(d), call::seen(load), {call::seen_or_listed(alive.sets)}});
   }
 };
 

@@ -2,10 +2,11 @@
 //   afterwards       y = layer(x) where s > 0, else x: the layer does not run
 //   while training   y = x + g · (layer(x) − x),  g = sigmoid((s + noise) / temperature)
 // noise is logistic, so the gate of a token is open (s + noise > 0) with chance sigmoid(s), and gates learn to be sure:
-// the binary concrete distribution                                                Maddison et al. 2017,
-// arXiv:1611.00712 The mean of these chances over all gates and tokens is drawn to `keep`:  loss += pull · (mean −
-// keep)² An exit rule that compares an exit with the one before (cosine, patience) sees no change where a token passed
-// all layers between them, and takes that for agreement.
+// the binary concrete distribution (Maddison et al. 2017, arXiv:1611.00712). The mean of these chances over all gates and
+// tokens is drawn to `keep`:
+//   loss += pull · (mean − keep)²
+// An exit rule that compares an exit with the one before (cosine, patience) sees no change where a token passed all
+// layers between them, and takes that for agreement.
 // Deciding per token, causally, by a router of its own is what Mixture-of-Depths does for a fixed number of tokens of a
 // batch (arXiv:2404.02258); without that number a token's path does not depend on other tokens.
 #pragma once
