@@ -13,7 +13,7 @@ write_basic_package_version_file(moeskipConfigVersion.cmake COMPATIBILITY SameMi
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/moeskipConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/moeskipConfigVersion.cmake
               cmake/cuda.cmake cmake/kernels.cu cmake/sentencepiece.cmake
         DESTINATION ${package_dir})
-install(FILES include/moeskip/cuda.cuh DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/moeskip)
+install(DIRECTORY include/moeskip DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.cuh")
 install(FILES include/moeskip/formats/tokenizer/sentence_piece.hpp
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/moeskip/formats/tokenizer)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

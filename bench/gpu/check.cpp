@@ -21,12 +21,6 @@ void expect(bool holds, const std::string& what) {
   failures += !holds;
 }
 
-template <class B, class Case> auto run(const Case& c, std::uint64_t seed) {
-  trial<B> t(seed);
-  c(t);
-  return t.out;
-}
-
 template <class B, class Case> void check_op(const Case& c, const std::string& what, double limit) {
   double most = 0;
   for (std::uint64_t seed = 1; seed <= seeds; ++seed)
@@ -167,6 +161,13 @@ void check_training() {
   using B = ms::cuda<float>;
   const float all = training_difference<everything, B>(ms::adamw{.lr = 1e-3}, 10);
   expect(all < 1e-4f, ms::text("ten AdamW steps with every policy on: within ", all, " of the CPU's"));
+  const float users = training_difference<mine, B>(ms::adamw{.lr = 1e-3}, 3);
+  expect(users < 1e-4f, ms::text("three steps with a user's router and mask: within ", users, " of the CPU's"));
+  using namespace ms::expert_dropout;
+  const float experts = training_difference<dropping<bernoulli>, B>(ms::adamw{.lr = 1e-3}, 3);
+  expect(experts < 1e-4f, ms::text("three steps that drop experts: within ", experts, " of the CPU's"));
+  const float outputs = training_difference<dropping<output>, B>(ms::adamw{.lr = 1e-3}, 3);
+  expect(outputs < 1e-4f, ms::text("three steps that drop outputs: within ", outputs, " of the CPU's"));
   const float muon = training_difference<plain, B>(ms::muon{.lr = 1e-3}, 10);
   expect(muon < 1e-4f, ms::text("ten Muon steps: within ", muon, " of the CPU's"));
 }

@@ -66,6 +66,20 @@ template <class B> class trial {
 
 inline ms::vec<const int> list(const std::vector<int>& v) { return {v.data(), v.size()}; }
 
+/// What comes out of a case.
+template <class B, class Case> auto run(const Case& c, std::uint64_t seed) {
+  trial<B> t(seed);
+  c(t);
+  return t.out;
+}
+
+/// How the emulator plays, while it lives.
+struct emulated {
+  explicit emulated(const ms::emulation& e) { ms::emulation::here() = e; }
+  emulated(const emulated&) = delete;
+  ~emulated() { ms::emulation::here() = {}; }
+};
+
 /// Rows of two sequences with a few tokens before them.
 struct two_sequences {
   std::vector<int> slot, position, token;

@@ -36,17 +36,6 @@ bool has_no_proof(std::string_view phase, int barrier) {
                      [&](const unshown& u) { return u.phase == phase && u.barrier == barrier; });
 }
 
-struct emulated {
-  explicit emulated(ms::emulation e) { ms::emulation::here() = e; }
-  ~emulated() { ms::emulation::here() = {}; }
-};
-
-template <class B, class Case> auto run(const Case& c, std::uint64_t seed) {
-  trial<B> t(seed);
-  c(t);
-  return t.out;
-}
-
 /// Whether leaving a phase's barrier out shows: an error, or another result, of one of the cases in one of the orders.
 template <class B, class... Cases> bool shows(std::string_view phase, int barrier, const Cases&... cases) {
   const double usual = std::same_as<typename B::product, bf16> ? 0.1 : 1e-3;

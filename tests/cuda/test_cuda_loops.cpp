@@ -17,24 +17,13 @@ namespace {
 using ms::decoder::on_device;
 template <class T> constexpr T infinite = std::numeric_limits<T>::infinity();
 
-struct emulated {
-  explicit emulated(ms::emulation e) { ms::emulation::here() = e; }
-  ~emulated() { ms::emulation::here() = {}; }
-};
-
-template <class B, class Case> auto outcome(const Case& c, std::uint64_t seed) {
-  trial<B> t(seed);
-  c(t);
-  return t.out;
-}
-
 template <class Case> void agrees(const Case& c) {
   for (int order = 0; order < 3; ++order)
     for (std::uint64_t seed = 1; seed <= 2; ++seed) {
       CAPTURE(order);
       CAPTURE(seed);
       const emulated e({.order = order});
-      CHECK(difference(outcome<ms::reference<double>>(c, seed), outcome<ms::emulated_cuda<float>>(c, seed)) < 1e-5);
+      CHECK(difference(run<ms::reference<double>>(c, seed), run<ms::emulated_cuda<float>>(c, seed)) < 1e-5);
     }
 }
 

@@ -33,18 +33,6 @@ namespace {
 
 constexpr int orders = sanitized ? 1 : 3;  // of threads
 
-template <class B, class Case> std::vector<std::vector<double>> run(const Case& c, std::uint64_t seed) {
-  trial<B> t(seed);
-  c(t);
-  return t.out;
-}
-
-/// Sets how the emulator runs, for a scope.
-struct emulated {
-  explicit emulated(int order) { ms::emulation::here().order = order; }
-  ~emulated() { ms::emulation::here() = {}; }
-};
-
 /// The emulator with another number of threads in each block.
 template <int Threads> struct with_threads : ms::driver::emulator {
   template <class Phase> static void launch(const ms::launch_shape& shape, const Phase& phase) {
@@ -70,7 +58,7 @@ TEST_CASE("every op of the emulated CUDA backend agrees with plain loops in doub
         CAPTURE(c.many);
         CAPTURE(seed);
         CAPTURE(order);
-        const emulated e(order);
+        const emulated e({.order = order});
         CHECK(difference(expected, run<ms::emulated_cuda<float>>(c, seed)) < 3e-5);
       }
       // Weights are bf16's numbers; tensor cores round activations too, whose largest errors a chain of ops multiplies.
@@ -81,7 +69,7 @@ TEST_CASE("every op of the emulated CUDA backend agrees with plain loops in doub
 }
 
 TEST_CASE("dense products handed to a BLAS agree with plain loops in double") {
-  const emulated e(0);
+  const emulated e({});
   ms::emulation::here().gemm = true;
   each_case([](const auto& c) {
     for (const std::uint64_t seed : {1u, 2u}) {
@@ -103,7 +91,7 @@ TEST_CASE("dense products handed to a BLAS agree with plain loops in double") {
 }
 
 TEST_CASE("matrices of one row or column, and a residual beside the result, are handed to a BLAS as what they are") {
-  const emulated e(0);
+  const emulated e({});
   ms::emulation::here().gemm = true;
   for (const ms::index_t I : {1, 5})
     for (const ms::index_t O : {1, 7}) {
@@ -140,7 +128,7 @@ TEST_CASE("what is handed to a BLAS: dense products of calls of more than 16 row
     ms::settle(t.backend);
     return ms::emulation::here().gemms - before;
   };
-  const emulated e(0);
+  const emulated e({});
   CHECK(B::multiplies_by() == std::string("own kernels"));
   CHECK(gemms(17) == 0);
   ms::emulation::here().gemm = true;
@@ -171,7 +159,7 @@ TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes"
         const route_case<R> c{rows.first, rows.second, router};
         const auto seed = std::uint64_t(order) + 1;
         const auto expected = run<ms::reference<double>>(c, seed);
-        const emulated e(order);
+        const emulated e({.order = order});
         const auto got = run<ms::emulated_cuda<float>>(c, seed);
         CHECK(got[0] == expected[0]);  // choices
         CHECK(got[1] == expected[1]);  // those that were remembered
@@ -198,7 +186,7 @@ TEST_CASE("one phase normalises, scores, routes and sorts as the ops do that it 
         CAPTURE(full_name<R>());
         CAPTURE(many);
         CAPTURE(order);
-        const emulated e(order);
+        const emulated e({.order = order});
         CHECK(difference(expected, run<ms::emulated_cuda<float>>(c, 1)) < 3e-5);
         CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, 1)) < 3e-5);
         if (many) continue;
@@ -217,7 +205,7 @@ TEST_CASE("tensor cores are exact but for rounding: numbers of bf16 give sums of
     const rounded_case c;
     const auto seed = std::uint64_t(order) + 1;
     const auto expected = run<ms::reference<double>>(c, seed);
-    const emulated e(order);
+    const emulated e({.order = order});
     CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, seed)) < 3e-6);
     CHECK(difference(expected, run<ms::emulated_cuda<float, ms::bf16>>(c, seed)) < 3e-6);
   }
@@ -228,7 +216,7 @@ TEST_CASE("few rows of many numbers") {
     CAPTURE(order);
     const auto seed = std::uint64_t(order) + 1;
     const auto expected = run<ms::reference<double>>(long_rows_case{}, seed);
-    const emulated e(order);
+    const emulated e({.order = order});
     CHECK(difference(expected, run<ms::emulated_cuda<float>>(long_rows_case{}, seed)) < 3e-5);
     CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(long_rows_case{}, seed)) < 3e-5);
   }
@@ -238,7 +226,7 @@ TEST_CASE("many experts, and one of more rows than a tile") {
   const auto expected = run<ms::reference<double>>(crowded_case{}, 1);
   for (int order = 0; order < orders; ++order) {
     CAPTURE(order);
-    const emulated e(order);
+    const emulated e({.order = order});
     CHECK(difference(expected, run<ms::emulated_cuda<float>>(crowded_case{}, 1)) < 3e-5);
     const auto got = run<ms::emulated_cuda<ms::bf16>>(crowded_case{}, 1);
     CHECK(difference(expected[0], got[0]) < 3e-6);  // the first product's factors are what they are
@@ -254,7 +242,7 @@ TEST_CASE("attention on tensor cores differs by the rounding of what goes into i
       CAPTURE(order);
       const auto seed = std::uint64_t(order) + 1;
       const auto expected = run<ms::reference<double>>(c, seed);
-      const emulated e(order);
+      const emulated e({.order = order});
       CHECK(difference(expected, run<ms::emulated_cuda<ms::bf16>>(c, seed)) < (c.steep ? 5e-2 : 2e-2));
     }
 }
@@ -323,7 +311,7 @@ TEST_CASE("rows that see each other in one call have the bits of calls of their 
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
     CAPTURE(seed);
     decoded c(seed);
-    const emulated e(int(seed % 3));
+    const emulated e({.order = int(seed % 3)});
     const auto together = c.fresh(), alone = c.fresh(), apart = c.fresh();
     const ms::index_t N = c.qkv.rows(), half = N / 2;
     c.run(together, 0, N);
@@ -357,7 +345,7 @@ TEST_CASE("bits of attention depend on no number of threads or blocks, nor on th
                                           {items, 512, shared}}) {
       CAPTURE(seed);
       CAPTURE(shape.threads);
-      const emulated e(order++ % 3);
+      const emulated e({.order = order++ % 3});
       const auto got = c.fresh();
       const phase p{got.out, c.qkv, got.kv, c.a, c.rows.rows(), frequency, c.s, splits, parts, finished.data()};
       ms::detail::device_call<ms::append_attend_t, decoded::B>::launch(shape, p);

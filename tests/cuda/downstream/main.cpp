@@ -1,4 +1,4 @@
-// Generates on the GPU, or says in one sentence that there is none.
+// Generates and trains on the GPU, or says in one sentence that there is none.
 #include <cstdio>
 
 #include <moeskip/moeskip.hpp>
@@ -22,9 +22,15 @@ int main() {
     };
     const ms::decoder::early_exit<leads> leaves{};
     const auto text = generated(leaves);
-    std::printf(
-        "generated %zu tokens on the GPU, %s by a loop on it\n", text.size(),
-        text == generated(ms::decoder::on_device<ms::decoder::early_exit<leads>>{leaves}) ? "the same" : "others");
+    const bool same = text == generated(ms::decoder::on_device<ms::decoder::early_exit<leads>>{leaves});
+
+    ms::trainer<mine, ms::cuda<ms::bf16>> trainer(model, {.steps = 2});
+    std::vector<int> corpus(400);
+    for (std::size_t i = 0; i < corpus.size(); ++i) corpus[i] = int(i * i % 50);
+    ms::random_windows batches(corpus, 2, 32, ms::seed{1});
+    const double before = trainer.step(batches).losses.total, after = trainer.step(batches).losses.total;
+    std::printf("generated %zu tokens on the GPU, %s by a loop on it; losses of training are %s\n", text.size(),
+                same ? "the same" : "others", before > 0 && after > 0 ? "positive" : "not");
   } catch (const ms::error& e) {
     std::printf("%s\n", e.what());
   }
