@@ -24,7 +24,8 @@ if(MOESKIP_CUBLAS AND NOT TARGET CUDA::cublas)
 endif()
 
 # -std: CMake 3.25 does not know that nvcc 13 has C++20. Relaxed constexpr: policies may use std's constexpr functions.
-set(moeskip_flags_of_nvcc -std=c++20 --expt-relaxed-constexpr)
+# -Werror: nvcc only warns where a kernel calls a function that is not MOESKIP_HD, and leaves the call out.
+set(moeskip_flags_of_nvcc -std=c++20 --expt-relaxed-constexpr -Werror=cross-execution-space-call)
 if(TARGET OpenMP::OpenMP_CXX)
   list(APPEND moeskip_flags_of_nvcc -Xcompiler=-fopenmp) # all units of a program see the same base/parallel.hpp
 endif()

@@ -3,15 +3,10 @@
 #include "moeskip/cuda.cuh"
 #include "moeskip/parts/expert_dropout/bernoulli.hpp"
 #include "moeskip/parts/expert_dropout/cluster.hpp"
-#include "moeskip/parts/expert_dropout/hidden.hpp"
-#include "moeskip/parts/expert_dropout/none.hpp"
-#include "moeskip/parts/expert_dropout/output.hpp"
 #include "moeskip/parts/router/sigmoid_top_k.hpp"
 #include "moeskip/parts/router/top_k.hpp"
 
 template struct moeskip::cuda_kernels<>;
 template struct moeskip::cuda_routers<moeskip::router::top_k<1>, moeskip::router::top_k<2>, moeskip::router::top_k<4>,
                                       moeskip::router::top_k<8>, moeskip::router::sigmoid_top_k<8>>;
-template struct moeskip::cuda_expert_dropout<moeskip::expert_dropout::none, moeskip::expert_dropout::bernoulli,
-                                             moeskip::expert_dropout::cluster, moeskip::expert_dropout::hidden,
-                                             moeskip::expert_dropout::output>;
+template struct moeskip::cuda_expert_dropout<moeskip::expert_dropout::bernoulli, moeskip::expert_dropout::cluster>;

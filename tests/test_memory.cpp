@@ -1,6 +1,8 @@
 // The memory of training: what footprint.hpp predicts from the shapes is what the arena saw.
 #include <doctest/doctest.h>
 
+#include <memory>
+
 #include "tiny.hpp"
 
 using namespace tests;
@@ -101,4 +103,52 @@ TEST_CASE("the state beside the model is stated per parameter") {
   CHECK(beside(ms::trainer<plain, ms::cpu<ms::bf16>>(narrow, {})) == 16);  // gradient, master copy, two moments
   ms::trainer<plain, B> t(m, {});
   CHECK(ms::describe_memory(t, 8, 64).starts_with("memory     16 bytes per parameter: 4 of weights, 12 of gradients"));
+}
+
+TEST_CASE("what the host keeps beside an arena goes with its scopes, and is not in its memory") {
+  ms::arena memory;
+  const auto before = memory.scope();
+  int* kept = memory.of_host().take<int>(3).data();
+  {
+    const auto inner = memory.scope();
+    CHECK(memory.of_host().take<int>(1).data() > kept);
+  }
+  CHECK(memory.used() == 0);
+  int* next = memory.of_host().take<int>(1).data();
+  {
+    const auto inner = memory.scope();
+    memory.take<float>(100);
+  }
+  CHECK(memory.of_host().take<int>(1).data() > next);  // and what was kept stays
+  CHECK(next > kept);
+}
+
+TEST_CASE("two tapes on one memory may end in any order") {
+  const ms::config<ms::variant> c{.sizes = tiny_sizes};
+  ms::model<ms::variant, ms::cpu<float>> m(c, ms::seed{1});
+  const std::vector<int> tokens = random_tokens(6, tiny_sizes.vocab, 1);
+  const auto gradients = [&](bool others) {
+    ms::arena memory;
+    ms::buffer<float> block(m.block().size());
+    ms::model_weights<ms::variant, float> grads;
+    ms::bind_weights<ms::variant, float>(c, grads, block.data());
+    const auto forward = [&](ms::tape<float>& tape) {
+      ms::kv_on_arena<float> kv(memory, 1, 6, c.sizes.kv_groups() * c.sizes.head_size());
+      const auto x = memory.take<float>(6, c.sizes.dim);
+      m.embed(x, {tokens.data(), 6});
+      m.run_layers(0, m.layers(), x, kv, ms::batch_rows(1, 6, memory.of_host()), tape);
+    };
+    auto first = std::make_unique<ms::tape<float>>(memory, ms::seed{1}, 0);
+    if (others) forward(*first);
+    ms::tape<float> second(memory, ms::seed{1}, 1);
+    forward(second);
+    first.reset();
+    ms::tape<float> third(memory, ms::seed{1}, 2);
+    if (others) forward(third);
+    const auto dx = memory.take<float>(6, c.sizes.dim);
+    for (float& d : dx) d = 1;
+    for (int l = m.layers() - 1; l >= 0; --l) m.layer_backward(l, dx, grads, second, 1);
+    return std::vector<float>(block.view().begin(), block.view().end());
+  };
+  CHECK(gradients(true) == gradients(false));
 }

@@ -428,15 +428,15 @@ TEST_CASE("op gradients: gates of layers, and what draws them to their share") {
     const auto opened = s.scratch(N), chances = s.scratch(1);
     chances[0] = 1.1;  // of the two other gates
     const ms::vec<int> slot = s.numbers(N, 0, 0), position = s.numbers(N, 0, 9);
-    const ms::gate_draw draw{0.25f, 0.5f, ms::seed{8}, 2, 1, {slot, position}};
-    ms::open_gates(s.backend, opened, chances, logit.value, draw);
+    const ms::gate_slope slope{0.25f, 0.5f};
+    ms::open_gates(s.backend, opened, chances, logit.value, slope, {ms::seed{8}, 2, 1, {slot, position}});
     ms::pass_gates(s.backend, y.value, x.value, made.value, opened);
     const auto over = chances[0] / double(gates) - double(keep);
     s.add_to_loss(double(pull) * over * over);
     s.backward([&] {
       copy(made.gradient, y.gradient);
       ms::pass_gates_backward(s.backend, made.gradient, x.gradient, logit.gradient, x.value, made.value, opened,
-                              logit.value, draw, {chances, gates, keep, pull});
+                              logit.value, slope, {chances, gates, keep, pull});
     });
   });
 }

@@ -3,7 +3,7 @@
 //   #include "my_variant.hpp"
 //   template struct moeskip::cuda_kernels<>;               // every phase
 //   template struct moeskip::cuda_program<my_variant>;     // its router and expert dropout, which run on the device
-// The CMake helper moeskip_add_cuda(target) brings the first with policies of the library, and the flags that nvcc
+// The CMake helper moeskip_add_cuda(target) brings the first with common policies of the library, and the flags that nvcc
 // needs, and defines MOESKIP_CUBLAS where it links cuBLAS.
 #pragma once
 
@@ -199,7 +199,7 @@ template <class... Routers> struct cuda_routers {
   }
 };
 
-/// Kernels of expert dropout alone, for training.
+/// Kernels of expert dropout alone, for training. None where a policy draws one set for all rows of a step: the host does.
 template <class... Policies> struct cuda_expert_dropout {
   static int keep() { return (0 + ... + detail::keep_each(each_of_dropout<Policies>{})); }
 };

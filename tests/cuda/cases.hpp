@@ -272,7 +272,7 @@ template <class P> struct mask_case {
     const two_sequences rows(t.between(1, 60), t.between(1, 40), t.between(0, 9));
     const auto N = ms::index_t(rows.slot.size());
     const ms::mask_key key{ms::seed{3}, std::uint64_t(t.between(0, 99)), t.between(0, 7), 8, 0.5};
-    const auto alive = ms::survivors(t.backend, policy, key, rows.rows(), E, K, t.memory);
+    const auto alive = ms::draw_living(t.backend, policy, key, rows.rows(), E, K, t.memory);
     ms::settle(t.backend);
     t.out.emplace_back();
     for (const ms::expert_set& set : alive.sets)
@@ -298,10 +298,10 @@ struct gates_case {
     const auto x = t.numbers(N, D), made = t.numbers(N, D), y = t.numbers(N, D), d = t.numbers(N, D);
     const auto logit = t.numbers(N, 1), dlogit = t.numbers(N, 1), past = t.numbers(N, D);
     const auto opened = t.numbers(N), chances = t.numbers(1);
-    const ms::gate_draw draw{0.3f, 0.5f, {4}, 3, 2, rows.rows()};
-    ms::open_gates(t.backend, opened, chances, logit, draw);
+    const ms::gate_slope slope{0.3f, 0.5f};
+    ms::open_gates(t.backend, opened, chances, logit, slope, {{4}, 3, 2, rows.rows()});
     ms::pass_gates(t.backend, y, x, made, opened);
-    ms::pass_gates_backward(t.backend, d, past, dlogit, x, made, opened, logit, draw, {chances, 3, 0.6f, 2.f});
+    ms::pass_gates_backward(t.backend, d, past, dlogit, x, made, opened, logit, slope, {chances, 3, 0.6f, 2.f});
     t.keep(opened, chances, y, d, past, dlogit);
 
     const int E = t.between(2, 90);
@@ -479,7 +479,7 @@ struct elementwise_case {
     ms::accumulate(t.backend, a, b);
     ms::combine(t.backend, b, 0.3, b, -2, a);
     const auto same = t.numbers(N * D);
-    ms::copy(t.backend, same, b);
+    ms::copy_into(t.backend, same, b);
     t.keep(same);
     const auto stored = t.weights(N * D);
     ms::store_weights(t.backend, stored, a);

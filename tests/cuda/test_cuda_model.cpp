@@ -44,6 +44,7 @@ TEST_CASE("every decoder's tokens are the CPU's") {
   ms::emulation::here().order = 1;
   same_tokens<four_matrices, float>(1);
   same_tokens<wide_norms, float>(1);
+  same_tokens<hashed, float>(1);
   ms::emulation::here() = {};
 }
 
@@ -175,8 +176,10 @@ TEST_CASE("choices that are none are found when training has gone forward, and w
     ms::trainer<V, ms::emulated_cuda<float>> run(m, {});
     const std::vector<float> before(m.block().begin(), m.block().end());
     const std::vector<int> text = random_tokens(60, tiny_sizes.vocab, 1);
-    ms::random_windows batches(text, 2, 12, ms::seed{1});
-    for (int again = 0; again < 2; ++again) CHECK_THROWS_WITH_AS(run.step(batches), complaint, ms::config_error);
+    for (const int length : {12, 4}) {  // more rows than one phase routes, and fewer
+      ms::random_windows batches(text, 2, length, ms::seed{1});
+      for (int again = 0; again < 2; ++again) CHECK_THROWS_WITH_AS(run.step(batches), complaint, ms::config_error);
+    }
     CHECK(std::equal(before.begin(), before.end(), m.block().begin()));
     CHECK(run.next_step() == 0);
   };
@@ -241,6 +244,7 @@ TEST_CASE("training steps with every policy on agree with the CPU's, whatever it
   using deeper = scheduled<cluster, ms::depth::linear, ms::over_time::constant>;
   agrees(mine::expert_dropout{}), agrees(bernoulli{}), agrees(output{}), agrees(deeper{});
   CHECK(training_difference<mine, B>(ms::adamw{.lr = 1e-2}, 2) < 1e-4f);
+  CHECK(training_difference<hashed, B>(ms::adamw{.lr = 1e-2}, 2) < 1e-4f);
   CHECK(training_difference<everything, B>(ms::adamw{.lr = 1e-2, .cautious = true}, 2) < 1e-4f);
   CHECK(training_difference<plain, B>(ms::muon{.lr = 1e-2, .iterations = 2}, 2) < 1e-4f);
 }
@@ -284,7 +288,7 @@ TEST_CASE("logits made in parts give the same losses and gradients; layers, exit
     const auto expected = losses_of_batch_on<ms::cpu<float>>(distill),
                whole = losses_of_batch_on<ms::emulated_cuda<float>>(distill);
     const auto parts = losses_of_batch_on<ms::cuda<float, few_logits, float>>(distill);
-    CHECK(whole.waits == 3 + (distill > 0));  // the embedding, the forward pass, what is distilled; the gradient
+    CHECK(whole.waits == 2);  // forward and backward
     CHECK(parts.waits == whole.waits);
     for (std::size_t i = 0; i < expected.numbers.size(); ++i) {
       CAPTURE(i);
@@ -292,6 +296,23 @@ TEST_CASE("logits made in parts give the same losses and gradients; layers, exit
       CHECK(parts.numbers[i] == doctest::Approx(expected.numbers[i]).epsilon(1e-3));
     }
   }
+}
+
+TEST_CASE_TEMPLATE("a training step waits as often for six layers as for two", V, plain, everything, mine,
+                   dropping<ms::expert_dropout::output>) {
+  const auto waits = [](int layers) {
+    ms::config<V> c{.sizes = tiny_sizes, .exits = ms::exits_after(1)};
+    c.sizes.layers = layers;
+    ms::model<V, ms::emulated_cuda<float>> m(c, ms::seed{1});
+    ms::trainer<V, ms::emulated_cuda<float>> run(m, {.distill = 0.5});
+    const std::vector<int> text = random_tokens(60, tiny_sizes.vocab, 1);
+    ms::random_windows batches(text, 2, 6, ms::seed{1});
+    const long long before = ms::emulation::here().waits;
+    run.step(batches);
+    return ms::emulation::here().waits - before;
+  };
+  CHECK(waits(2) == 4);  // forward, backward; the gradient's norm, the weights
+  CHECK(waits(6) == 4);
 }
 
 TEST_CASE("what the host wrote is brought to the device: weights to a session's, all that training keeps to a step's") {

@@ -16,6 +16,7 @@
 #include "moeskip/parts/projection/biased.hpp"
 #include "moeskip/parts/projection/normed.hpp"
 #include "moeskip/parts/router/biased.hpp"
+#include "moeskip/parts/router/hash.hpp"
 #include "moeskip/parts/router/noisy_top_k.hpp"
 #include "moeskip/parts/router/segment.hpp"
 #include "moeskip/parts/router/sticky.hpp"
@@ -43,6 +44,10 @@ template <class P> struct dropping : ms::variant {
 };
 struct plain : ms::variant {
   using projection = ms::projection::biased;
+};
+/// Routes by vocabulary id: it has no scores.
+struct hashed : ms::variant {
+  using router = ms::router::hash<2>;
 };
 /// OLMoE's norms of queries and keys.
 struct wide_norms : ms::variant {

@@ -84,15 +84,18 @@ template <class B> void forget(B& b) {
 /// Does so where its scope is left by an exception.
 template <class B> class [[nodiscard]] forgets_on_failure {
  public:
-  explicit forgets_on_failure(B& b) : backend_(b) {}
+  explicit forgets_on_failure(B& b) : backend_(b) {
+    if constexpr (runs_late<B>) before_ = std::uncaught_exceptions();
+  }
   forgets_on_failure(const forgets_on_failure&) = delete;
   ~forgets_on_failure() {
-    if (std::uncaught_exceptions() > before_) forget(backend_);
+    if constexpr (runs_late<B>)
+      if (std::uncaught_exceptions() > before_) forget(backend_);
   }
 
  private:
   B& backend_;
-  int before_ = std::uncaught_exceptions();
+  int before_ = 0;
 };
 
 /// The host has written what ops will read again and again: it may go to where they are done.

@@ -40,13 +40,13 @@ index_t for_windows(std::span<const int> tokens, int context, const window_optio
     const auto scope = memory.scope();
     const int count = int(std::min<index_t>(o.sequences, windows - first));
     const index_t N = index_t(count) * o.length;
-    vec<int> inputs = memory.take<int>(N), targets = memory.take<int>(N);
+    vec<int> inputs = memory.of_host().take<int>(N), targets = memory.of_host().take<int>(N);
     for (index_t n = 0; n < N; ++n) {
       const index_t window = (first + n / o.length) * available / windows;
       const std::size_t at = std::size_t(window * o.length + n % o.length);
       inputs[n] = tokens[at], targets[n] = tokens[at + 1];
     }
-    token_rows rows = batch_rows(count, o.length, memory);
+    token_rows rows = batch_rows(count, o.length, memory.of_host());
     rows.token = inputs;
     visit(window_group{count, o.length, inputs, targets, rows});
   }

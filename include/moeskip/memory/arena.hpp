@@ -41,18 +41,23 @@ class arena {
   /// Gives back, when it is destroyed, all that was taken since.
   class [[nodiscard]] scope_guard {
    public:
-    explicit scope_guard(arena& a) : arena_(a), mark_(a.top_) {}
+    explicit scope_guard(arena& a) : arena_(a), mark_(a.top_) {
+      if (a.host_) host_mark_ = a.host_->top_;
+    }
     scope_guard(const scope_guard&) = delete;
-    ~scope_guard() { arena_.top_ = mark_; }
+    ~scope_guard() {
+      arena_.top_ = mark_;
+      if (arena_.host_) arena_.host_->top_ = host_mark_;
+    }
 
    private:
     arena& arena_;
-    position mark_;
+    position mark_, host_mark_;
   };
   scope_guard scope() { return scope_guard(*this); }
 
   /// Another one, of the host's own memory, for what no op reads where it stands: records, lists. Where a backend runs
-  /// late, what was given back here may still be written to; there nobody but the host writes.
+  /// late, what was given back here may still be written to; there nobody but the host writes. Scopes are those of both.
   arena& of_host() {
     if (!host_) host_.reset(new arena(&host_memory));
     return *host_;

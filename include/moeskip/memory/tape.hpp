@@ -59,7 +59,7 @@ class no_tape {
 
 /// Training: what is taken while a layer runs stays until the step ends. `from` and `step` key every random mask of
 /// the forward pass; `progress`, the share of the planned steps that are done, moves their probabilities. T: scalar of
-/// the activations.
+/// the activations. Whoever makes one has settled what works on this memory.
 template <class T> class tape {
  public:
   static constexpr bool records = true;
@@ -69,7 +69,6 @@ template <class T> class tape {
         step(step_number),
         progress(share_done),
         memory_(memory),
-        of_host_(memory.of_host().scope()),
         auxiliary_(memory.take_zeroed<auxiliary_losses<T>>(1)),
         unsound_(memory.take_zeroed<int>(1)),
         open_gates_(memory.take_zeroed<T>(1)) {
@@ -77,7 +76,7 @@ template <class T> class tape {
   }
 
   arena& memory() { return memory_; }
-  /// For lists that the host makes; they live as long as the tape.
+  /// For lists that the host makes; they last as long as what is taken from memory().
   arena& lists() { return memory_.of_host(); }
   struct nothing {
     nothing() {}  // user-provided, so that an unused scope is no warning
@@ -107,9 +106,7 @@ template <class T> class tape {
   // What layers leave behind, in memory of ops: whoever looks settles before.
   vec<auxiliary_losses<T>> auxiliary() { return auxiliary_; }  // (1) of routers, unweighted, summed over layers
   vec<int> unsound() { return unsound_; }                      // (1) not 0: some router's choices are none
-  vec<T> open_gates() {
-    return open_gates_;
-  }  // (1) mean chance that a token runs a layer with a gate, summed over such
+  vec<T> open_gates() { return open_gates_; }                  // (1) tokens' mean chances to run a layer, summed
   /// On a backend that runs late, choices are looked at when the call of layers has ended.
   struct late_choice {
     routing<T> r;
@@ -125,7 +122,6 @@ template <class T> class tape {
   };
   template <class Record> struct node : link { Record record; };
   arena& memory_;
-  arena::scope_guard of_host_;
   vec<auxiliary_losses<T>> auxiliary_;
   vec<int> unsound_;
   vec<T> open_gates_;

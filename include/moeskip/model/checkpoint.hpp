@@ -47,7 +47,7 @@ inline void refuse_strangers(const safetensors_file& file, const std::vector<ten
 /// Writes the weights as they are stored; selection biases, whose odd sizes would put others out of step, come last.
 /// `about`: what else shall be known of them, such as to_metadata(calibration); read_metadata() gives it back. All or
 /// nothing: see formats/atomic_file.hpp. Throws file_error, and config_error for a policy whose numbers would be lost
-/// (see `fields` in examples/05_your_own_router.cpp), or for a key of `about` that is the config's own.
+/// (see `fields` in examples/05_your_own_router.hpp), or for a key of `about` that is the config's own.
 template <class V, class B>
 void save(const model<V, B>& m, const std::filesystem::path& path, const string_map& about = {}) {
   safetensors_writer file;

@@ -316,8 +316,12 @@ template <class V, class B> class model {
     if (config_.layer_dropout.probability(l, layers(), tape.progress) <= 0) return {true, {}};
     vec<int> selected = tape.lists().template take<int>(rows.size());
     index_t count = 0;
-    for (index_t n = 0; n < rows.size(); ++n)
-      if (participates(l, rows.slot[n], tape.from, tape.step, tape.progress)) selected[count++] = int(n);
+    bool stays = false;
+    for (index_t n = 0; n < rows.size(); ++n) {
+      if (n == 0 || rows.slot[n] != rows.slot[n - 1])
+        stays = participates(l, rows.slot[n], tape.from, tape.step, tape.progress);
+      if (stays) selected[count++] = int(n);
+    }
     return {count == rows.size(), {selected.data(), count}};
   }
 
@@ -325,7 +329,7 @@ template <class V, class B> class model {
   mat<T> run_selected(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, const participation& part, Tape& tape) {
     arena& memory = tape.memory();
     mat<T> y = memory.template take<T>(x.rows(), x.cols());
-    copy(backend_, {y.data(), y.size()}, {x.data(), x.size()});
+    copy_into(backend_, {y.data(), y.size()}, {x.data(), x.size()});
     if (const index_t M = part.selected.size(); M > 0) {
       mat<T> few = memory.template take<T>(M, x.cols());
       gather_rows(backend_, few, x, part.selected);

@@ -1,6 +1,6 @@
-// Which experts the rows of a training step may choose: what a policy of expert dropout draws, from the same key the same
-// on every backend.
-//   N rows   E experts   sets (1) for all rows, or (N), one for each
+// Which experts each row of a training step may choose: what a policy of expert dropout draws for a sequence or a token,
+// from the same key the same on every backend.
+//   N rows   E experts   sets (N)
 #pragma once
 
 #include "moeskip/concepts/expert_dropout.hpp"
@@ -20,8 +20,11 @@ template <ExpertDropout P> struct survivors_of {
 
   MOESKIP_HD expert_set operator()(index_t n) const {
     mask_key own = key;
-    if (scope == mask_scope::sequence) own.token = rows.slot_id(n);
-    if (scope == mask_scope::token) own.token = rows.id(n);
+    own.token = scope == mask_scope::sequence ? rows.slot_id(n) : rows.id(n);
+    return drawn(own);
+  }
+  /// With the token, or 0 for all.
+  MOESKIP_HD expert_set drawn(const mask_key& own) const {
     expert_set set = expert_set::first(experts);
     return set &= dropout.survivors(own, experts, at_least);
   }
@@ -41,17 +44,14 @@ inline void expect_survivors(std::string_view policy, const living_experts& aliv
                   " left fewer experts than a token visits: expected at least ", at_least, ", got ", set.size());
 }
 
-/// Fills sets, (1) where the policy draws for a step, else (N). `key` says where, but for the token. Throws shape_error,
-/// and config_error where fewer than at_least of the E experts are left: on a backend that runs late nobody knows yet,
-/// and who asked looks when they do (expect_survivors).
+/// Fills sets. Throws shape_error, and config_error where fewer experts are left than there must be: on a backend that
+/// runs late nobody knows yet, and who asked looks when they do (expect_survivors).
 struct draw_survivors_t {
   static constexpr const char* name = "draw_survivors";
-  template <class B, ExpertDropout P> void operator()(B& b, vec<expert_set> sets, const P& dropout, const mask_key& key,
-                                                      const token_rows& rows, int E, int at_least) const {
-    const mask_scope scope = scope_of(dropout);
-    expect_shape(name, "sets", sets, scope == mask_scope::step ? 1 : rows.size());
-    run_kernel<draw_survivors_t>(b, sets, survivors_of<P>{dropout, key, scope, rows, E, at_least});
-    if constexpr (!runs_late<B>) expect_survivors(P::name, {sets}, at_least);
+  template <class B, class P> void operator()(B& b, vec<expert_set> sets, const survivors_of<P>& of) const {
+    expect_shape(name, "sets", sets, of.rows.size());
+    run_kernel<draw_survivors_t>(b, sets, of);
+    if constexpr (!runs_late<B>) expect_survivors(P::name, {sets}, of.at_least);
   }
 };
 inline constexpr draw_survivors_t draw_survivors{};

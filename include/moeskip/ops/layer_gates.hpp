@@ -14,9 +14,15 @@
 
 namespace moeskip {
 
-/// Of one layer of a training step.
-struct gate_draw {
+/// From logits to gates, without the noise.
+struct gate_slope {
   float open, temperature;
+  template <class T> MOESKIP_HD T score(const T& logit) const { return logit + T(open); }
+  template <class T> MOESKIP_HD T opened(const T& noisy_score) const { return sigmoid(noisy_score / T(temperature)); }
+};
+
+/// What one layer of a training step draws.
+struct gate_draw {
   seed from;
   std::uint64_t step;
   int layer;
@@ -27,10 +33,6 @@ struct gate_draw {
     const double u = draw.uniform_double(step, std::uint64_t(layer), rows.id(n)), least = 1e-9;
     const double inside = u < least ? least : u > 1 - least ? 1 - least : u;
     return std::log(inside / (1 - inside));
-  }
-  template <class T> MOESKIP_HD T score(const T& logit) const { return logit + T(open); }
-  template <class T> MOESKIP_HD T opened(const T& logit, index_t n) const {
-    return sigmoid((score(logit) + T(real_t<T>(noise(n)))) / T(temperature));
   }
 };
 
@@ -51,13 +53,14 @@ template <class T> struct gate_pull {
 struct open_gates_t {
   static constexpr const char* name = "open_gates";
   template <class B> void operator()(B& b, vec<scalar_t<B>> opened, vec<scalar_t<B>> chances,
-                                     mat<const scalar_t<B>> logit, const gate_draw& draw) const {
+                                     mat<const scalar_t<B>> logit, const gate_slope& slope,
+                                     const gate_draw& draw) const {
     expect_shape(name, "opened", opened, logit.rows());
     expect_shape(name, "chances", chances, 1);
     expect_shape(name, "logit", logit, logit.rows(), 1);
     expect_shape(name, "rows.position", draw.rows.position, logit.rows());
     expect_shape(name, "rows.slot", draw.rows.slot, logit.rows());
-    run_kernel<open_gates_t>(b, opened, chances, logit, draw);
+    run_kernel<open_gates_t>(b, opened, chances, logit, slope, draw);
   }
 };
 inline constexpr open_gates_t open_gates{};
@@ -81,8 +84,8 @@ struct pass_gates_backward_t {
   static constexpr const char* name = "pass_gates_backward";
   template <class B> void operator()(B& b, mat<scalar_t<B>> d, mat<scalar_t<B>> past, mat<scalar_t<B>> dlogit,
                                      mat<const scalar_t<B>> x, mat<const scalar_t<B>> made,
-                                     vec<const scalar_t<B>> opened, mat<const scalar_t<B>> logit, const gate_draw& draw,
-                                     const gate_pull<scalar_t<B>>& pull) const {
+                                     vec<const scalar_t<B>> opened, mat<const scalar_t<B>> logit,
+                                     const gate_slope& slope, const gate_pull<scalar_t<B>>& pull) const {
     expect_shape(name, "d", d, x.rows(), x.cols());
     expect_shape(name, "past", past, x.rows(), x.cols());
     expect_shape(name, "made", made, x.rows(), x.cols());
@@ -90,18 +93,19 @@ struct pass_gates_backward_t {
     expect_shape(name, "logit", logit, x.rows(), 1);
     expect_shape(name, "dlogit", dlogit, x.rows(), 1);
     expect_shape(name, "chances", pull.chances, 1);
-    run_kernel<pass_gates_backward_t>(b, d, past, dlogit, x, made, opened, logit, draw, pull);
+    run_kernel<pass_gates_backward_t>(b, d, past, dlogit, x, made, opened, logit, slope, pull);
   }
 };
 inline constexpr pass_gates_backward_t pass_gates_backward{};
 
 template <> struct kernel<open_gates_t, on_reference> {
-  template <class B, class T>
-  static void run(B&, vec<T> opened, vec<T> chances, mat<const T> logit, const gate_draw& draw) {
+  template <class B, class T> static void run(B&, vec<T> opened, vec<T> chances, mat<const T> logit,
+                                              const gate_slope& slope, const gate_draw& draw) {
     T sum{};
     for (index_t n = 0; n < opened.size(); ++n) {
-      opened[n] = draw.opened(logit(n, 0), n);
-      sum += sigmoid(draw.score(logit(n, 0)));
+      const T score = slope.score(logit(n, 0));
+      opened[n] = slope.opened(score + T(real_t<T>(draw.noise(n))));
+      sum += sigmoid(score);
     }
     chances[0] += sum / T(real_t<T>(opened.size()));
   }
@@ -122,12 +126,12 @@ template <> struct kernel<pass_gates_t, on_reference> {
 template <> struct kernel<pass_gates_backward_t, on_reference> {
   template <class B, class T> static void run(B&, mat<T> d, mat<T> past, mat<T> dlogit, mat<const T> x,
                                               mat<const T> made, vec<const T> opened, mat<const T> logit,
-                                              const gate_draw& draw, const gate_pull<T>& pull) {
-    rows(d, past, dlogit, x, made, opened, logit, draw, pull, 0, x.rows());
+                                              const gate_slope& slope, const gate_pull<T>& pull) {
+    rows(d, past, dlogit, x, made, opened, logit, slope, pull, 0, x.rows());
   }
   /// Rows [first, last).
   template <class T> static void rows(mat<T> d, mat<T> past, mat<T> dlogit, mat<const T> x, mat<const T> made,
-                                      vec<const T> opened, mat<const T> logit, const gate_draw& draw,
+                                      vec<const T> opened, mat<const T> logit, const gate_slope& slope,
                                       const gate_pull<T>& pull, index_t first, index_t last) {
     for (index_t n = first; n < last; ++n) {
       const T g = opened[n];
@@ -137,13 +141,13 @@ template <> struct kernel<pass_gates_backward_t, on_reference> {
         past(n, i) = (T(1) - g) * d(n, i);
         d(n, i) *= g;
       }
-      dlogit(n, 0) = of_logit(dg, g, logit(n, 0), draw, pull.of_row(x.rows()));
+      dlogit(n, 0) = of_logit(dg, g, logit(n, 0), slope, pull.of_row(x.rows()));
     }
   }
   /// From the gradient of a row's g.
   template <class T>
-  MOESKIP_HD static T of_logit(const T& dg, const T& g, const T& logit, const gate_draw& draw, const T& pull) {
-    return dg * g * (T(1) - g) / T(draw.temperature) + pull * sigmoid_derivative(draw.score(logit));
+  MOESKIP_HD static T of_logit(const T& dg, const T& g, const T& logit, const gate_slope& slope, const T& pull) {
+    return dg * g * (T(1) - g) / T(slope.temperature) + pull * sigmoid_derivative(slope.score(logit));
   }
 };
 

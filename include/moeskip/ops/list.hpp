@@ -46,7 +46,7 @@ using all_ops =
             route_backward_t, balance_loss_t, add_load_errors_t, sort_choices_t, norm_route_t, draw_survivors_t,
             mask_outputs_t, experts_t, experts_backward_t, swiglu_t, swiglu_backward_t, gate_rows_t,
             gate_rows_backward_t, gated_swiglu_t, add_rows_t, cross_entropy_t, distillation_t, gather_rows_t,
-            scatter_rows_t, note_none_t, open_gates_t, pass_gates_t, pass_gates_backward_t, accumulate_t, copy_t,
+            scatter_rows_t, note_none_t, open_gates_t, pass_gates_t, pass_gates_backward_t, accumulate_t, copy_into_t,
             combine_t, fill_with_t, sum_of_squares_t, store_weights_t, adamw_update_t>;
 
 /// What loops of decoding on a device are made of beside. A host that decodes needs none of them.

@@ -31,7 +31,7 @@ struct norm_route_t {
       detail::expect_routing<R>(name, r, logits, call);
       expect_shape(name, "h", h, x.rows(), x.cols());
       expect_shape(name, "norm", w.norm, x.cols());
-      expect_shape(name, "rows", w.rows, logits.cols(), x.cols());
+      if (logits.cols()) expect_shape(name, "rows", w.rows, logits.cols(), x.cols());
       if (w.bias.size()) expect_shape(name, "bias", w.bias, r.load.size());
       dispatch d;
       run_kernel<norm_route_t>(b, d, h, logits, r, x, w, eps, router, call, capacity, memory);

@@ -19,14 +19,14 @@ struct accumulate_t {
 inline constexpr accumulate_t accumulate{};
 
 /// y = x.
-struct copy_t {
-  static constexpr const char* name = "copy";
+struct copy_into_t {
+  static constexpr const char* name = "copy_into";
   template <class B> void operator()(B& b, vec<scalar_t<B>> y, vec<const scalar_t<B>> x) const {
     expect_shape(name, "x", x, y.size());
-    run_kernel<copy_t>(b, y, x);
+    run_kernel<copy_into_t>(b, y, x);
   }
 };
-inline constexpr copy_t copy{};
+inline constexpr copy_into_t copy_into{};
 
 /// out = a · x + b · y; out may be x or y.
 struct combine_t {
@@ -76,7 +76,7 @@ template <> struct kernel<accumulate_t, on_reference> {
   }
 };
 
-template <> struct kernel<copy_t, on_reference> {
+template <> struct kernel<copy_into_t, on_reference> {
   template <class B, class T> static void run(B&, vec<T> y, vec<const T> x) {
     std::copy(x.begin(), x.end(), y.begin());
   }

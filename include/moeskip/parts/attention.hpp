@@ -56,7 +56,7 @@ template <class V, class B> struct attention {
       mat<T> qkv = memory.take<T>(N, shape.q_dim() + 2 * shape.kv_dim());
       norm_linear(b, qkv, h, x, w.norm, w.qkv(), size.norm_eps);
       if constexpr (Tape::records) {
-        if (input.data()) copy(b, flat(input), flat(qkv));
+        if (input.data()) copy_into(b, flat(input), flat(qkv));
         w.projected.forward(b, qkv, size);
         rope_append(b, q, kv, qkv, rows, shape);
       } else {

@@ -9,14 +9,23 @@
 
 namespace moeskip {
 
-/// The experts that rows (N) may choose. `key` says where, but for the token. Throws config_error where fewer than
-/// at_least of the E are left, on a backend that runs late as draw_survivors does.
-template <class B, ExpertDropout P> living_experts survivors(B& b, const P& dropout, const mask_key& key,
-                                                             const token_rows& rows, int E, int at_least,
-                                                             arena& memory) {
-  const vec<expert_set> sets = memory.take<expert_set>(scope_of(dropout) == mask_scope::step ? 1 : rows.size());
-  draw_survivors(b, sets, dropout, key, rows, E, at_least);
-  return {sets};
+/// The experts that rows (N) may choose: one set for all, which the host draws, or one for each, drawn where rows are
+/// routed. `key` says where, but for the token. Throws config_error where fewer than at_least of the E are left, of each
+/// row as draw_survivors does.
+template <class B, ExpertDropout P> living_experts draw_living(B& b, const P& dropout, const mask_key& key,
+                                                               const token_rows& rows, int E, int at_least,
+                                                               arena& memory) {
+  const survivors_of<P> of{dropout, key, scope_of(dropout), rows, E, at_least};
+  if constexpr (detail::has_scope<P>)
+    if (of.scope != mask_scope::step) {
+      const vec<expert_set> sets = memory.take<expert_set>(rows.size());
+      draw_survivors(b, sets, of);
+      return {sets};
+    }
+  const vec<expert_set> one = memory.of_host().take<expert_set>(1);
+  one[0] = of.drawn(key);
+  expect_survivors(P::name, {one}, at_least);
+  return {one};
 }
 
 namespace detail {

@@ -41,7 +41,6 @@ template <class P, class B> struct layer_gate {
     mat<T> x, made, h;  // (N, D): the stream before the layer and after it, normed
     mat<T> logit;       // (N, 1): s without `open`
     vec<T> opened;      // (N): g
-    gate_draw draw;
   };
 
   /// layer(x, rows) runs the layer; remember(x, rows) only appends keys and values.
@@ -55,12 +54,11 @@ template <class P, class B> struct layer_gate {
     norm_linear(exact, logit, h, x, w.norm, w.row, size.norm_eps);
     if constexpr (Tape::records) {
       const mat<T> made = layer(x, rows);
-      const gate_draw draw{policy.open, policy.temperature, tape.from, tape.step, l, rows};
       const vec<T> opened = memory.take<T>(N);
-      open_gates(b, opened, tape.open_gates(), logit, draw), ++tape.gates;
+      open_gates(b, opened, tape.open_gates(), logit, slope(), {tape.from, tape.step, l, rows}), ++tape.gates;
       const mat<T> y = tape.successor(x);
       pass_gates(b, y, x, made, opened);
-      tape.save(saved{x, made, h, logit, opened, draw});
+      tape.save(saved{x, made, h, logit, opened});
       return y;
     } else {
       settle(b);
@@ -99,13 +97,16 @@ template <class P, class B> struct layer_gate {
     const auto scope = memory.scope();
     const index_t N = dx.rows();
     const mat<T> past = memory.take<T>(N, dx.cols()), dlogit = memory.take<T>(N, 1), dh = memory.take<T>(N, dx.cols());
-    pass_gates_backward(b, dx, past, dlogit, s.x, s.made, s.opened, s.logit, s.draw,
+    pass_gates_backward(b, dx, past, dlogit, s.x, s.made, s.opened, s.logit, slope(),
                         {tape.open_gates(), tape.gates, policy.keep, policy.pull});
     layer(dx);
     accumulate(b, {dx.data(), dx.size()}, {past.data(), past.size()});
     auto&& exact = unrounded(b);
     norm_linear_backward(exact, dx, dh, dw.norm, dw.row, dlogit, s.x, s.h, w.norm, w.row, size.norm_eps);
   }
+
+ private:
+  gate_slope slope() const { return {policy.open, policy.temperature}; }
 };
 
 }  // namespace moeskip

@@ -33,13 +33,13 @@ template <class T> row_bytes dense_bytes(const sizes& s) {
   return {size * (D + 2 * F + F + D), size * (F + D)};  // h, gate_up, act, y; dact, dh
 }
 
-template <class V, class T> row_bytes moe_bytes(const config<V>& c) {
+template <class V, class T> row_bytes moe_bytes(const config<V>& c, const mask_key& key) {
   using R = typename V::router;
   const sizes& s = c.sizes;
   const index_t D = s.dim, F = s.ffn, E = s.experts, K = R::experts_per_token, size = sizeof(T);
   const index_t logits = E * logits_per_expert<R>, shared = V::shared_expert::kept_activations(s);
   const auto of_assignments = [&](index_t each) { return index_t(router::active_experts(c.router) * double(each)); };
-  const index_t gates = masks_outputs<typename V::expert_dropout> ? 2 * K : K;
+  const index_t gates = draw_outputs(c.expert_dropout, key, {}).masks() ? 2 * K : K;
   const index_t ints = K + K + of_assignments(3);  // chosen; of the dispatch: assignment, row, choice and expert
   const index_t survivors = scope_of(c.expert_dropout) == mask_scope::step ? 0 : sizeof(expert_set);
   const index_t in_shared = shared ? s.shared_width() + 1 + D : 0;  // dact; with a gate dlogit and dh_gate
@@ -67,10 +67,9 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
   using T = scalar_t<B>;
   const sizes& s = m.sizes();
   const index_t N = index_t(sequences) * length, stream = index_t(sizeof(T)) * s.dim;
-  const index_t kv = index_t(sizeof(T)) * 2 * s.kv_groups() * s.head_size(), ints = sizeof(int);
+  const index_t kv = index_t(sizeof(T)) * 2 * s.kv_groups() * s.head_size();
   const detail::row_bytes attention = detail::attention_bytes<V, T>(s), dense = detail::dense_bytes<T>(s);
-  const detail::row_bytes moe = detail::moe_bytes<V, T>(m.configuration());
-  activation_bytes bytes{.kept = N * (stream + 2 * ints)};  // the embedding, slots and positions
+  activation_bytes bytes{.kept = N * stream};  // the embedding
   for (int l = 0; l < s.layers; ++l) {
     index_t M = 0, few = 0;
     for (int i = 0; i < sequences; ++i) M += length * m.participates(l, i, masks, step, options.progress);
@@ -79,7 +78,8 @@ activation_bytes training_activations(const model<V, B>& m, int sequences, int l
     if (M == 0) continue;
     if (m.configuration().has_gate(l))  // normed, y, logit, opened; in backward past, dh, dlogit
       bytes.kept += M * (2 * stream + 2 * index_t(sizeof(T))), few += M * (2 * stream + index_t(sizeof(T)));
-    const detail::row_bytes& second = s.is_moe(l) ? moe : dense;
+    const mask_key key{masks, step, l, s.layers, options.progress};
+    const detail::row_bytes second = s.is_moe(l) ? detail::moe_bytes<V, T>(m.configuration(), key) : dense;
     bytes.kept += M * (attention.kept + second.kept);
     if (s.is_moe(l) && V::after_moe::has_dense)
       bytes.kept += M * dense.kept, bytes.passing = std::max(bytes.passing, few + M * dense.passing);

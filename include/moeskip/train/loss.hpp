@@ -83,12 +83,15 @@ template <class T> T mean(vec<const T> losses) {
 template <class T> using exit_streams = std::array<mat<T>, std::size_t(layer_set::capacity) + 1>;
 
 /// Losses of all exits with data in dx, each below the top distilled from it by `share`; dx (N, D) += the gradients.
+/// Settles the layers that `record` has recorded.
 /// x (N, D): the residual stream after each exit layer.
-template <class V, class B>
-void distilled_losses(model<V, B>& m, const exit_streams<scalar_t<B>>& x, const exit_streams<scalar_t<B>>& dx,
-                      vec<const int> targets, const exit_weights& weights, double share,
-                      model_weights<V, scalar_t<B>>& grads, training_losses<scalar_t<B>>& losses, arena& memory) {
+template <class V, class B> void distilled_losses(model<V, B>& m, const exit_streams<scalar_t<B>>& x,
+                                                  const exit_streams<scalar_t<B>>& dx, vec<const int> targets,
+                                                  const exit_weights& weights, double share,
+                                                  model_weights<V, scalar_t<B>>& grads,
+                                                  training_losses<scalar_t<B>>& losses, tape<scalar_t<B>>& record) {
   using T = scalar_t<B>;
+  arena& memory = record.memory();
   const auto scope = memory.scope();
   const int top = m.layers();
   const index_t N = targets.size(), rows = logit_rows<B>(N, m.sizes().vocab), D = m.sizes().dim;
@@ -126,7 +129,7 @@ void distilled_losses(model<V, B>& m, const exit_streams<scalar_t<B>>& x, const 
     cross_entropy(m.backend(), of(ce, top), teacher.rows(0, count), of_chunk, weights[std::size_t(top)] / double(N));
     if (weights[std::size_t(top)] != 0) backward(top, teacher.rows(0, count), h_top.rows(0, count));
   }
-  settle(m.backend());
+  m.settle_layers(record);
   for (int e = 1; e <= top; ++e) {
     if (!dx[std::size_t(e)].data()) continue;
     losses.exits[std::size_t(e)] = mean(ce.row(e));
@@ -155,7 +158,7 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
                 data.targets.size());
   MOESKIP_CHECK(config_error, data.length <= s.context, "sequences of ", data.length,
                 " tokens are longer than the context of ", s.context);
-  token_rows rows = batch_rows(data.sequences, data.length, memory);
+  token_rows rows = batch_rows(data.sequences, data.length, memory.of_host());
   rows.token = data.inputs;
   tape<T> record(memory, from, step, options.progress);
   kv_on_arena<T> kv(memory, data.sequences, data.length, s.kv_groups() * s.head_size());
@@ -164,7 +167,7 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
   detail::exit_streams<T> x_exit{}, dx_exit{};
   std::array<vec<T>, std::size_t(layer_set::capacity) + 1> ce{};  // (N)
   mat<T> x = memory.take<T>(N, s.dim);
-  m.embed(x, data.inputs);
+  embed(m.backend(), x, data.inputs, m.weights().embedding);
   for (int e = 1; e <= s.layers; ++e) {
     x = m.layers_forward(e - 1, e, x, kv, rows, record);
     const double weight = weights[std::size_t(e)];
@@ -176,14 +179,14 @@ training_losses<scalar_t<B>> loss_and_gradient(model<V, B>& m, const batch& data
     ce[std::size_t(e)] = memory.take<T>(N);
     detail::exit_losses(m, ce[std::size_t(e)], e, x, data.targets, weight, dx, &grads, memory);
   }
-  m.settle_layers(record);
+  if (options.distill > 0)
+    detail::distilled_losses(m, x_exit, dx_exit, data.targets, weights, options.distill, grads, losses, record);
+  else m.settle_layers(record);
   for (int e = 1; e <= s.layers; ++e) {
     if (ce[std::size_t(e)].size() == 0) continue;
     T& loss = losses.exits[std::size_t(e)] = detail::mean<T>(ce[std::size_t(e)]);
     losses.total += T(real_t<T>(weights[std::size_t(e)])) * loss;
   }
-  if (options.distill > 0)
-    detail::distilled_losses(m, x_exit, dx_exit, data.targets, weights, options.distill, grads, losses, memory);
 
   const int moe_layers = std::max(1, s.moe_layers());
   const auto& policy = m.configuration().router;

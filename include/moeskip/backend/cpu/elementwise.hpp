@@ -120,7 +120,7 @@ template <> struct kernel<accumulate_t, on_cpu> {
   }
 };
 
-template <> struct kernel<copy_t, on_cpu> {
+template <> struct kernel<copy_into_t, on_cpu> {
   template <class B> static void run(B&, vec<float> y, vec<const float> x) {
     parallel_for(
         y.size(), [&](index_t first, index_t last) { std::copy(&x[first], &x[first] + (last - first), &y[first]); },

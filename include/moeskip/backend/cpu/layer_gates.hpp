@@ -19,11 +19,11 @@ template <> struct kernel<pass_gates_t, on_cpu> {
 template <> struct kernel<pass_gates_backward_t, on_cpu> {
   template <class B> static void run(B&, mat<float> d, mat<float> past, mat<float> dlogit, mat<const float> x,
                                      mat<const float> made, vec<const float> opened, mat<const float> logit,
-                                     const gate_draw& draw, const gate_pull<float>& pull) {
+                                     const gate_slope& slope, const gate_pull<float>& pull) {
     parallel_for(
         x.rows(),
         [&](index_t first, index_t last) {
-          kernel<pass_gates_backward_t, on_reference>::rows(d, past, dlogit, x, made, opened, logit, draw, pull, first,
+          kernel<pass_gates_backward_t, on_reference>::rows(d, past, dlogit, x, made, opened, logit, slope, pull, first,
                                                             last);
         },
         32);

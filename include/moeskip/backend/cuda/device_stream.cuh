@@ -59,6 +59,8 @@ class device_stream {
     std::size_t nodes = 0;
     expect_success(cudaGraphGetNodes(kept, nullptr, &nodes), "cudaGraphGetNodes", last);
     if (nodes == 0) return;
+    // Where rows are left out at random, numbers of nodes do not come back.
+    if (graphs_.size() >= most_graphs && !graphs_.contains(nodes)) destroy_graphs();
     cudaGraphExec_t& made = graphs_[nodes];
     cudaGraphExecUpdateResultInfo what{};
     if (made && cudaGraphExecUpdate(made, kept, &what) != cudaSuccess) {  // other kernels, as many of them
@@ -76,8 +78,7 @@ class device_stream {
     cudaGetLastError();
   }
   ~device_stream() {
-    for (const auto& [nodes, made] : graphs_)
-      if (made) cudaGraphExecDestroy(made);
+    destroy_graphs();
     for (const chunk& c : chunks_) cudaFreeHost(c.host), cudaFree(c.device);
   }
 
@@ -87,6 +88,7 @@ class device_stream {
 
  private:
   static constexpr std::ptrdiff_t most_recent = 8;
+  static constexpr std::size_t most_graphs = 64;
   struct placed {
     void *host, *device;
     std::size_t bytes;
@@ -95,6 +97,11 @@ class device_stream {
     char *host, *device;
     std::size_t size;
   };
+  void destroy_graphs() {
+    for (const auto& [nodes, made] : graphs_)
+      if (made) cudaGraphExecDestroy(made);
+    graphs_.clear();
+  }
   placed place(std::size_t bytes) {
     const std::size_t room = (bytes + alignment - 1) / alignment * alignment;
     while (at_ < chunks_.size() && used_ + room > chunks_[at_].size) ++at_, used_ = 0;

@@ -253,9 +253,9 @@ template <> struct kernel<note_none_t, on_cuda> {
   }
 };
 
-template <> struct kernel<copy_t, on_cuda> {
+template <> struct kernel<copy_into_t, on_cuda> {
   template <class B> static void run(B&, vec<float> y, vec<const float> x) {
-    using call = detail::device_call<copy_t, B>;
+    using call = detail::device_call<copy_into_t, B>;
     using copied = phase::converted<float, float>;
     call::each(copied::count(y.size()), copied{call::seen(y), call::seen(x)});
   }

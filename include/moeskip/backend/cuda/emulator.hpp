@@ -140,7 +140,7 @@ class team {
 
 }  // namespace detail
 
-/// One thread's view of its block, as phases see it; device_block in cuda.cuh has the same members.
+/// One thread's view of its block, as phases see it; device_block in device_block.cuh has the same members.
 class emulated_block : played_warp {
  public:
   /// place: of the thread in its team, which may be that of one block or of all.

@@ -153,12 +153,6 @@ inline auto row_tiles(const dispatch& d) {
   return [M = d.size(), experts = d.visited.size()](index_t tile) { return M / tile + experts; };
 }
 
-template <class Call> activation_mask listed_mask(const activation_mask& m) {
-  activation_mask mask = m;
-  if (m.masks()) mask.rows = Call::listed(m.rows);
-  return mask;
-}
-
 }  // namespace detail
 
 template <> struct kernel<experts_t, on_cuda> {
@@ -174,7 +168,7 @@ template <> struct kernel<experts_t, on_cuda> {
     const int K = int(r.gate.cols());
     const vec<const float> gate(r.gate.data(), r.gate.size());
     const mat<float> act = call::scratch().template take<float>(M, F);
-    const activation_mask mask = detail::listed_mask<call>(m);
+    const activation_mask mask = call::with_rows(m);
     if (h.rows() <= detail::invariant_rows) {
       call::launch(detail::warp_each(d.visited.size() * F),
                    phase::expert_units<W>{act, gate_up, h, w.gate_up.together(), d, mask});

@@ -14,13 +14,15 @@ struct open_gates {
   static constexpr int barriers = 1;
   vec<float> opened, chances;  // (N) (1)
   mat<const float> logit;
+  gate_slope slope;
   gate_draw draw;
   parts_of_rows<1> parts;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     float sum[1] = {0};
     for_rows(b, opened.size(), [&](index_t n) {
-      opened[n] = draw.opened(logit(n, 0), n);
-      sum[0] += sigmoid(draw.score(logit(n, 0)));
+      const float score = slope.score(logit(n, 0));
+      opened[n] = slope.opened(score + float(draw.noise(n)));
+      sum[0] += sigmoid(score);
     });
     parts.add(b, sum, 0, [&](const float(&all)[1]) { chances[0] += all[0] / float(opened.size()); });
   }
@@ -41,7 +43,7 @@ struct pass_gates_backward {
   mat<float> d, past, dlogit;
   mat<const float> x, made, logit;
   vec<const float> opened;
-  gate_draw draw;
+  gate_slope slope;
   gate_pull<float> pull;
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const index_t n = b.block() * b.warps() + b.warp();
@@ -56,27 +58,20 @@ struct pass_gates_backward {
     dg = b.warp_sum(dg);
     if (b.lane() == 0)
       dlogit(n, 0) =
-          kernel<pass_gates_backward_t, on_reference>::of_logit(dg, g, logit(n, 0), draw, pull.of_row(x.rows()));
+          kernel<pass_gates_backward_t, on_reference>::of_logit(dg, g, logit(n, 0), slope, pull.of_row(x.rows()));
   }
 };
 
 }  // namespace phase
 
-namespace detail {
-template <class Call> gate_draw listed_draw(gate_draw draw) {
-  draw.rows = Call::listed(draw.rows);
-  return draw;
-}
-}  // namespace detail
-
 template <> struct kernel<open_gates_t, on_cuda> {
-  template <class B>
-  static void run(B&, vec<float> opened, vec<float> chances, mat<const float> logit, const gate_draw& draw) {
+  template <class B> static void run(B&, vec<float> opened, vec<float> chances, mat<const float> logit,
+                                     const gate_slope& slope, const gate_draw& draw) {
     using call = detail::device_call<open_gates_t, B>;
     const auto scope = call::scratch().scope();
     const launch_shape shape = detail::blocks_of_rows<1>(opened.size());
-    call::launch(shape, phase::open_gates{call::seen(opened), call::seen(chances), call::seen(logit),
-                                          detail::listed_draw<call>(draw), detail::parts_for<call, 1>(shape)});
+    call::launch(shape, phase::open_gates{call::seen(opened), call::seen(chances), call::seen(logit), slope,
+                                          call::with_rows(draw), detail::parts_for<call, 1>(shape)});
   }
 };
 
@@ -91,13 +86,12 @@ template <> struct kernel<pass_gates_t, on_cuda> {
 template <> struct kernel<pass_gates_backward_t, on_cuda> {
   template <class B> static void run(B&, mat<float> d, mat<float> past, mat<float> dlogit, mat<const float> x,
                                      mat<const float> made, vec<const float> opened, mat<const float> logit,
-                                     gate_draw draw, const gate_pull<float>& pull) {
+                                     const gate_slope& slope, const gate_pull<float>& pull) {
     using call = detail::device_call<pass_gates_backward_t, B>;
-    draw.rows = {};  // backward draws nothing
     call::seen(pull.chances);
     call::launch(detail::warp_each(x.rows()),
                  phase::pass_gates_backward{call::seen(d), call::seen(past), call::seen(dlogit), call::seen(x),
-                                            call::seen(made), call::seen(logit), call::seen(opened), draw, pull});
+                                            call::seen(made), call::seen(logit), call::seen(opened), slope, pull});
   }
 };
 

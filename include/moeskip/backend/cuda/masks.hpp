@@ -2,6 +2,8 @@
 // set, and factors of experts' outputs. A policy of a user's is made a kernel by cuda_program (cuda.cuh).
 #pragma once
 
+#include <type_traits>
+
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/ops/draw_survivors.hpp"
 #include "moeskip/ops/mask_outputs.hpp"
@@ -31,19 +33,21 @@ struct mask_outputs {
 }  // namespace phase
 
 template <> struct kernel<draw_survivors_t, on_cuda> {
-  template <class B, class P> static void run(B&, vec<expert_set> sets, survivors_of<P> of) {
+  template <class B, class P> static void run(B&, vec<expert_set> sets, const survivors_of<P>& of) {
     using call = detail::device_call<draw_survivors_t, B>;
-    if (of.scope != mask_scope::step) of.rows = call::listed(of.rows);
-    call::each(sets.size(), phase::draw_survivors<P>{call::seen(sets), of});
+    static_assert(std::is_trivially_copyable_v<P>,
+                  "moeskip: expert dropout that draws for sequences or tokens travels to the GPU: it must be trivially "
+                  "copyable, so arrays of fixed size instead of std::vector");
+    call::each(sets.size(), phase::draw_survivors<P>{call::seen(sets), call::with_rows(of)});
   }
 };
 
 template <> struct kernel<mask_outputs_t, on_cuda> {
   template <class B>
-  static void run(B&, mat<float> masked, mat<const float> value, mat<const int> chosen, output_mask mask) {
+  static void run(B&, mat<float> masked, mat<const float> value, mat<const int> chosen, const output_mask& mask) {
     using call = detail::device_call<mask_outputs_t, B>;
-    mask.rows = call::listed(mask.rows);
-    call::each(masked.size(), phase::mask_outputs{call::seen(masked), call::seen(value), call::seen(chosen), mask});
+    call::each(masked.size(),
+               phase::mask_outputs{call::seen(masked), call::seen(value), call::seen(chosen), call::with_rows(mask)});
   }
 };
 

@@ -161,12 +161,14 @@ struct add_load_errors {
     // A thread joins its share of one word of all sets; then one thread a word the shares.
     auto *const shares = reinterpret_cast<std::uint64_t*>(b.shared()), *const all = shares + b.threads();
     const int t = b.thread(), word = t % words, step = b.threads() / words;
-    shares[t] = 0;
-    for (index_t n = t / words; n < alive.sets.size(); n += step) shares[t] |= alive.sets[n].words[word];
+    std::uint64_t share = 0;
+    for (index_t n = t / words; n < alive.sets.size(); n += step) share |= alive.sets[n].words[word];
+    shares[t] = share;
     b.sync(0);
     if (t < words) {
-      all[t] = 0;
-      for (int share = t; share < b.threads(); share += words) all[t] |= shares[share];
+      std::uint64_t joined = 0;
+      for (int i = t; i < b.threads(); i += words) joined |= shares[i];
+      all[t] = joined;
     }
     b.sync(1);
     expert_set living;

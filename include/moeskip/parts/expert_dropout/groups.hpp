@@ -11,21 +11,23 @@ MOESKIP_HD inline expert_set surviving_groups(const mask_key& key, int experts, 
   if (p <= 0) return expert_set::first(experts);
   const draws draw{key.from, stream::expert_dropout};
   const int groups = (experts + size - 1) / size;
-  float height[expert_set::capacity];  // (groups)
+  const auto height = [&](int g) {  // drawn again where it is asked for again: 2 KB are much for a thread of a GPU
+    return draw.uniform(key.step, std::uint64_t(key.layer), key.token, std::uint64_t(g));
+  };
   expert_set alive;
   const auto bring_back = [&](int g) {
     for (int e = g * size; e < (g + 1) * size && e < experts; ++e) alive.insert(e);
   };
-  for (int g = 0; g < groups; ++g) {
-    height[g] = draw.uniform(key.step, std::uint64_t(key.layer), key.token, std::uint64_t(g));
-    if (height[g] >= p) bring_back(g);
-  }
+  for (int g = 0; g < groups; ++g)
+    if (height(g) >= p) bring_back(g);
   while (alive.size() < at_least && alive.size() < experts) {
     int highest = -1;
-    for (int g = 0; g < groups; ++g)
-      if (height[g] < p && (highest < 0 || height[g] > height[highest])) highest = g;
+    float most = -1;
+    for (int g = 0; g < groups; ++g) {
+      if (alive.contains(g * size)) continue;
+      if (const float h = height(g); h > most) most = h, highest = g;
+    }
     bring_back(highest);
-    height[highest] = 1;  // it is back
   }
   return alive;
 }
