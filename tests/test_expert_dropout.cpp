@@ -116,8 +116,8 @@ TEST_CASE("expert dropout: one set for a step, a sequence or a token") {
   ms::arena memory;
   ms::cpu<float> backend;
   const auto sets = [&](mask_scope scope) {
-    return ms::draw_living(backend, experts::bernoulli{.p = 0.5f, .scope = scope}, key_at(2), rows.view(), E, K,
-                           memory);
+    return ms::draw_living_experts(backend, experts::bernoulli{.p = 0.5f, .scope = scope}, key_at(2), rows.view(), E, K,
+                                   memory);
   };
   const ms::living_experts step = sets(mask_scope::step), sequence = sets(mask_scope::sequence),
                            token = sets(mask_scope::token);
@@ -136,7 +136,7 @@ TEST_CASE("expert dropout: one set for a step, a sequence or a token") {
   const ms::token_rows few{{slot.data(), count}, {position.data(), count}};
   for (const mask_scope scope : {mask_scope::sequence, mask_scope::token}) {
     const experts::bernoulli policy{.p = 0.5f, .scope = scope};
-    const ms::living_experts part = ms::draw_living(backend, policy, key_at(2), few, E, K, memory);
+    const ms::living_experts part = ms::draw_living_experts(backend, policy, key_at(2), few, E, K, memory);
     for (int i = 0; i < count; ++i) CHECK(part.of(i) == (scope == mask_scope::token ? token : sequence).of(3 * i));
   }
 }

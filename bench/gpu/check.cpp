@@ -161,6 +161,12 @@ void check_training() {
   using B = ms::cuda<float>;
   const float all = training_difference<everything, B>(ms::adamw{.lr = 1e-3}, 10);
   expect(all < 1e-4f, ms::text("ten AdamW steps with every policy on: within ", all, " of the CPU's"));
+  using by_graphs = ms::cuda<float, ms::driver::graph>;
+  const float graphs =
+      training_difference<dropping<ms::expert_dropout::bernoulli>, by_graphs>(ms::adamw{.lr = 1e-3}, 3);
+  expect(graphs < 1e-4f, ms::text("three steps as CUDA graphs: within ", graphs, " of the CPU's"));
+  const float rounded = gradient_difference<everything, ms::cuda<ms::bf16>>();
+  expect(rounded < 0.02f, ms::text("a gradient with weights and products in bf16: within ", rounded, " of the CPU's"));
   const float users = training_difference<mine, B>(ms::adamw{.lr = 1e-3}, 3);
   expect(users < 1e-4f, ms::text("three steps with a user's router and mask: within ", users, " of the CPU's"));
   using namespace ms::expert_dropout;

@@ -79,7 +79,8 @@ function row(what, wanted, got, holds,   verdict) {
   ++count[holds == "" ? "open" : holds ? "held" : "missed"]
   out("| " what " | " wanted " | " got " | " verdict " |")
   gsub(/"/, "'", got); gsub(/\*\*/, "", got); gsub(/\*\*/, "", verdict)
-  printf "{\"date\": \"%s\", \"what\": \"%s\", \"wanted\": \"%s\", ", latest, what, wanted >jsonl
+  printf "{\"date\": \"%s\", \"commit\": \"%s\", \"gpu\": \"%s\", ", latest, with_commit, on_card >jsonl
+  printf "\"what\": \"%s\", \"wanted\": \"%s\", ", what, wanted >jsonl
   printf "\"got\": \"%s\", \"verdict\": \"%s\"}\n", got, verdict >jsonl
 }
 function clean(s, what) {
@@ -116,7 +117,7 @@ END {
     if ((s = stages[i]) in state) {
       told = of_card[s] ", " of_toolkit[s] ", commit " of_commit[s]
       if (!(told in seen)) { seen[told] = 1; by = by (by == "" ? "" : "; ") told; ++different }
-      if (when[s] > latest) latest = when[s]
+      if (when[s] > latest) { latest = when[s]; with_commit = of_commit[s]; on_card = of_card[s] }
     }
   out("Written by bench/gpu/run.sh from runs up to " latest ": " by ".")
   if (different > 1) out("\n**The stages were not run with one commit on one machine:** the table says which.")

@@ -3,8 +3,8 @@
 //   #include "my_variant.hpp"
 //   template struct moeskip::cuda_kernels<>;               // every phase
 //   template struct moeskip::cuda_program<my_variant>;     // its router and expert dropout, which run on the device
-// The CMake helper moeskip_add_cuda(target) brings the first with common policies of the library, and the flags that nvcc
-// needs, and defines MOESKIP_CUBLAS where it links cuBLAS.
+// The CMake helper moeskip_add_cuda(target) brings the first with common policies of the library, and the flags that
+// nvcc needs, and defines MOESKIP_CUBLAS where it links cuBLAS.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -159,7 +159,7 @@ namespace detail {
 
 /// Takes the addresses of what phases need of the device, so that the compiler makes it and other units can link it.
 template <class... P> int keep_each(phase_list<P...>) {
-  static volatile const void* kept[] = {reinterpret_cast<const void*>(&driver::device::each<P>)...};
+  static volatile const void* kept[] = {nullptr, reinterpret_cast<const void*>(&driver::device::each<P>)...};
   return kept[0] != nullptr;
 }
 template <class... P> int keep_blocks(phase_list<P...>) {
@@ -199,7 +199,7 @@ template <class... Routers> struct cuda_routers {
   }
 };
 
-/// Kernels of expert dropout alone, for training. None where a policy draws one set for all rows of a step: the host does.
+/// Kernels of expert dropout alone, for training.
 template <class... Policies> struct cuda_expert_dropout {
   static int keep() { return (0 + ... + detail::keep_each(each_of_dropout<Policies>{})); }
 };

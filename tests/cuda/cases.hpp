@@ -272,7 +272,7 @@ template <class P> struct mask_case {
     const two_sequences rows(t.between(1, 60), t.between(1, 40), t.between(0, 9));
     const auto N = ms::index_t(rows.slot.size());
     const ms::mask_key key{ms::seed{3}, std::uint64_t(t.between(0, 99)), t.between(0, 7), 8, 0.5};
-    const auto alive = ms::draw_living(t.backend, policy, key, rows.rows(), E, K, t.memory);
+    const auto alive = ms::draw_living_experts(t.backend, policy, key, rows.rows(), E, K, t.memory);
     ms::settle(t.backend);
     t.out.emplace_back();
     for (const ms::expert_set& set : alive.sets)

@@ -34,6 +34,11 @@ says() {
 }
 
 if [ "$what" = downstream ]; then
+  refusal=$(cmake --build "$build" --target refused 2>&1) && { echo 'host_only.cu was compiled'; exit 1; }
+  case $refusal in
+    *'calling a __host__ function("host_only::survivors('*) echo 'host_only.cu was refused' ;;
+    *) echo "$refusal"; echo 'host_only.cu was refused for another reason'; exit 1 ;;
+  esac
   says generate 0 || exit 0
   expected='generated 8 tokens on the GPU, the same by a loop on it; trained, with a loss that is plausible'
   [ "$said" = "$expected" ] && exit 0

@@ -77,4 +77,25 @@ template <class V, class B, class O> float training_difference(const O& optimize
   return most;
 }
 
+/// How far the gradient of a batch on B is from the CPU's with the same weights, relative to its size.
+template <class V, class B> float gradient_difference() {
+  const std::vector<int> ids = random_tokens(64, tiny_sizes.vocab, 1), targets = random_tokens(64, tiny_sizes.vocab, 2);
+  const auto gradient = [&]<class Where>(Where) {
+    ms::model<V, Where> m(tiny_config<V>(), ms::seed{5});
+    ms::arena memory;
+    ms::buffer<float> block(m.block().size());
+    ms::model_weights<V, float> grads;
+    ms::bind_weights<V, float>(m.configuration(), grads, block.data());
+    ms::loss_and_gradient(m, ms::batch{{ids.data(), 64}, {targets.data(), 64}, 2, 32},
+                          ms::loss_weights(ms::exit_weight_rule::uniform, m.configuration().exits, m.layers(), 1),
+                          grads, ms::seed{1}, 0, memory);
+    return std::vector<double>(block.view().begin(), block.view().end());
+  };
+  const auto expected = gradient(ms::cpu<ms::weight_t<B>>{}), got = gradient(B{});
+  double apart = 0, size = 0;
+  for (std::size_t i = 0; i < got.size(); ++i)
+    apart += (got[i] - expected[i]) * (got[i] - expected[i]), size += expected[i] * expected[i];
+  return float(std::sqrt(apart / size));
+}
+
 }  // namespace tests

@@ -171,9 +171,12 @@ struct badly_heeded : ms::variant {
 }  // namespace tests
 
 TEST_CASE("choices that are none are found when training has gone forward, and weights are as they were") {
-  const auto refuses = []<class V>(const ms::config<V>& c, const char* complaint) {
+  double distill = 0;
+  SUBCASE("exits learn from the text") {}
+  SUBCASE("exits learn from the top") { distill = 0.5; }
+  const auto refuses = [&]<class V>(const ms::config<V>& c, const char* complaint) {
     ms::model<V, ms::emulated_cuda<float>> m(c, ms::seed{1});
-    ms::trainer<V, ms::emulated_cuda<float>> run(m, {});
+    ms::trainer<V, ms::emulated_cuda<float>> run(m, {.distill = distill});
     const std::vector<float> before(m.block().begin(), m.block().end());
     const std::vector<int> text = random_tokens(60, tiny_sizes.vocab, 1);
     for (const int length : {12, 4}) {  // more rows than one phase routes, and fewer
@@ -244,6 +247,7 @@ TEST_CASE("training steps with every policy on agree with the CPU's, whatever it
   using deeper = scheduled<cluster, ms::depth::linear, ms::over_time::constant>;
   agrees(mine::expert_dropout{}), agrees(bernoulli{}), agrees(output{}), agrees(deeper{});
   CHECK(training_difference<mine, B>(ms::adamw{.lr = 1e-2}, 2) < 1e-4f);
+  CHECK(training_difference<by_the_host, B>(ms::adamw{.lr = 1e-2}, 2) < 1e-4f);
   CHECK(training_difference<hashed, B>(ms::adamw{.lr = 1e-2}, 2) < 1e-4f);
   CHECK(training_difference<everything, B>(ms::adamw{.lr = 1e-2, .cautious = true}, 2) < 1e-4f);
   CHECK(training_difference<plain, B>(ms::muon{.lr = 1e-2, .iterations = 2}, 2) < 1e-4f);
@@ -374,6 +378,17 @@ TEST_CASE("training on tensor cores has the losses and gradients of training in 
     CHECK(got[i] == doctest::Approx(expected[i]).epsilon(0.02));
   }
   CHECK(got != expected);
+}
+
+TEST_CASE("the gradient with weights and products in bf16 is the CPU's, but for rounding") {
+  using ms::bf16;
+  const auto rounds = []<class V>(V) {
+    CHECK(gradient_difference<V, ms::emulated_cuda<bf16, float>>() < 1e-5f);
+    const float apart = gradient_difference<V, ms::emulated_cuda<bf16>>();
+    CHECK(apart < 0.02f);
+    CHECK(apart > 1e-3f);
+  };
+  rounds(plain{}), rounds(everything{}), rounds(mine{});
 }
 
 TEST_CASE("a long prompt leaves the same keys where products are rounded, but for rounding") {

@@ -42,8 +42,9 @@ template <class P> concept masks_activations = requires(const P& p, const mask_k
 };
 }  // namespace detail
 
-/// survivors(key, experts, at_least) returns a set of at least `at_least` of the experts. Rows are asked for on several
-/// threads; on a GPU by the GPU's, so there it is a MOESKIP_HD function.
+/// survivors(key, experts, at_least) returns a set of at least `at_least` of the experts. Where a policy has drawn_per(),
+/// rows are asked for on several threads; on a GPU by the GPU's, so there it is a MOESKIP_HD function of a policy that can
+/// be copied bit by bit.
 template <class P> concept ExpertDropout =
     detail::names_itself<P> && detail::comparable<P> && detail::tells_survivors<P>;
 

@@ -65,7 +65,7 @@ void read_exits(model<V, B>& m, const Rule& rule, std::span<const int> text, exi
   out.targets.assign(text.begin() + 1, text.end());
   out.confidence.resize(std::size_t(N * E)), out.predicted.resize(std::size_t(N * E));
   kv_on_arena<T> kv(memory, 1, int(N), s.kv_groups() * s.head_size());
-  token_rows rows = batch_rows(1, int(N), memory);
+  token_rows rows = batch_rows(1, int(N), memory.of_host());
   rows.token = {text.data(), N};
   mat<T> x = memory.take<T>(N, s.dim), before = memory.take<T>(Rule::reads_streams ? N : 0, s.dim);
   mat<T> logits = memory.take<T>(rows_at_once, s.vocab), normed = memory.take<T>(rows_at_once, s.dim);

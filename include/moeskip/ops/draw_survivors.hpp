@@ -49,7 +49,9 @@ inline void expect_survivors(std::string_view policy, const living_experts& aliv
 struct draw_survivors_t {
   static constexpr const char* name = "draw_survivors";
   template <class B, class P> void operator()(B& b, vec<expert_set> sets, const survivors_of<P>& of) const {
+    MOESKIP_CHECK(config_error, of.scope != mask_scope::step, name, ": a step's set is not a row's: of.drawn(key)");
     expect_shape(name, "sets", sets, of.rows.size());
+    expect_shape(name, "rows.slot", of.rows.slot, of.rows.size());
     run_kernel<draw_survivors_t>(b, sets, of);
     if constexpr (!runs_late<B>) expect_survivors(P::name, {sets}, of.at_least);
   }

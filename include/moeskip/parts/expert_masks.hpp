@@ -12,9 +12,9 @@ namespace moeskip {
 /// The experts that rows (N) may choose: one set for all, which the host draws, or one for each, drawn where rows are
 /// routed. `key` says where, but for the token. Throws config_error where fewer than at_least of the E are left, of each
 /// row as draw_survivors does.
-template <class B, ExpertDropout P> living_experts draw_living(B& b, const P& dropout, const mask_key& key,
-                                                               const token_rows& rows, int E, int at_least,
-                                                               arena& memory) {
+template <class B, ExpertDropout P> living_experts draw_living_experts(B& b, const P& dropout, const mask_key& key,
+                                                                       const token_rows& rows, int E, int at_least,
+                                                                       arena& memory) {
   const survivors_of<P> of{dropout, key, scope_of(dropout), rows, E, at_least};
   if constexpr (detail::has_scope<P>)
     if (of.scope != mask_scope::step) {

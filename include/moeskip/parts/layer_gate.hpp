@@ -62,7 +62,8 @@ template <class P, class B> struct layer_gate {
       return y;
     } else {
       settle(b);
-      const vec<int> running = memory.take<int>(N), passing = memory.take<int>(N);
+      arena& lists = memory.of_host();
+      const vec<int> running = lists.take<int>(N), passing = lists.take<int>(N);
       index_t run = 0, pass = 0;
       for (index_t n = 0; n < N; ++n)
         (real_part(logit(n, 0)) + real_t<T>(policy.open) > 0 ? running[run++] : passing[pass++]) = int(n);
@@ -77,7 +78,7 @@ template <class P, class B> struct layer_gate {
       };
       // Before the others, which may look back at them.
       const vec<const int> by{passing.data(), pass}, through{running.data(), run};
-      const token_rows passed = select_rows(rows, by, memory), ran = select_rows(rows, through, memory);
+      const token_rows passed = select_rows(rows, by, lists), ran = select_rows(rows, through, lists);
       remember(gathered(by), passed);
       tape.passed(l, passed);
       if (run == 0) return x;

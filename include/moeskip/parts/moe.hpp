@@ -279,7 +279,7 @@ template <class V, class B> struct moe {
   routing_call<T> call_of(B& b, int layer, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     routing_call<T> call{.alive = {}, .rows = rows, .past = kv.experts, .layer = layer};
     if constexpr (Tape::records) {
-      call.alive = draw_living(b, dropout, key_of(layer, tape), rows, size.experts, K, tape.memory());
+      call.alive = draw_living_experts(b, dropout, key_of(layer, tape), rows, size.experts, K, tape.memory());
       call.unsound = tape.unsound();
       call.training = true, call.from = tape.from, call.step = tape.step, call.progress = tape.progress;
     } else {

@@ -13,6 +13,7 @@
 #include "moeskip/model/model.hpp"
 #include "moeskip/ops/cross_entropy.hpp"
 #include "moeskip/ops/distillation.hpp"
+#include "moeskip/ops/embed.hpp"
 #include "moeskip/train/batches.hpp"
 #include "moeskip/train/exit_scale.hpp"
 
@@ -83,8 +84,7 @@ template <class T> T mean(vec<const T> losses) {
 template <class T> using exit_streams = std::array<mat<T>, std::size_t(layer_set::capacity) + 1>;
 
 /// Losses of all exits with data in dx, each below the top distilled from it by `share`; dx (N, D) += the gradients.
-/// Settles the layers that `record` has recorded.
-/// x (N, D): the residual stream after each exit layer.
+/// x (N, D): the residual stream after each exit layer. Settles the layers that `record` has recorded.
 template <class V, class B> void distilled_losses(model<V, B>& m, const exit_streams<scalar_t<B>>& x,
                                                   const exit_streams<scalar_t<B>>& dx, vec<const int> targets,
                                                   const exit_weights& weights, double share,

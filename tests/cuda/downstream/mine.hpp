@@ -42,6 +42,21 @@ struct leads {
 };
 static_assert(moeskip::ExitRule<leads> && moeskip::DeviceExitRule<leads>);
 
+/// Expert dropout of whole steps is drawn by the host, so this one is no function of a GPU's.
+struct one_in_three {
+  static constexpr std::string_view name = "one_in_three";
+  moeskip::expert_set survivors(const moeskip::mask_key& key, int experts, int at_least) const {
+    moeskip::expert_set set = moeskip::expert_set::first(experts);
+    for (int e = int(key.step % 3); e < experts && set.size() > at_least; e += 3) set.erase(e);
+    return set;
+  }
+  friend constexpr bool operator==(const one_in_three&, const one_in_three&) = default;
+};
+struct by_the_host : moeskip::variant {
+  using router = tempered;
+  using expert_dropout = one_in_three;
+};
+
 struct mine : moeskip::variant {
   using router = tempered;
   using expert_dropout = without_one;

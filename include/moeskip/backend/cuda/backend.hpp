@@ -121,7 +121,7 @@ template <class Op, Storage W, class Driver, Storage Product> struct device_call
     return {listed(rows.slot), listed(rows.position), listed(rows.token)};
   }
   /// What says something of rows, with the device's lists of them.
-  template <class X> static X with_rows(X of) { return of.rows = listed(of.rows), of; }
+  template <class X> static X with_listed_rows(X of) { return of.rows = listed(of.rows), of; }
 
   template <class Phase> static void each(index_t n, const Phase& phase) {
     if (n == 0) return;

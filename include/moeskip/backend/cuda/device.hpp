@@ -2,7 +2,7 @@
 // driver::graph: the same kernels, kept back until settle() and then started together as a CUDA graph, whose kernels
 // follow each other without the host. Graphs of as many kernels are made once and then updated. For decoding, where
 // kernels are short; a thread uses one of both at a time.
-// Plain C++ sees declarations; cuda.cuh has the definitions, and cuda_kernels<> and cuda_program<V> make kernels of phases. A phase
+// Plain C++ sees declarations; cuda.cuh has the definitions, and cuda_kernels<> and cuda_program<V> make kernels. A phase
 // that no .cu of the program made is an undefined reference to driver::device::each or launch, whose argument names it.
 #pragma once
 

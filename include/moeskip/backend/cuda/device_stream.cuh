@@ -59,7 +59,7 @@ class device_stream {
     std::size_t nodes = 0;
     expect_success(cudaGraphGetNodes(kept, nullptr, &nodes), "cudaGraphGetNodes", last);
     if (nodes == 0) return;
-    // Where rows are left out at random, numbers of nodes do not come back.
+    // Where rows are left out at random there are many numbers of nodes.
     if (graphs_.size() >= most_graphs && !graphs_.contains(nodes)) destroy_graphs();
     cudaGraphExec_t& made = graphs_[nodes];
     cudaGraphExecUpdateResultInfo what{};

@@ -168,7 +168,7 @@ template <> struct kernel<experts_t, on_cuda> {
     const int K = int(r.gate.cols());
     const vec<const float> gate(r.gate.data(), r.gate.size());
     const mat<float> act = call::scratch().template take<float>(M, F);
-    const activation_mask mask = call::with_rows(m);
+    const activation_mask mask = call::with_listed_rows(m);
     if (h.rows() <= detail::invariant_rows) {
       call::launch(detail::warp_each(d.visited.size() * F),
                    phase::expert_units<W>{act, gate_up, h, w.gate_up.together(), d, mask});

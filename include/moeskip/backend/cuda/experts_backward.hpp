@@ -60,7 +60,7 @@ template <> struct kernel<experts_backward_t, on_cuda> {
     const index_t D = h.cols(), F = w.down.cols(), M = d.size(), E = d.experts();
     const vec<const float> gate(r.gate.data(), r.gate.size());
     const vec<float> dgates(dgate.data(), dgate.size());
-    const activation_mask mask = call::with_rows(masked);
+    const activation_mask mask = call::with_listed_rows(masked);
     const mat<float> back = call::scratch().template take<float>(M, F);
     const mat<float> act = call::scratch().template take<float>(M, F);
     const mat<float> dh_each = call::scratch().template take<float>(M, D);

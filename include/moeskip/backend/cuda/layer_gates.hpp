@@ -71,7 +71,7 @@ template <> struct kernel<open_gates_t, on_cuda> {
     const auto scope = call::scratch().scope();
     const launch_shape shape = detail::blocks_of_rows<1>(opened.size());
     call::launch(shape, phase::open_gates{call::seen(opened), call::seen(chances), call::seen(logit), slope,
-                                          call::with_rows(draw), detail::parts_for<call, 1>(shape)});
+                                          call::with_listed_rows(draw), detail::parts_for<call, 1>(shape)});
   }
 };
 

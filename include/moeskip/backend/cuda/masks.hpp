@@ -38,7 +38,7 @@ template <> struct kernel<draw_survivors_t, on_cuda> {
     static_assert(std::is_trivially_copyable_v<P>,
                   "moeskip: expert dropout that draws for sequences or tokens travels to the GPU: it must be trivially "
                   "copyable, so arrays of fixed size instead of std::vector");
-    call::each(sets.size(), phase::draw_survivors<P>{call::seen(sets), call::with_rows(of)});
+    call::each(sets.size(), phase::draw_survivors<P>{call::seen(sets), call::with_listed_rows(of)});
   }
 };
 
@@ -46,8 +46,8 @@ template <> struct kernel<mask_outputs_t, on_cuda> {
   template <class B>
   static void run(B&, mat<float> masked, mat<const float> value, mat<const int> chosen, const output_mask& mask) {
     using call = detail::device_call<mask_outputs_t, B>;
-    call::each(masked.size(),
-               phase::mask_outputs{call::seen(masked), call::seen(value), call::seen(chosen), call::with_rows(mask)});
+    call::each(masked.size(), phase::mask_outputs{call::seen(masked), call::seen(value), call::seen(chosen),
+                                                  call::with_listed_rows(mask)});
   }
 };
 

@@ -2,6 +2,8 @@
 // router and expert dropout.
 #pragma once
 
+#include <type_traits>
+
 #include "moeskip/backend/cuda/adamw.hpp"
 #include "moeskip/backend/cuda/append_attend.hpp"
 #include "moeskip/backend/cuda/attend.hpp"
@@ -31,7 +33,9 @@ using each_of_floats =
                phase::group_gain_gradient, phase::converted<bf16, float>, phase::converted<float, bf16>,
                phase::converted<float, float>>;
 template <class R> using each_of_router = phase_list<phase::route_backward<R>>;
-template <class P> using each_of_dropout = phase_list<phase::draw_survivors<P>>;
+/// None where one set is drawn for all rows of a step: by the host.
+template <class P> using each_of_dropout =
+    std::conditional_t<detail::has_scope<P>, phase_list<phase::draw_survivors<P>>, phase_list<>>;
 
 /// Phases of threads that work together.
 template <class R> using blocks_of_router =

@@ -37,10 +37,7 @@ template <class P, class Depth, class Time> struct scheduled {
   MOESKIP_HD expert_set survivors(const mask_key& key, int experts, int at_least) const {
     return at(key).survivors(key, experts, at_least);
   }
-  MOESKIP_HD constexpr mask_scope drawn_per() const {
-    if constexpr (detail::has_scope<P>) return policy.drawn_per();
-    else return mask_scope::step;
-  }
+  MOESKIP_HD constexpr mask_scope drawn_per() const requires detail::has_scope<P> { return policy.drawn_per(); }
   MOESKIP_HD float output_dropout(const mask_key& key) const requires detail::masks_outputs<P> {
     return at(key).output_dropout(key);
   }
