@@ -99,6 +99,25 @@ void time_laws() {
   time("top-p 0.9, 4 rows", {.temperature = 1, .top_p = 0.9f}, most, false);
 }
 
+/// What a step of a loop costs in which next to nothing is done: that all blocks wait for each other. A layer of a
+/// decoding step has six (docs/adr/0018-six-phases-a-layer.md).
+void time_steps() {
+  using B = ms::cuda<ms::bf16>;
+  B b;
+  ms::arena memory;
+  const auto x = memory.take_zeroed<float>(1), y = memory.take_zeroed<float>(1);
+  const auto time = [&](int steps) {
+    B::loop<ms::router::top_k<8>, ms::exit_rule::fixed> loop;
+    {
+      const auto open = loop.write();
+      for (int i = 0; i < steps; ++i) ms::accumulate(b, x, y);
+    }
+    return bench::median_time(9, [&] { loop.run(), ms::settle(b); });
+  };
+  constexpr int few = 100, many = 1100;
+  line("loop: a step that does nothing", (time(many) - time(few)) / (many - few) * 1e6, "us");
+}
+
 struct trained : ms::variant {};
 
 void time_training() {
@@ -149,6 +168,7 @@ int main(int argc, char** argv) {
       bench::attempt("read", [&] { rate = time_reading(); });
     if (asked["limits"]) bench::attempt("cuBLAS bf16 8192 x 8192 x 8192", time_cublas);
     if (asked["laws"]) bench::attempt("law of a token", time_laws);
+    if (asked["loops"]) bench::attempt("loop: a step that does nothing", time_steps);
     if (asked["loops"] || asked["kernels"])
       bench::attempt("OLMoE", [&] {
         bench::olmoe_on<device> o;
