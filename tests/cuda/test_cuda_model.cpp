@@ -388,7 +388,8 @@ TEST_CASE("the gradient with weights and products in bf16 is the CPU's, but for 
     CHECK(apart < 0.02f);
     CHECK(apart > 1e-3f);
   };
-  rounds(plain{}), rounds(everything{}), rounds(mine{});
+  rounds(plain{});
+  if (!sanitized) rounds(everything{}), rounds(mine{});
 }
 
 TEST_CASE("a long prompt leaves the same keys where products are rounded, but for rounding") {
