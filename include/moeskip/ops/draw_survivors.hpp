@@ -21,10 +21,6 @@ template <ExpertDropout P> struct survivors_of {
   MOESKIP_HD expert_set operator()(index_t n) const {
     mask_key own = key;
     own.token = scope == mask_scope::sequence ? rows.slot_id(n) : rows.id(n);
-    return drawn(own);
-  }
-  /// With the token, or 0 for all.
-  MOESKIP_HD expert_set drawn(const mask_key& own) const {
     expert_set set = expert_set::first(experts);
     return set &= dropout.survivors(own, experts, at_least);
   }
@@ -49,7 +45,7 @@ inline void expect_survivors(std::string_view policy, const living_experts& aliv
 struct draw_survivors_t {
   static constexpr const char* name = "draw_survivors";
   template <class B, class P> void operator()(B& b, vec<expert_set> sets, const survivors_of<P>& of) const {
-    MOESKIP_CHECK(config_error, of.scope != mask_scope::step, name, ": a step's set is not a row's: of.drawn(key)");
+    MOESKIP_CHECK(config_error, of.scope != mask_scope::step, name, ": a step has one set, and not one a row");
     expect_shape(name, "sets", sets, of.rows.size());
     expect_shape(name, "rows.slot", of.rows.slot, of.rows.size());
     run_kernel<draw_survivors_t>(b, sets, of);

@@ -15,15 +15,15 @@ namespace moeskip {
 template <class B, ExpertDropout P> living_experts draw_living_experts(B& b, const P& dropout, const mask_key& key,
                                                                        const token_rows& rows, int E, int at_least,
                                                                        arena& memory) {
-  const survivors_of<P> of{dropout, key, scope_of(dropout), rows, E, at_least};
   if constexpr (detail::has_scope<P>)
-    if (of.scope != mask_scope::step) {
+    if (const mask_scope scope = scope_of(dropout); scope != mask_scope::step) {
       const vec<expert_set> sets = memory.take<expert_set>(rows.size());
-      draw_survivors(b, sets, of);
+      draw_survivors(b, sets, survivors_of<P>{dropout, key, scope, rows, E, at_least});
       return {sets};
     }
   const vec<expert_set> one = memory.of_host().take<expert_set>(1);
-  one[0] = of.drawn(key);
+  one[0] = expert_set::first(E);
+  one[0] &= dropout.survivors(key, E, at_least);
   expect_survivors(P::name, {one}, at_least);
   return {one};
 }
