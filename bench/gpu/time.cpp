@@ -100,7 +100,7 @@ void time_laws() {
 }
 
 /// What a step of a loop costs in which next to nothing is done: that all blocks wait for each other. A layer of a
-/// decoding step has six (docs/adr/0018-six-phases-a-layer.md).
+/// decoding step has five (docs/adr/0018-five-phases-a-layer.md).
 void time_steps() {
   using B = ms::cuda<ms::bf16>;
   B b;

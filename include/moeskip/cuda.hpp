@@ -28,5 +28,6 @@
 #include "moeskip/backend/cuda/rope.hpp"
 #include "moeskip/backend/cuda/route.hpp"
 #include "moeskip/backend/cuda/rowwise.hpp"
+#include "moeskip/backend/cuda/sums_in_groups.hpp"
 #include "moeskip/backend/cuda/tensor_product.hpp"
 #include "moeskip/backend/cuda/token_law.hpp"

@@ -365,34 +365,38 @@ template <class R> struct route_case {
   }
 };
 
-/// The head of a MoE block with R among more experts than one block of threads scores. Not among each_case.
+/// The head of a MoE block with R among many experts, behind a product that is due, of more outputs than one group of
+/// blocks makes, and behind none. Not among each_case.
 template <class R> struct norm_route_case {
   bool many;
   R router{};
   template <class B> void operator()(trial<B>& t) const {
     using T = ms::scalar_t<B>;
     constexpr int E = 72, K = R::experts_per_token, C = 40;
-    const int D = t.between(1, 300);
+    const int D = t.between(1, 600), I = t.between(1, 100);
     const two_sequences rows(many ? 20 : t.between(2, 8), many ? 13 : t.between(2, 8), t.between(0, 5));
     const auto N = ms::index_t(rows.slot.size());
     const auto sets = t.memory.template take<ms::expert_set>(1);
     sets[0] = ms::expert_set::first(E).erase(t.between(0, E - 1));
     const ms::cube<int> past(t.memory.template take_zeroed<int>(2 * C * K).data(), 2, C, K);
     const ms::routing_call<T> call{.alive = {sets}, .rows = rows.rows(), .past = past, .layer = 2};
-    const auto x = t.numbers(N, D), h = t.numbers(N, D), logits = t.numbers(N, E * ms::logits_per_expert<R>);
+    const auto y = t.numbers(N, D), h = t.numbers(N, D), logits = t.numbers(N, E * ms::logits_per_expert<R>);
     const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
     const auto gain = t.weights(D), bias = t.weights(E);
     const auto w = t.weights(logits.cols(), D);
-    const auto route = [&](ms::index_t capacity) {
+    using stream = ms::late_product<T, ms::weight_t<B>>;
+    const stream onto_itself{y, y, t.rounded(N, I), t.weights(D, I)}, alone{y, {}, onto_itself.x, onto_itself.w};
+    const auto route = [&](const stream& x, ms::index_t capacity) {
       return ms::norm_route(t.backend, h, logits, r, x,
                             {gain, w, ms::has_selection_bias<R> ? bias : ms::vec<const ms::weight_t<B>>{}}, 1e-5f,
                             router, call, capacity, t.memory);
     };
-    for (const ms::index_t capacity : {0, 2}) {
-      const auto plan = route(capacity);
-      t.keep(h, logits, r.probability, r.chosen, r.gate, r.load, past, plan.first, plan.assignment);
-    }
-    const auto unsorted = route(ms::norm_route.unsorted);
+    for (const ms::index_t capacity : {0, 2})
+      for (const stream& x : {onto_itself, alone, stream{y}}) {
+        const auto plan = route(x, capacity);
+        t.keep(y, h, logits, r.probability, r.chosen, r.gate, r.load, past, plan.first, plan.assignment);
+      }
+    const auto unsorted = route(onto_itself, ms::norm_route.unsorted);
     t.keep(r.chosen, unsorted.first);  // that is nothing
   }
 };

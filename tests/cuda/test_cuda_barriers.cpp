@@ -27,6 +27,7 @@ constexpr unshown without_proof[] = {
     {"append_attend", 3,
      "it keeps a block from reporting a split whose sums some of its threads have not written yet, and blocks are "
      "emulated one after the other"},
+    {"project_route", 4, "like the one before it: of the sums of a group of blocks"},
     {"follow", 0,
      "without it a step is read that is none yet: a number of no phase, at which nothing is done, or a jump to "
      "nowhere"},
@@ -70,9 +71,9 @@ template <class W> bool needed(of<phase::norm_few_rows<W>>, int b) {
 template <class W> bool needed(of<phase::append_attend<W>>, int b) {
   return shows<emulated_cuda<W>>("append_attend", b, append_attend_case{true});
 }
-template <class W, class R> bool needed(of<phase::norm_route<W, R>>, int b) {
+template <class W, class R> bool needed(of<phase::project_route<W, R>>, int b) {
   // One barrier is for routers whose warps choose for the rows that they scored, the next for all others.
-  return shows<emulated_cuda<W, float>>("norm_route", b, norm_route_case<ms::router::biased<sticky_router>>{false},
+  return shows<emulated_cuda<W, float>>("project_route", b, norm_route_case<ms::router::biased<sticky_router>>{false},
                                         norm_route_case<ms::router::biased<ms::router::noisy_top_k<2>>>{false});
 }
 bool needed(of<phase::balance_loss>, int b) {
@@ -154,8 +155,8 @@ TEST_CASE("every barrier of a phase is needed, or there is a reason why that can
     }
   });
   CHECK(proven > 50);
-  // append_attend is there twice, for weights in float and in bf16.
-  CHECK(unproven == std::size(without_proof) + 1);
+  // append_attend and project_route are there twice, for weights in float and in bf16.
+  CHECK(unproven == std::size(without_proof) + 2);
   CHECK_FALSE(shows<emulated_cuda<>>("product", 2, linear_case{true}));  // there is none: the unharmed phase passes
 }
 

@@ -31,7 +31,7 @@ namespace moeskip {
 /// Where a token's time and bytes go.
 enum class stage {
   attention,   // with its norm, projections, keys and values
-  router,      // with its norm, the choice, and the sorting by expert
+  router,      // with its norm, the choice, and the sorting by expert; on a GPU with the output projection, too
   expert,      // chosen and shared ones
   dense,       // the MLP of a layer, or beside its experts, with its norm
   layer_gate,  // of layers that may be passed by, and the keys and values of tokens that do

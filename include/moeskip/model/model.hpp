@@ -287,11 +287,12 @@ template <class V, class B> class model {
   }
 
   template <class Tape> mat<T> sublayers_forward(int l, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) {
-    x = attention_of(l).forward(backend_, x, kv, rows, tape);
+    const auto attended = attention_of(l).forward(backend_, x, kv, rows, tape);
+    x = attended.y;
     if (sizes().is_moe(l)) {
-      x = moe_of(l).forward(backend_, l, x, kv, rows, tape);
+      x = moe_of(l).forward(backend_, l, attended, kv, rows, tape);
       if constexpr (!V::after_moe::has_dense) return x;
-    }
+    } else make(backend_, attended);
     return dense_of(l).forward(backend_, x, tape);
   }
 

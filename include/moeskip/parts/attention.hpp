@@ -4,6 +4,7 @@
 
 #include "moeskip/memory/tape.hpp"
 #include "moeskip/ops/append_attend.hpp"
+#include "moeskip/ops/late_product.hpp"
 #include "moeskip/ops/norm_linear.hpp"
 #include "moeskip/ops/vector.hpp"
 #include "moeskip/parts/sizes.hpp"
@@ -41,8 +42,9 @@ template <class V, class B> struct attention {
     token_rows rows;
   };
 
-  /// x (N, D); keys and values of the rows are appended to kv.
-  template <class Tape> mat<T> forward(B& b, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) const {
+  /// x (N, D); keys and values of the rows are appended to kv. y is left to whoever goes on to make.
+  template <class Tape>
+  late_product<T, weight_t<B>> forward(B& b, mat<T> x, kv_layer<T> kv, const token_rows& rows, Tape& tape) const {
     tape.enter(b, stage::attention);
     arena& memory = tape.memory();
     const attention_shape shape = size.attention();
@@ -64,10 +66,9 @@ template <class V, class B> struct attention {
       }
     }
     if constexpr (Tape::records) attend(b, o, q, kv, rows, shape, memory);
-    mat<T> y = tape.successor(x);
-    linear(b, y, o, w.o, x);
+    const mat<T> y = tape.successor(x);
     tape.save(saved{x, h, q, o, input, kv, rows});
-    return y;
+    return {y, x, o, w.o};
   }
 
   /// dx (N, D): on entry the gradient of y, on return that of x.

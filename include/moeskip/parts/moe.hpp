@@ -87,21 +87,27 @@ template <class V, class B> struct moe {
     mask_key key;
   };
 
-  /// kv: where a router that follows its predecessor finds the experts of earlier tokens.
+  using stream = late_product<T, weight_t<B>>;
+
+  /// in (N, D): made here, where it is due. kv: where a router that follows its predecessor finds the experts of earlier
+  /// tokens.
   template <class Tape>
-  mat<T> forward(B& b, int layer, mat<T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+  mat<T> forward(B& b, int layer, const stream& in, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     static_assert(Tape::records || !ChoosesRows<R>,
                   "moeskip: with router::expert_choice a token's experts depend on the tokens after it: such a model "
                   "can be trained, but it can neither generate nor be evaluated on a text");
     static_assert(!Tape::records || V::mlp::trains,
                   "moeskip: V::mlp has no backward: this model can be run, not trained");
+    constexpr bool joins = !Tape::records && has_kernel<norm_route_t, B>;
+    if constexpr (!joins) make(b, in);
     tape.enter(b, stage::router);
     arena& memory = tape.memory();
+    const mat<T> x = in.y;
     const index_t N = x.rows();
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
                                         : router::capacity_at_inference_of(policy, N, size.experts);
     const bool sorts = !one_by_one && !changes_choices(tape);
-    const choice made = choose(b, layer, x, kv, rows, sorts ? limit : norm_route.unsorted, tape);
+    const choice made = choose(b, layer, joins ? in : stream{x}, kv, rows, sorts ? limit : norm_route.unsorted, tape);
     const mat<T> h = made.h, logits = made.logits;
     const routing<T>& r = made.r;
     if constexpr (!Tape::records) {
@@ -142,10 +148,10 @@ template <class V, class B> struct moe {
   /// Tells the tape which experts would be chosen if x (N, D) came here as it is, and asks for their weights. A router
   /// that follows the token before notes what it chooses, so it is not asked what it would choose.
   template <class Tape>
-  void foresee(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
+  void foresee(B& b, int layer, mat<T> x, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     if constexpr (!follows_previous<R>) {
       const auto scope = tape.memory().scope();
-      const choice made = choose(b, layer, x, kv, rows, norm_route.unsorted, tape);
+      const choice made = choose(b, layer, stream{x}, kv, rows, norm_route.unsorted, tape);
       const routing<T>& r = made.r;
       see(b, r, made.call.alive);
       if (changes_choices(tape)) keep_best(r, tape.most_experts());
@@ -211,15 +217,15 @@ template <class V, class B> struct moe {
     routing<T> r;
     dispatch plan;  // empty where it was not asked for
   };
-  template <class Tape> choice choose(B& b, int layer, mat<const T> x, const kv_layer<T>& kv, const token_rows& rows,
+  template <class Tape> choice choose(B& b, int layer, const stream& in, const kv_layer<T>& kv, const token_rows& rows,
                                       index_t capacity, Tape& tape) const {
     arena& memory = tape.memory();
     arena& lasting = lasting_memory(tape);
-    const index_t N = x.rows(), E = size.experts;
+    const index_t N = in.y.rows(), E = size.experts;
     const mat<T> h = memory.take<T>(N, size.dim), logits = memory.take<T>(N, E * logits_per_expert<R>);
     const routing_call<T> call = call_of(b, layer, kv, rows, tape);
     const routing<T> r{lasting.take<T>(N, E), lasting.take<int>(N, K), lasting.take<T>(N, K), lasting.take<T>(E)};
-    const dispatch plan = norm_route(b, h, logits, r, x, {w.norm, w.router_rows, w.selection_bias}, size.norm_eps,
+    const dispatch plan = norm_route(b, h, logits, r, in, {w.norm, w.router_rows, w.selection_bias}, size.norm_eps,
                                      policy, call, capacity, memory);
     if constexpr (Tape::records && runs_late<B>) {
       // Experts that choose rows have been waited for.

@@ -145,15 +145,23 @@ template <int Rows, class W, class X> MOESKIP_HD void lane_products(float (&sum)
     });
   }
 }
-template <class W, class X>
-MOESKIP_HD void lane_products(float (&sum)[1][rows_at_once], const W* w, int n, int lane, int rows, const X& x) {
-  const W* const one[1] = {w};
-  lane_products<1>(sum, one, n, lane, rows, x);
-}
 
-/// How many of the rows from n on go together.
-MOESKIP_HD inline int rows_from(index_t n, index_t end) {
-  return int(end - n < rows_at_once ? end - n : index_t(rows_at_once));
+/// made(n, sums (Rows)) for the rows n of [first, end), by one lane of a warp: Σ_i w_r,i x_n,i. The w (I) are read once for
+/// eight rows; from(n): those from n on, as lane_products takes them.
+template <int Rows, class W, class Block, class From, class Made>
+MOESKIP_HD void products_of_rows(const Block& b, const W* const (&w)[Rows], int I, index_t first, index_t end,
+                                 const From& from, const Made& made) {
+  for (index_t n = first; n < end; n += rows_at_once) {
+    const int rows = int(end - n < rows_at_once ? end - n : index_t(rows_at_once));
+    float sum[Rows][rows_at_once];
+    lane_products(sum, w, I, b.lane(), rows, from(n));
+    unrolled<rows_at_once>([&](auto t) {
+      if (t >= rows) return;
+      float of_row[Rows];
+      unrolled<Rows>([&](auto r) { of_row[r] = b.warp_sum(sum[r][t]); });
+      if (b.lane() == 0) made(n + t, of_row);
+    });
+  }
 }
 
 }  // namespace moeskip::phase

@@ -33,20 +33,14 @@ template <class W> struct expert_units {
     const int e = d.visited[item / F];
     if (e < 0) return;
     const index_t f = item % F;
-    for (index_t m = d.first[e]; m < d.first[e + 1]; m += rows_at_once) {
-      const int rows = rows_from(m, d.first[e + 1]);
-      const assigned_rows x{h, &d.row[m]};
-      const W* const gate_and_up[2] = {w.plane(e).row(f).data(), w.plane(e).row(F + f).data()};
-      float sum[2][rows_at_once];
-      lane_products(sum, gate_and_up, int(w.cols()), b.lane(), rows, x);
-      for (int t = 0; t < rows_at_once; ++t) {
-        if (t >= rows) break;
-        const float g = b.warp_sum(sum[0][t]), u = b.warp_sum(sum[1][t]);
-        if (b.lane() != 0) continue;
-        gate_up(m + t, f) = g, gate_up(m + t, F + f) = u;
-        act(m + t, f) = silu(g) * u * (mask.masks() ? mask.factor(d.row[m + t], e, f) : 1.f);
-      }
-    }
+    const W* const gate_and_up[2] = {w.plane(e).row(f).data(), w.plane(e).row(F + f).data()};
+    const auto from = [&](index_t m) { return assigned_rows{h, &d.row[m]}; };
+    products_of_rows(b, gate_and_up, int(w.cols()), d.first[e], d.first[e + 1], from,
+                     [&](index_t m, const float(&made)[2]) {
+                       const float g = made[0], u = made[1];
+                       gate_up(m, f) = g, gate_up(m, F + f) = u;
+                       act(m, f) = silu(g) * u * (mask.masks() ? mask.factor(d.row[m], e, f) : 1.f);
+                     });
   }
 };
 

@@ -19,16 +19,10 @@ template <class W> struct few_rows {
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     const index_t o = b.block() * b.warps() + b.warp();
     if (o >= w.rows()) return;
-    for (index_t n = 0; n < x.rows(); n += rows_at_once) {
-      const int rows = rows_from(n, x.rows());
-      float sum[1][rows_at_once];
-      lane_products(sum, &w(o, 0), int(w.cols()), b.lane(), rows, plain_rows{x, n});
-      for (int t = 0; t < rows_at_once; ++t) {
-        if (t >= rows) break;
-        const float made = b.warp_sum(sum[0][t]);
-        if (b.lane() == 0) y(n + t, o) = residual.data() ? residual(n + t, o) + made : made;
-      }
-    }
+    const auto from = [&](index_t n) { return plain_rows{x, n}; };
+    products_of_rows<1>(b, {&w(o, 0)}, int(w.cols()), 0, x.rows(), from, [&](index_t n, const float(&made)[1]) {
+      y(n, o) = residual.data() ? residual(n, o) + made[0] : made[0];
+    });
   }
 };
 
@@ -67,17 +61,10 @@ template <class W> struct norm_few_rows {
     b.sync(0);
     for (index_t i = b.block() * b.threads() + b.thread(); i < h.size(); i += b.blocks() * b.threads())
       h.data()[i] = x.data()[i] * scale[i / x.cols()] * to<float>(gain[i % x.cols()]);
+    const auto from = [&](index_t n) { return normed_rows<W>{x, gain, scale, n}; };
     for (index_t o = b.block() * b.warps() + b.warp(); o < w.rows(); o += b.blocks() * b.warps())
-      for (index_t n = 0; n < x.rows(); n += rows_at_once) {
-        const int rows = rows_from(n, x.rows());
-        float sum[1][rows_at_once];
-        lane_products(sum, &w(o, 0), int(w.cols()), b.lane(), rows, normed_rows<W>{x, gain, scale, n});
-        for (int t = 0; t < rows_at_once; ++t) {
-          if (t >= rows) break;
-          const float made = b.warp_sum(sum[0][t]);
-          if (b.lane() == 0) y(n + t, o) = made;
-        }
-      }
+      products_of_rows<1>(b, {&w(o, 0)}, int(w.cols()), 0, x.rows(), from,
+                          [&](index_t n, const float(&made)[1]) { y(n, o) = made[0]; });
   }
 };
 

@@ -39,7 +39,7 @@ template <class P> using each_of_dropout =
 
 /// Phases of threads that work together.
 template <class R> using blocks_of_router =
-    phase_list<phase::route<R>, phase::norm_route<float, R>, phase::norm_route<bf16, R>>;
+    phase_list<phase::route<R>, phase::project_route<float, R>, phase::project_route<bf16, R>>;
 template <class W> using blocks_of_weights =
     phase_list<phase::rms_norm<W>, phase::rms_norm_backward<W>, phase::few_rows<W>, phase::norm_few_rows<W>,
                phase::product<W>, phase::tensor_product<W>, phase::expert_units<W>, phase::experts_down<W>,
@@ -59,7 +59,7 @@ template <class W, class Router, class ExitRule> struct script_phases {
                               phase::gather_rows, phase::scatter_rows, phase::swiglu, phase::gate_rows,
                               phase::note_none, phase::combine, phase::accumulate, phase::rope_append, phase::add_rows>;
   using blocks =
-      phase_list<phase::rms_norm<W>, phase::few_rows<W>, phase::norm_few_rows<W>, phase::norm_route<W, Router>,
+      phase_list<phase::rms_norm<W>, phase::few_rows<W>, phase::norm_few_rows<W>, phase::project_route<W, Router>,
                  phase::route<Router>, phase::expert_units<W>, phase::experts_down<W>, phase::norm_groups<W>,
                  phase::note_choices, phase::sort_choices, phase::append_attend<W>, phase::token_laws,
                  phase::next_token, phase::draft_token, phase::judge_draft>;
