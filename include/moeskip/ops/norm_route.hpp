@@ -1,5 +1,5 @@
-// The head of a MoE block: normalise, score, route, and sort the choices by expert. The stream x that comes to it may be a
-// product that is still due.
+// The head of a MoE block: normalise, score, route, and sort the choices by expert. The stream x that comes to it may be
+// a product that is still due.
 //   h = rms_norm(x) · gain,   logits = h wᵀ,   r = router(logits)      x, h (N, I)   w (E · logits_per_expert, I)
 // A stage of its own so that a backend may fuse it; by default it is composed of the ops that it stands for.
 #pragma once
@@ -23,8 +23,8 @@ struct norm_route_t {
   /// As a capacity: nobody asks for the choices sorted.
   static constexpr index_t unsorted = -1;
 
-  /// Makes x where it is due, fills h, logits and r, and returns r's choices sorted, with a capacity or 0: no limit. The
-  /// selection bias stands in w, not in the call. Scores are not rounded. Throws like route and sort_choices.
+  /// Makes x where it is due, fills h, logits and r, and returns r's choices sorted, with a capacity or 0: no limit.
+  /// The selection bias stands in w, not in the call. Scores are not rounded. Throws like route and sort_choices.
   template <class B, Router R, class Memory>
   dispatch operator()(B& b, mat<scalar_t<B>> h, mat<scalar_t<B>> logits, const routing<scalar_t<B>>& r,
                       const late_product<scalar_t<B>, weight_t<B>>& x, const router_weights<weight_t<B>>& w, float eps,

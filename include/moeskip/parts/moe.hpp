@@ -89,8 +89,8 @@ template <class V, class B> struct moe {
 
   using stream = late_product<T, weight_t<B>>;
 
-  /// in (N, D): made here, where it is due. kv: where a router that follows its predecessor finds the experts of earlier
-  /// tokens.
+  /// in (N, D): made here, where it is due. kv: where a router that follows its predecessor finds the experts of
+  /// earlier tokens.
   template <class Tape>
   mat<T> forward(B& b, int layer, const stream& in, const kv_layer<T>& kv, const token_rows& rows, Tape& tape) const {
     static_assert(Tape::records || !ChoosesRows<R>,

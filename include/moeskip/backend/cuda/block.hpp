@@ -146,8 +146,8 @@ template <int Rows, class W, class X> MOESKIP_HD void lane_products(float (&sum)
   }
 }
 
-/// made(n, sums (Rows)) for the rows n of [first, end), by one lane of a warp: Σ_i w_r,i x_n,i. The w (I) are read once for
-/// eight rows; from(n): those from n on, as lane_products takes them.
+/// made(n, sums (Rows)) for the rows n of [first, end), by one lane of a warp: Σ_i w_r,i x_n,i. The w (I) are read once
+/// for eight rows; from(n): those from n on, as lane_products takes them.
 template <int Rows, class W, class Block, class From, class Made>
 MOESKIP_HD void products_of_rows(const Block& b, const W* const (&w)[Rows], int I, index_t first, index_t end,
                                  const From& from, const Made& made) {

@@ -1,7 +1,7 @@
-// The way from attention to the experts as one phase, for up to 16 rows: output projection, norm, scores, routing. The norm
-// and the scores need all of the stream, of which a block makes 16 numbers: it brings what these add to each score, and to
-// the sum of squares that the norm needs; the block that is done last adds up, divides, routes, notes and sorts. What each
-// of the steps does stands in its own header.
+// The way from attention to the experts as one phase, for up to 16 rows: output projection, norm, scores, routing. The
+// norm and the scores need all of the stream, of which a block makes 16 numbers: it brings what these add to each score,
+// and to the sum of squares that the norm needs; the block that is done last adds up, divides, routes, notes and sorts.
+// What each of the steps does stands in its own header.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // n sums over what each block of a phase brings, in two steps: the block of a group that is done last adds up what its
-// group brought, and the one that is last of all finds a sum for each group. Which block brings what is fixed, and so is
+// group brought, and the one that is last of all finds a sum of each group. Which block brings what is fixed, and so is
 // the order of the additions: sums repeat themselves bit for bit.
 #pragma once
 
