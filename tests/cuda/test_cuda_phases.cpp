@@ -264,6 +264,45 @@ TEST_CASE("a row's bits do not depend on the rows beside it") {
   }
 }
 
+TEST_CASE("from attention to the experts a row's bits depend neither on the rows beside it nor on threads") {
+  using R = ms::router::top_k<3>;
+  constexpr int E = 40, K = 3, D = 300, I = 270, all = 16;  // two groups of blocks, and more than a lane reads at once
+  trial<ms::emulated_cuda<ms::bf16>> t(5);
+  const auto base = t.numbers(all, D), factors = t.numbers(all, I);
+  const auto w = t.weights(D, I), scorers = t.weights(E, D);
+  const auto gain = t.weights(D);
+  const std::vector<int> zeros(all, 0);
+  const ms::expert_set alive = ms::expert_set::first(E);
+  /// y, h, logits, gates and choices of rows [first, first + N).
+  const auto made = [&]<class B>(B b, int first, int N) {
+    const auto scope = t.memory.scope();
+    const auto y = t.memory.take<float>(N, D), h = t.memory.take<float>(N, D), logits = t.memory.take<float>(N, E);
+    const ms::routing<float> r{t.memory.take<float>(N, E), t.memory.take<int>(N, K), t.memory.take<float>(N, K),
+                               t.memory.take<float>(E)};
+    const ms::vec<const int> of_rows(zeros.data(), N);
+    const ms::routing_call<float> call{.alive = {{&alive, 1}}, .rows = {of_rows, of_rows, of_rows}};
+    ms::norm_route(b, h, logits, r, {y, base.rows(first, N), factors.rows(first, N), w}, {gain, scorers, {}}, 1e-5f,
+                   R{}, call, 0, t.memory);
+    ms::settle(b);
+    std::vector<std::vector<int>> bits(static_cast<std::size_t>(N));
+    for (int n = 0; n < N; ++n) {
+      for (const auto& m : {y, h, logits, r.gate})
+        for (const float v : m.row(n)) bits[std::size_t(n)].push_back(std::bit_cast<int>(v));
+      for (const int e : r.chosen.row(n)) bits[std::size_t(n)].push_back(e);
+    }
+    return bits;
+  };
+  const auto together = made(ms::emulated_cuda<ms::bf16>{}, 0, all);
+  for (const int N : {1, 2, 7, 8, 9, 15})
+    for (int first = 0; first + N <= all; first += N) {
+      const auto apart = made(ms::emulated_cuda<ms::bf16>{}, first, N);
+      for (int n = 0; n < N; ++n) CHECK(apart[std::size_t(n)] == together[std::size_t(first + n)]);
+    }
+  CHECK(made(threads_of<32>{}, 0, all) == together);
+  CHECK(made(threads_of<128>{}, 0, all) == together);
+  CHECK(made(threads_of<384>{}, 0, all) == together);
+}
+
 namespace {
 
 /// Rows of two sequences behind some tokens, several splits of the keys, and a cache.
