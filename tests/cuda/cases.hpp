@@ -366,7 +366,7 @@ template <class R> struct route_case {
 };
 
 /// The head of a MoE block with R among many experts, behind a product that is due, of more outputs than one group of
-/// blocks makes, and behind none. Not among each_case.
+/// blocks makes, and behind one that is made. Not among each_case.
 template <class R> struct norm_route_case {
   bool many;
   R router{};
@@ -380,24 +380,21 @@ template <class R> struct norm_route_case {
     sets[0] = ms::expert_set::first(E).erase(t.between(0, E - 1));
     const ms::cube<int> past(t.memory.template take_zeroed<int>(2 * C * K).data(), 2, C, K);
     const ms::routing_call<T> call{.alive = {sets}, .rows = rows.rows(), .past = past, .layer = 2};
-    const auto y = t.numbers(N, D), h = t.numbers(N, D), logits = t.numbers(N, E * ms::logits_per_expert<R>);
-    const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+    const auto y = t.numbers(N, D);
     const auto gain = t.weights(D), bias = t.weights(E);
-    const auto w = t.weights(logits.cols(), D);
+    const auto w = t.weights(E * ms::logits_per_expert<R>, D);
     using stream = ms::late_product<T, ms::weight_t<B>>;
     const stream onto_itself{y, y, t.rounded(N, I), t.weights(D, I)}, alone{y, {}, onto_itself.x, onto_itself.w};
-    const auto route = [&](const stream& x, ms::index_t capacity) {
-      return ms::norm_route(t.backend, h, logits, r, x,
-                            {gain, w, ms::has_selection_bias<R> ? bias : ms::vec<const ms::weight_t<B>>{}}, 1e-5f,
-                            router, call, capacity, t.memory);
-    };
-    for (const ms::index_t capacity : {0, 2})
+    for (const ms::index_t capacity : {0, 2, int(ms::norm_route.unsorted)})
       for (const stream& x : {onto_itself, alone, stream{y}}) {
-        const auto plan = route(x, capacity);
+        const auto h = t.numbers(N, D), logits = t.numbers(N, w.rows());
+        const ms::routing<T> r{t.numbers(N, E), t.memory.template take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+        const auto plan = ms::norm_route(t.backend, h, logits, r, x,
+                                         {gain, w, ms::has_selection_bias<R> ? bias : ms::vec<const ms::weight_t<B>>{}},
+                                         1e-5f, router, call, capacity, t.memory);
+        // Where nobody asks for a plan it has nothing.
         t.keep(y, h, logits, r.probability, r.chosen, r.gate, r.load, past, plan.first, plan.assignment);
       }
-    const auto unsorted = route(onto_itself, ms::norm_route.unsorted);
-    t.keep(r.chosen, unsorted.first);  // that is nothing
   }
 };
 

@@ -292,6 +292,61 @@ TEST_CASE("attention in a script is that of calls of its own, wherever in a long
   }
 }
 
+TEST_CASE("the way from attention to the experts is in a script that of calls of its own, whatever its blocks do") {
+  using B = ms::emulated_cuda<ms::bf16>;
+  using router = ms::router::top_k<2>;
+  constexpr int D = 600, I = 40, E = 8, K = 2;  // 38 blocks
+  trial<B> t(7);
+  const ms::expert_set alive = ms::expert_set::first(E);
+  const auto of_rows = t.memory.take_zeroed<int>(16);
+  const auto sets = t.memory.take<ms::expert_set>(1);
+  sets[0] = alive;
+  for (const int N : {1, 5, 16}) {
+    CAPTURE(N);
+    const ms::vec<const int> some(of_rows.data(), N);
+    const ms::routing_call<float> call{.alive = {sets}, .rows = {some, some, some}};
+    const auto base = t.numbers(N, D), x = t.numbers(N, I);
+    const auto w = t.weights(D, I), scorers = t.weights(E, D);
+    const auto gain = t.weights(D);
+    struct result {
+      ms::mat<float> y, h, logits;
+      ms::routing<float> r;
+      ms::dispatch plan;
+    };
+    const auto ask = [&] {
+      result out{t.numbers(N, D),
+                 t.numbers(N, D),
+                 t.numbers(N, E),
+                 {t.numbers(N, E), t.memory.take<int>(N, K), t.numbers(N, K), t.numbers(E)},
+                 {}};
+      out.plan = ms::norm_route(t.backend, out.h, out.logits, out.r, {out.y, base, x, w}, {gain, scorers, {}}, 1e-5f,
+                                router{}, call, 0, t.memory);
+      return out;
+    };
+    const result expected = ask();
+    ms::settle(t.backend);
+    for (const ms::index_t blocks : {1, 3, 50}) {
+      const emulated e({.order = int(blocks) % 3, .grid_blocks = blocks});
+      B::loop<router, ms::exit_rule::fixed> script;
+      const result got = [&] {
+        const auto open = script.write();
+        return ask();
+      }();
+      script.run();
+      ms::settle(t.backend);
+      CHECK(script.clear_counters());
+      const auto same = [](const auto& a, const auto& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); };
+      CHECK(same(got.y, expected.y));
+      CHECK(same(got.h, expected.h));
+      CHECK(same(got.logits, expected.logits));
+      CHECK(same(got.r.chosen, expected.r.chosen));
+      CHECK(same(got.r.gate, expected.r.gate));
+      CHECK(same(got.plan.first, expected.plan.first));
+      CHECK(same(got.plan.row, expected.plan.row));
+    }
+  }
+}
+
 TEST_CASE("blocks ask for weights while they wait: each product's once, attention's wait for the one behind it") {
   auto m = lively_model<plain, ms::emulated_cuda<float>>();
   ms::session s(m);

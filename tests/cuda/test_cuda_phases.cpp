@@ -175,7 +175,7 @@ TEST_CASE("a warp routes as one thread does, whatever the router knows of lanes"
   alike(sticky<halved>{});
 }
 
-TEST_CASE("one phase normalises, scores, routes and sorts as the ops do that it stands for") {
+TEST_CASE("one phase projects, normalises, scores, routes and sorts as the ops do that it stands for") {
   using namespace ms::router;
   const auto alike = [](const auto& router) {
     using R = std::decay_t<decltype(router)>;
@@ -266,7 +266,8 @@ TEST_CASE("a row's bits do not depend on the rows beside it") {
 
 TEST_CASE("from attention to the experts a row's bits depend neither on the rows beside it nor on threads") {
   using R = ms::router::top_k<3>;
-  constexpr int E = 40, K = 3, D = 300, I = 270, all = 16;  // two groups of blocks, and more than a lane reads at once
+  constexpr int E = 40, K = 3, D = 600, I = 270,
+                all = 16;  // three groups of blocks, and more than a lane reads at once
   trial<ms::emulated_cuda<ms::bf16>> t(5);
   const auto base = t.numbers(all, D), factors = t.numbers(all, I);
   const auto w = t.weights(D, I), scorers = t.weights(E, D);
@@ -301,6 +302,34 @@ TEST_CASE("from attention to the experts a row's bits depend neither on the rows
   CHECK(made(threads_of<32>{}, 0, all) == together);
   CHECK(made(threads_of<128>{}, 0, all) == together);
   CHECK(made(threads_of<384>{}, 0, all) == together);
+
+  // Weights that come after the product's are asked for before it is made.
+  auto& asked = ms::emulation::here().prefetched;
+  asked.clear(), made(ms::emulated_cuda<ms::bf16>{}, 0, 1);
+  for (int i = 0; i < D; i += 16) {
+    CHECK(std::count(asked.begin(), asked.end(), &gain[i]) == 1);
+    for (int e = 0; e < E; ++e) CHECK(std::count(asked.begin(), asked.end(), &scorers(e, i)) == 1);
+  }
+}
+
+TEST_CASE("a product that is due must have the shapes of the stream that it makes") {
+  trial<ms::emulated_cuda<float>> t(6);
+  constexpr int N = 3, D = 20, I = 7, E = 5, K = 2;
+  const ms::routing<float> r{t.numbers(N, E), t.memory.take<int>(N, K), t.numbers(N, K), t.numbers(E)};
+  const ms::expert_set alive = ms::expert_set::first(E);
+  const std::vector<int> zeros(N, 0);
+  const ms::routing_call<float> call{.alive = {{&alive, 1}}, .rows = {list(zeros), list(zeros), list(zeros)}};
+  const auto refused = [&](const ms::late_product<float, float>& x, const char* what) {
+    CHECK_THROWS_WITH_AS(
+        ms::norm_route(t.backend, t.numbers(N, D), t.numbers(N, E), r, x, {t.weights(D), t.weights(E, D), {}}, 1e-5f,
+                       ms::router::top_k<K>{}, call, 0, t.memory),
+        what, ms::shape_error);
+  };
+  const auto y = t.numbers(N, D), x = t.numbers(N, I);
+  const auto w = t.weights(D, I);
+  refused({y, y, x, t.weights(D + 1, I)}, "norm_route: weights of x must be (20, 7), got (21, 7)");
+  refused({y, y, t.numbers(N - 1, I), w}, "norm_route: factors of x must be (3, 7), got (2, 7)");
+  refused({y, t.numbers(N, D - 1), x, w}, "norm_route: base of x must be (3, 20), got (3, 19)");
 }
 
 namespace {

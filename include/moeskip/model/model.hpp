@@ -292,7 +292,7 @@ template <class V, class B> class model {
     if (sizes().is_moe(l)) {
       x = moe_of(l).forward(backend_, l, attended, kv, rows, tape);
       if constexpr (!V::after_moe::has_dense) return x;
-    } else make(backend_, attended);
+    } else make_due(backend_, attended);
     return dense_of(l).forward(backend_, x, tape);
   }
 

@@ -14,7 +14,7 @@ template <class T, class W> struct late_product {
 };
 
 /// Makes y, where it is due.
-template <class B> void make(B& b, const late_product<scalar_t<B>, weight_t<B>>& p) {
+template <class B> void make_due(B& b, const late_product<scalar_t<B>, weight_t<B>>& p) {
   if (p.due()) linear(b, p.y, p.x, p.w, p.base);
 }
 

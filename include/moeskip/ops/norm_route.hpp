@@ -23,6 +23,14 @@ struct norm_route_t {
   /// As a capacity: nobody asks for the choices sorted.
   static constexpr index_t unsorted = -1;
 
+  /// Whether B makes a product of N rows that is due in one go with what follows. Else whoever hands it over may as well
+  /// make it.
+  template <class B, class R> static constexpr bool joins(index_t N) {
+    if constexpr (has_kernel<norm_route_t, B>)
+      return kernel<norm_route_t, family_of<norm_route_t, B>>::template joins<R>(N);
+    else return N < 0;
+  }
+
   /// Makes x where it is due, fills h, logits and r, and returns r's choices sorted, with a capacity or 0: no limit.
   /// The selection bias stands in w, not in the call. Scores are not rounded. Throws like route and sort_choices.
   template <class B, Router R, class Memory>
@@ -52,7 +60,7 @@ struct norm_route_t {
                            const late_product<scalar_t<B>, weight_t<B>>& x, const router_weights<weight_t<B>>& w,
                            float eps, const R& router, routing_call<scalar_t<B>> call, index_t capacity,
                            Memory& memory) {
-    make(b, x);
+    make_due(b, x);
     auto&& exact = unrounded(b);
     if constexpr (logits_per_expert<R> != 0) norm_linear(exact, logits, h, x.y, w.norm, w.rows, eps);
     else rms_norm(b, h, x.y, w.norm, eps);

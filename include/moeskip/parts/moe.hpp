@@ -98,12 +98,13 @@ template <class V, class B> struct moe {
                   "can be trained, but it can neither generate nor be evaluated on a text");
     static_assert(!Tape::records || V::mlp::trains,
                   "moeskip: V::mlp has no backward: this model can be run, not trained");
-    constexpr bool joins = !Tape::records && has_kernel<norm_route_t, B>;
-    if constexpr (!joins) make(b, in);
-    tape.enter(b, stage::router);
-    arena& memory = tape.memory();
     const mat<T> x = in.y;
     const index_t N = x.rows();
+    // Training is bound by other things than by how many phases there are.
+    const bool joins = !Tape::records && norm_route.template joins<B, R>(N);
+    if (!joins) make_due(b, in);
+    tape.enter(b, stage::router);
+    arena& memory = tape.memory();
     const index_t limit = Tape::records ? router::capacity_of(policy, N, size.experts)
                                         : router::capacity_at_inference_of(policy, N, size.experts);
     const bool sorts = !one_by_one && !changes_choices(tape);

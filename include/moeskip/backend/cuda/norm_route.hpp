@@ -44,10 +44,10 @@ template <class W, class R> struct project_route {
   static constexpr index_t blocks(index_t D) { return detail::ceiling(D, width); }
   MOESKIP_HD static constexpr int sums_of_row(int S) { return S + 1; }
   /// Floats that a block of N rows shares: its part of the stream, or what sorts and behind that the bias.
-  static index_t shared(index_t N, index_t E) { return std::max(N * width, sort_choices::shared(E) + E); }
+  static index_t shared(index_t N, index_t E) { return std::max(N * width + 1, sort_choices::shared(E) + E); }
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
-    for (index_t s = b.thread(); s < scorers.rows(); s += b.threads()) b.prefetch(&scorers(s, first(b)));
+    prefetch(b);
     make_part(b);
     b.sync(0);
     add_base(b);
@@ -59,6 +59,14 @@ template <class W, class R> struct project_route {
  private:
   /// The first of the stream's numbers that are this block's.
   template <class Block> MOESKIP_HD static int first(const Block& b) { return int(b.block()) * width; }
+
+  /// Asks for the weights that come after the product's.
+  template <class Block> MOESKIP_HD void prefetch(const Block& b) const {
+    for (index_t s = b.thread(); s < scorers.rows(); s += b.threads()) b.prefetch(&scorers(s, first(b)));
+    if (b.thread() == 0) b.prefetch(&gain[first(b)]);
+    if (b.block() == 0)
+      for (index_t e = b.thread(); e < bias.size(); e += b.threads()) b.prefetch(&bias[e]);
+  }
 
   /// What is added to the base, shared (N, width), and zeros behind the stream's end. A warp makes two numbers of every
   /// row by one reading of the rows.
@@ -90,26 +98,25 @@ template <class W, class R> struct project_route {
     for (int item = b.thread(); item < int(x.y.rows()) * sums_of_row(S); item += b.threads()) {
       const float* const part = b.shared() + item / sums_of_row(S) * width;
       const int s = item % sums_of_row(S);
-      float sum = 0;
-      for (int i = 0; i < width; i += pack) {
-        float factor[pack], of_gain[pack];
-        if (s < S) {
-          load_pack(factor, &scorers(s, 0), first(b) + i, gain.size());
-          load_pack(of_gain, gain.data(), first(b) + i, gain.size());
-          for (int j = 0; j < pack; ++j) factor[j] *= of_gain[j];
-        } else {
-          for (int j = 0; j < pack; ++j) factor[j] = part[i + j];
-        }
-        for (int j = 0; j < pack; ++j) sum += part[i + j] * factor[j];
+      float factor[width], of_gain[width], sum = 0;
+      if (s < S) {
+        load_pack(factor, &scorers(s, 0), first(b), gain.size());
+        load_pack(of_gain, gain.data(), first(b), gain.size());
+        for (int i = 0; i < width; ++i) factor[i] *= of_gain[i];
+      } else {
+        for (int i = 0; i < width; ++i) factor[i] = part[i];
       }
+      for (int i = 0; i < width; ++i) sum += part[i] * factor[i];
       sums.part(b, item) = sum;
     }
   }
 
   /// By the last block. A function of its own, so that its registers are not those of the product too.
   template <class Block> [[gnu::noinline]] MOESKIP_HD void alone(const Block& b) const {
-    const int S = int(logits.cols());
-    for (int item = b.thread(); item < int(logits.size()); item += b.threads()) {
+    const int N = int(logits.rows()), S = int(logits.cols());
+    float* const scales = b.shared() + 1;  // (N), until something is sorted
+    for (int n = b.thread(); n < N; n += b.threads()) scales[n] = scale(n);
+    for (int item = b.thread(); item < N * S; item += b.threads()) {
       const int n = item / S;
       logits.data()[item] = sums.total(n * sums_of_row(S) + item % S) * scale(n);
     }
@@ -118,7 +125,7 @@ template <class W, class R> struct project_route {
     rows.run(b, routing_step::score, wide);
     if (route<R>::in_order) b.sync(7);  // else a warp chooses for the rows that it scored
     rows.run(b, routing_step::choose, wide);
-    norm(b);
+    norm(b, scales);
     b.sync(8);
     rows.run(b, routing_step::weigh, wide);
     note(b);
@@ -130,14 +137,18 @@ template <class W, class R> struct project_route {
     const int S = int(scorers.rows());
     return 1 / std::sqrt(sums.total(n * sums_of_row(S) + S) / float(gain.size()) + eps);
   }
-  /// h, by the warps that route no row, where these are not few.
-  template <class Block> MOESKIP_HD void norm(const Block& b) const {
-    const int N = int(h.rows()), busy = 2 * N <= b.warps() ? N : 0;
+  /// h; by the warps that route no row, where these are no fewer. A pack a turn: with two the kernel that follows scripts
+  /// has too few registers.
+  template <class Block> MOESKIP_HD void norm(const Block& b, const float* scales) const {
+    const int N = int(h.rows()), D = int(h.cols()), packs = (D + pack - 1) / pack;
+    const int busy = 2 * N <= b.warps() ? N : 0;
     if (b.warp() < busy) return;
-    for (int n = 0; n < N; ++n) {
-      const float r = scale(n);
-      for (int i = b.thread() - 32 * busy; i < h.cols(); i += b.threads() - 32 * busy)
-        h(n, i) = x.y(n, i) * r * to<float>(gain[i]);
+    for (int item = b.thread() - 32 * busy; item < N * packs; item += b.threads() - 32 * busy) {
+      const int n = item / packs, i = item % packs * pack;
+      float value[pack], of_gain[pack];
+      load_pack(value, &x.y(n, 0), i, D), load_pack(of_gain, gain.data(), i, D);
+      for (int j = 0; j < pack; ++j) value[j] *= scales[n] * of_gain[j];
+      store_pack(&h(n, 0), i, D, value);
     }
   }
   /// The bias as numbers; shared.
@@ -151,14 +162,17 @@ template <class W, class R> struct project_route {
 }  // namespace phase
 
 template <> struct kernel<norm_route_t, on_cuda> {
+  /// Whether a product of N rows that is due is made in one go with what follows.
+  template <class R> static constexpr bool joins(index_t N) {
+    return logits_per_expert<R> != 0 && !ChoosesRows<R> && N <= detail::invariant_rows;
+  }
   template <class B, class W, class R, class Memory>
   static void run(B& b, dispatch& d, mat<float> h, mat<float> logits, const routing<float>& r,
                   const late_product<float, W>& x, const router_weights<W>& w, float eps, const R& router,
                   const routing_call<float>& c, index_t capacity, Memory& memory) {
     using call = detail::device_call<norm_route_t, B>;
-    constexpr bool fuses = logits_per_expert<R> != 0 && !ChoosesRows<R>;
-    if constexpr (fuses)
-      if (x.due() && x.y.rows() <= detail::invariant_rows) {
+    if constexpr (joins<R>(1))
+      if (x.due() && joins<R>(x.y.rows())) {
         const index_t E = r.load.size(), N = x.y.rows();
         if (capacity != norm_route_t::unsorted) d = detail::room_for_choices(r.chosen, int(E), memory);
         detail::expect_seen<call>(r);

@@ -3,8 +3,6 @@
 // the order of the additions: sums repeat themselves bit for bit.
 #pragma once
 
-#include <algorithm>
-
 #include "moeskip/backend/cuda/backend.hpp"
 #include "moeskip/backend/cuda/block.hpp"
 
@@ -36,8 +34,13 @@ struct sums_in_groups {
     return last(b, int(grouped.rows()), done, barrier + 2);
   }
   MOESKIP_HD float total(index_t i) const {
+    constexpr int at_once = 8;
     float sum = 0;
-    for (index_t g = 0; g < grouped.rows(); ++g) sum += grouped(g, i);
+    for (index_t g = 0; g < grouped.rows(); g += at_once) {
+      float of_group[at_once];
+      unrolled<at_once>([&](auto j) { of_group[j] = g + j < grouped.rows() ? grouped(g + j, i) : 0.f; });
+      unrolled<at_once>([&](auto j) { sum += of_group[j]; });
+    }
     return sum;
   }
 
