@@ -28,12 +28,12 @@
 
 namespace moeskip {
 
-/// Where a token's time and bytes go.
+/// Where a token's time and bytes go; on a GPU, of up to 16 rows, the output projection's time to the router.
 enum class stage {
-  attention,  // with its norm, projections, keys and values
-  router,  // with its norm, the choice, and the sorting by expert; on a GPU, of up to 16 rows, its time has the output projection's
-  expert,  // chosen and shared ones
-  dense,   // the MLP of a layer, or beside its experts, with its norm
+  attention,   // with its norm, projections, keys and values
+  router,      // with its norm, the choice, and the sorting by expert
+  expert,      // chosen and shared ones
+  dense,       // the MLP of a layer, or beside its experts, with its norm
   layer_gate,  // of layers that may be passed by, and the keys and values of tokens that do
   missing_kv,  // keys and values of layers above an early exit
   head,        // norm and unembedding, of any exit

@@ -25,10 +25,10 @@ struct norm_route_t {
 
   /// Whether B makes a product of N rows that is due in one go with what follows. Else whoever hands it over may as well
   /// make it.
-  template <class B, class R> static constexpr bool joins(index_t N) {
+  template <class B, class R> static constexpr bool joins([[maybe_unused]] index_t N) {
     if constexpr (has_kernel<norm_route_t, B>)
       return kernel<norm_route_t, family_of<norm_route_t, B>>::template joins<R>(N);
-    else return N < 0;
+    else return false;
   }
 
   /// Makes x where it is due, fills h, logits and r, and returns r's choices sorted, with a capacity or 0: no limit.
