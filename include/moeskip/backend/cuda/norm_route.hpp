@@ -43,8 +43,9 @@ template <class W, class R> struct project_route {
 
   static constexpr index_t blocks(index_t D) { return detail::ceiling(D, width); }
   MOESKIP_HD static constexpr int sums_of_row(int S) { return S + 1; }
-  /// Floats that a block of N rows shares: its part of the stream, or what sorts and behind that the bias.
-  static index_t shared(index_t N, index_t E) { return std::max(N * width + 1, sort_choices::shared(E) + E); }
+  /// Floats that a block of N rows shares: its part of the stream; then who is last and the rows' scales, then what
+  /// sorts, and behind these the bias.
+  static index_t shared(index_t N, index_t E) { return std::max(N * width, sort_choices::shared(E) + E); }
 
   template <class Block> MOESKIP_HD void operator()(const Block& b) const {
     prefetch(b);
