@@ -301,10 +301,11 @@ template <class Phase> void team::run(const launch_shape& shape, const Phase& ph
 template <class Phase> void team::run_together(const launch_shape& shape, const Phase& phase) {
   expect_launch(shape, Phase::name);
   const int threads = shape.threads, blocks = int(shape.blocks), all = blocks * threads;
-  std::vector<float> shared(std::size_t(shape.shared * blocks), untouched);
+  const index_t apart = (shape.shared + 3) / 4 * 4;  // what a block shares begins at a multiple of 16 bytes
+  std::vector<float> shared(std::size_t(apart * blocks), untouched);
   prepare(all);
   start(all, [&](int place) {
-    emulated_block b(*this, shape, place / threads, place, shared.data() + place / threads * shape.shared, Phase::name);
+    emulated_block b(*this, shape, place / threads, place, shared.data() + place / threads * apart, Phase::name);
     phase(b);
   });
   unwind_on_failure([&] {
