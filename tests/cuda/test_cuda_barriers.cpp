@@ -27,7 +27,9 @@ constexpr unshown without_proof[] = {
     {"append_attend", 3,
      "it keeps a block from reporting a split whose sums some of its threads have not written yet, and blocks are "
      "emulated one after the other"},
-    {"project_route", 4, "like the one before it: of the sums of a group of blocks"},
+    {"project_route", 4,
+     "it keeps a group of blocks from being reported before all threads of its last block have written its sums, and "
+     "blocks are emulated one after the other"},
     {"follow", 0,
      "without it a step is read that is none yet: a number of no phase, at which nothing is done, or a jump to "
      "nowhere"},

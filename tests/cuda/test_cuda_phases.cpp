@@ -266,8 +266,8 @@ TEST_CASE("a row's bits do not depend on the rows beside it") {
 
 TEST_CASE("from attention to the experts a row's bits depend neither on the rows beside it nor on threads") {
   using R = ms::router::top_k<3>;
-  constexpr int E = 40, K = 3, D = 600, I = 270,
-                all = 16;  // three groups of blocks, and more than a lane reads at once
+  // Three groups of blocks, and more factors than a warp reads at once.
+  constexpr int E = 40, K = 3, D = 600, I = 270, all = 16;
   trial<ms::emulated_cuda<ms::bf16>> t(5);
   const auto base = t.numbers(all, D), factors = t.numbers(all, I);
   const auto w = t.weights(D, I), scorers = t.weights(E, D);
